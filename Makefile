@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up everything they need, in .venv, the first time.
+PYTHON ?= python3
+RUN := .venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint bench setup clean
+help:
+	@echo "make demo   search, final and report on text you already have, in about five minutes on two CPU cores"
+	@echo "make test   the tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the benchmarks (minutes to hours; see tests/benchmarks/)"
+
+# The stamp, not the folder: an installation that was cut off is done again.
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "budgetlm needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch .venv/ready
+
+setup: .venv/ready
+
+demo: .venv/ready
+	$(RUN) -m budgetlm search --file studies/demo.toml
+	$(RUN) -m budgetlm report --study demo
+	$(RUN) -m budgetlm final --study demo
+	$(RUN) -m budgetlm budget --study demo
+	@echo "report:"; $(RUN) -m budgetlm report --study demo
+
+test: .venv/ready
+	$(RUN) -m pytest
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy budgetlm
+
+bench: .venv/ready
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) "$$file" || exit 1; done
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m budgetlm` is `budgetlm`."""
+
+from budgetlm.cli import main
+
+main()

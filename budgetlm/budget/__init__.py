@@ -1,0 +1,1 @@
+"""The budget: what time it is, and where every device-second went."""

@@ -1,0 +1,254 @@
+"""The commands. Each parses, calls one function, prints; results go to stdout, progress to stderr.
+
+Exit codes: 0 done, 1 a mistake or shortage that a person can put right (one line says what to do), 2 options that cannot
+be parsed, 130 interrupted. Heavy imports happen inside the commands, so that `--help` is instant.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from budgetlm.errors import BudgetlmError, ConfigError
+
+if TYPE_CHECKING:
+    from budgetlm.config import StudyConfig
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Give it a device and a deadline: it finds the language model worth training, trains it, and shows why.",
+)
+
+StudyOption = Annotated[str, typer.Option(help="Name of the study, or `best`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def main() -> None:
+    """Run the command line: a person's mistake is one line, a bug keeps its traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except BudgetlmError as error:
+        print(f"budgetlm: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("budgetlm: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+@app.command()
+def search(
+    hours: Annotated[float | None, typer.Option(help="Device-hours that the search may spend in total, e.g. 24 or 0.1.")] = None,
+    target_hours: Annotated[float | None, typer.Option(help="Device-hours of the final that it searches for (default 24).")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study; repeat it to go on where it stopped.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A study file (TOML), e.g. studies/demo.toml.")] = None,
+    data: Annotated[str | None, typer.Option(help="stdlib, site, a file or folder, or hf:owner/name.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 for one per core.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
+) -> None:
+    """Search for the best recipe until the hours are spent; run it again to go on.
+
+    budgetlm search --hours 24        budgetlm search --file studies/demo.toml
+    """
+    options = {
+        "budget": {"hours": hours, "target_hours": target_hours},
+        "data": {"source": data},
+        "train": {"device": device, "threads": threads},
+        "search": {"seed": seed},
+    }
+    config = _search_config(study, file, options)
+    from budgetlm.budget.clock import Clock
+    from budgetlm.progress import make_watcher
+
+    watcher = make_watcher()
+    try:
+        from budgetlm.search.study import search as run_search
+
+        result = run_search(config, cache_folder(), Clock(), watcher)
+    finally:
+        watcher.close()
+    name = config.name
+    if result.interrupted:
+        print(f"budgetlm: study {name!r} is interrupted and settled; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if result.new_runs == 0:
+        typer.echo(f"study {name}: nothing left to do; {result.stopped_because}. Raise --hours to go on.")
+    else:
+        typer.echo(f"study {name}: {result.new_runs} runs; {result.stopped_because}.")
+    if result.choice:
+        typer.echo(f"chosen: trial {result.choice.trial}, {result.choice.why}.")
+        typer.echo(f"next: budgetlm report --study {name}; budgetlm final --study {name}")
+    else:
+        typer.echo("no trial has finished a rung, so there is nothing to choose from.")
+
+
+def _search_config(study: str | None, file: Path | None, options: dict[str, dict[str, object]]) -> "StudyConfig":
+    """Study file, then the study's own earlier settings, then the options of this call."""
+    import dataclasses
+
+    from budgetlm.config import STUDIES, STUDY_FILE, read_study_file, study_config
+    from budgetlm.files import checked_name
+
+    base = dataclasses.asdict(read_study_file(file)) if file else {}
+    name = checked_name(study or str(base.get("name", "default")))
+    known = STUDIES / name / STUDY_FILE
+    if known.exists() and not file:
+        base = dataclasses.asdict(read_study_file(known))
+    table = {**base, "name": name}
+    for section, values in options.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        table[section] = {**base.get(section, {}), **given}
+    config = study_config(table)
+    if config.budget.hours == 0:
+        raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
+    return config
+
+
+@app.command()
+def final(
+    study: StudyOption = "best",
+    hours: Annotated[float, typer.Option(help="Device-hours of the final; 0 for the study's target.", min=0)] = 0.0,
+    trial: Annotated[int | None, typer.Option(help="Train this trial's recipe instead of the chosen one.", min=0)] = None,
+    seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
+) -> None:
+    """Train the chosen recipe for the full target; run it again to resume."""
+    from budgetlm.budget.clock import Clock
+    from budgetlm.progress import make_watcher
+    from budgetlm.studies import open_config, resolve
+
+    name = resolve(study)
+    config = open_config(name)
+    watcher = make_watcher()
+    try:
+        from budgetlm.final import final as run_final
+
+        result = run_final(
+            name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed
+        )
+    finally:
+        watcher.close()
+    record = result.record
+    if record.state == "interrupted":
+        print("budgetlm: the final is interrupted, its checkpoint written; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if record.state == "diverged":
+        raise BudgetlmError(
+            f"the final of study {name!r} diverged after {record.steps:,} steps and {record.seconds:.0f} s: {record.error}. "
+            f"Try another trial (`--trial N`), or another seed."
+        )
+    typer.echo(f"study {name}: {'already trained' if result.already_done else 'trained'} {record.run}")
+    typer.echo(f"model: {result.folder / 'model'}")
+    forecast = result.forecast
+    said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})" if forecast else ""
+    full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
+    typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
+    typer.echo(f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs")
+    for sample in result.samples:
+        typer.echo(f"\n--- {sample['prompt']!r} goes on:\n{sample['continuation']}")
+
+
+@app.command()
+def report(
+    study: Annotated[str, typer.Option(help="Name of the study, or `best`; all of them if left out.")] = "",
+) -> None:
+    """Write one self-contained HTML file per study under reports/."""
+    from budgetlm.report.facts import report as write
+    from budgetlm.studies import resolve, study_names
+
+    names = [resolve(study)] if study else study_names()
+    if not names:
+        raise BudgetlmError("there is no study to report on. Run `budgetlm search --hours …` first.")
+    for name in names:
+        typer.echo(write(name))
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Show all studies and how they stand."""
+    import dataclasses
+
+    from budgetlm.studies import status_of, study_names
+
+    rows = [status_of(name) for name in study_names()]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        return
+    if not rows:
+        typer.echo("no studies yet; `budgetlm search --hours 24` begins one")
+    for row in rows:
+        numbers = ["-" if v is None else f"{v:.4f}" for v in (row.best_forecast_bpb, row.final_bpb)]
+        typer.echo(f"{row.name:20} {row.state:10} {row.trials:4} trials   forecast {numbers[0]:>7}   final {numbers[1]:>7}   {row.report or ''}")
+
+
+@app.command()
+def budget(study: StudyOption = "best", as_json: JsonOption = False) -> None:
+    """Show where a study's device-seconds went, and why it stopped."""
+    from budgetlm.studies import balance_as_dict, ledger_of, resolve
+
+    name = resolve(study)
+    ledger = ledger_of(name)
+    search_account = balance_as_dict(name, ledger.balance())
+    finals = {account: balance_as_dict(name, ledger.balance(account)) for account in ledger.accounts() if account != "search"}
+    if as_json:
+        typer.echo(json.dumps({**search_account, "finals": finals}, indent=1))
+        return
+    for title, account in {"search": search_account, **finals}.items():
+        charged, total = account["charged_seconds"], account["budget_seconds"]
+        typer.echo(f"{title}: {charged:.1f} of {total:.1f} device-seconds charged, {account['remaining_seconds']:.1f} left")
+        for purpose, seconds in account["by_purpose"].items():
+            typer.echo(f"  {purpose:10} {seconds:10.1f} s  {100 * seconds / max(charged, 1e-9):5.1f} %")
+        typer.echo(f"  stopped because: {account['stopped_because'] or 'it has not stopped'}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; empty begins a new text.")] = "",
+    study: StudyOption = "best",
+    model: Annotated[Path | None, typer.Option(help="A model folder, instead of a study's newest final.")] = None,
+    tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="Higher is wilder; 0 takes the likeliest.", min=0)] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Choose among so many tokens; 0 for all.", min=0)] = 50,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+) -> None:
+    """Let a trained model go on from a prompt."""
+    from budgetlm.studies import finals_of, open_config, resolve
+
+    if model is None:
+        folder = open_config(resolve(study)).folder
+        finals = finals_of(folder)
+        if not finals:
+            raise BudgetlmError(f"study {folder.name!r} has no trained final. Run `budgetlm final --study {folder.name}` first.")
+        model = folder / "finals" / finals[-1].run / "model"
+    from budgetlm.model.export import load_model
+    from budgetlm.model.generate import generate as sample
+
+    network, tokenizer, end = load_model(model)
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
+    shown = ""
+    made: list[int] = []
+    typer.echo(prompt, nl=False)
+    for token in sample(network, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=end):
+        made.append(token)
+        text = tokenizer.decode(made)
+        if not text.endswith("\ufffd"):  # half a character: wait for its other bytes
+            typer.echo(text[len(shown) :], nl=False)
+            shown = text
+    typer.echo()
+
+
+def cache_folder() -> Path:
+    """Where prepared data and calibrations are kept: `BUDGETLM_CACHE`, or the user's cache folder."""
+    given = os.environ.get("BUDGETLM_CACHE")
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(root) / "budgetlm"

@@ -1,0 +1,187 @@
+"""A study file (TOML) and options -> frozen dataclasses -> the file kept with the results.
+
+Only names that something reads are accepted; a misspelt one is refused with the nearest that exists.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from budgetlm.data.corpus import DataConfig
+from budgetlm.errors import ConfigError
+from budgetlm.files import checked_name, write_atomic
+from budgetlm.recipe.space import read_space, unknown_key
+
+STUDIES = Path("studies")
+"""Where studies live, relative to the folder that a command is run in."""
+STUDY_FILE = "study.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """How much the search may spend, and what for. Hours of one device."""
+
+    hours: float = 0.0
+    """Device-hours that the search may spend."""
+    target_hours: float = 24.0
+    """Device-hours of the final that the search looks for."""
+
+    def __post_init__(self) -> None:
+        for name in ("hours", "target_hours"):
+            value = getattr(self, name)
+            if not 0 <= value < 1e6:
+                raise ConfigError(f"budget.{name} is {value}, but it is a number of hours, above 0. E.g. 24, or 0.1.")
+        if self.target_hours == 0:
+            raise ConfigError("budget.target_hours is 0, but the final needs some time. E.g. 24, or 0.1.")
+
+    @property
+    def seconds(self) -> float:
+        """Device-seconds that the search may spend."""
+        return self.hours * 3600
+
+    @property
+    def target_seconds(self) -> float:
+        """Device-seconds of the final."""
+        return self.target_hours * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What all models of a study share."""
+
+    context_length: int = 0
+    """Tokens that a model sees at once; 0 for 256 on a CPU and 1,024 on a GPU."""
+
+    def __post_init__(self) -> None:
+        if self.context_length and not 8 <= self.context_length <= 2**17:
+            raise ConfigError(f"model.context_length is {self.context_length}; use 8 to {2**17}, or 0 for the device's default.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How and where the runs of a study train."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto` for a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 for one per core."""
+    precision: str = "auto"
+    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster."""
+    compile: bool = False
+    """Whether models go through `torch.compile`. It takes 30 to 60 seconds a shape, so it pays on long rungs only."""
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    eval_tokens: int = 0
+    """Tokens of the validation sample; 0 for as many as about 3 % of the cheapest rung can pay for."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("device", ("auto", "cpu", "cuda")), ("precision", ("auto", "fp32", "bf16"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
+        if self.threads < 0 or self.eval_tokens < 0 or self.clip <= 0:
+            raise ConfigError("train.threads and train.eval_tokens must not be negative, and train.clip must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How the search goes about it."""
+
+    seed: int = 0
+    """Decides what is sampled and how the runs are initialised."""
+    least_rung_seconds: float = 4.0
+    """Shorter rungs than this measure start-up rather than learning."""
+
+    def __post_init__(self) -> None:
+        if self.least_rung_seconds <= 0 or self.seed < 0:
+            raise ConfigError("search.least_rung_seconds must be above 0, and search.seed must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Everything that a study is asked to do."""
+
+    name: str = "default"
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    space: dict[str, Any] = field(default_factory=dict)
+    """The `[space]` table as written; `recipe.space.read_space` gives it its meaning."""
+
+    def __post_init__(self) -> None:
+        checked_name(self.name)
+        read_space(self.space)
+
+    @property
+    def folder(self) -> Path:
+        """Where the study lives."""
+        return STUDIES / self.name
+
+    def save(self, folder: Path) -> None:
+        """Keep the configuration, defaults filled in, with the results."""
+        write_atomic(folder / STUDY_FILE, tomli_w.dumps(dataclasses.asdict(self)))
+
+
+SECTIONS: dict[str, type] = {
+    "budget": BudgetConfig,
+    "data": DataConfig,
+    "model": ModelSettings,
+    "train": TrainSettings,
+    "search": SearchSettings,
+}
+
+
+def read_study_file(path: Path) -> StudyConfig:
+    """Read a study file.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or says something that nothing understands.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no study file {path}. Check the path; `studies/demo.toml` is one to begin with.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
+    except OSError as error:
+        raise ConfigError(f"could not read {path}: {error.strerror}.") from error
+    try:
+        return study_config({"name": path.stem, **table})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def study_config(table: Mapping[str, Any]) -> StudyConfig:
+    """A study's configuration from a nested dictionary, every name and type checked."""
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key == "name":
+            values[key] = str(value)
+        elif key not in (*SECTIONS, "space"):
+            raise unknown_key(key, [*SECTIONS, "space", "name"], "a study file")
+        elif not isinstance(value, Mapping):
+            raise ConfigError(f"`{key}` is a section: write `[{key}]` and its settings below it.")
+        else:
+            values[key] = dict(value) if key == "space" else _section(key, value)
+    return StudyConfig(**values)
+
+
+def _section(name: str, table: Mapping[str, Any]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(SECTIONS[name])}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise unknown_key(key, list(fields), f"[{name}]")
+        wanted = type(fields[key].default)
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not wanted:
+            raise ConfigError(f"{name}.{key} is {value!r}, but it must be of type {wanted.__name__}.")
+        values[key] = value
+    return SECTIONS[name](**values)

@@ -1,0 +1,1 @@
+"""Text in, batches out: corpus -> documents -> tokens on disk -> batches."""

@@ -1,0 +1,179 @@
+"""Documents -> tokens in memory-mapped files, with the bytes behind every token, so that bits per byte are exact.
+
+The tokenizer is a byte-level BPE, trained on the training split alone or given as a `tokenizer.json`. After each document
+comes one end-of-text token, which stands for no bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from budgetlm.data.corpus import Corpus, CorpusFacts, DataConfig, Tick
+from budgetlm.errors import DataError
+from budgetlm.files import digest, new_folder, read_json, write_json
+
+END_OF_TEXT = "<|endoftext|>"
+KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+WORD = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""What merges never cross: words, numbers by up to three digits, punctuation, and runs of white space, which in source
+code keep a line break and the indentation after it together."""
+BPE_SAMPLE_BYTES = 64 * 2**20
+"""How much of the training split the BPE learns from; more changes its merges little."""
+BATCH = 256
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What the token files hold."""
+
+    fingerprint: str
+    vocab_size: int
+    end_of_text: int
+    """Id of the token after each document."""
+    dtype: str
+    tokens: dict[str, int]
+    """Tokens in each split."""
+    corpus: dict[str, Any]
+    """Facts of the corpus, as a dictionary."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised corpus on disk."""
+
+    folder: Path
+    facts: TokenFacts
+
+    def split(self, name: str) -> np.ndarray:
+        """Token ids of `train` or `validation`, memory-mapped, shape (tokens,)."""
+        return np.memmap(self.folder / f"{name}.bin", dtype=self.facts.dtype, mode="r")
+
+    @property
+    def bytes_V(self) -> np.ndarray:
+        """UTF-8 bytes behind each token id, int64, shape (V,); 0 for special tokens."""
+        return np.load(self.folder / "bytes.npy")
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer, in the format of the `tokenizers` library."""
+        return self.folder / "tokenizer.json"
+
+    @property
+    def corpus(self) -> CorpusFacts:
+        """Facts of the corpus behind the tokens."""
+        return CorpusFacts(**self.facts.corpus)
+
+
+def prepare_tokens(config: DataConfig, corpus: Corpus, vocab_size: int, cache: Path, tick: Tick | None = None) -> Tokens:
+    """Tokenise a corpus into the cache, or find it there. Two processes may do so at once.
+
+    Args:
+        vocab_size: size of the vocabulary to train; not used where `config.tokenizer` gives one.
+        tick: called with the bytes done; each byte is met once in the BPE's sample and once in encoding.
+
+    Raises:
+        DataError: the given tokenizer cannot be used, or a split is left without tokens.
+    """
+    given = _read_tokenizer(config.tokenizer) if config.tokenizer else None
+    key = digest([FORMAT, corpus.facts.fingerprint, given.to_str() if given else vocab_size, WORD])
+    folder = cache / "tokens" / key
+    if not (folder / "tokens.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "tokens.json").exists():
+                tokenizer = given or train_bpe(corpus, vocab_size, tick)
+                _encode_corpus(tokenizer, corpus, key, folder, tick)
+    return Tokens(folder, TokenFacts(**read_json(folder / "tokens.json")))
+
+
+def train_bpe(corpus: Corpus, vocab_size: int, tick: Tick | None = None) -> Tokenizer:
+    """Train a byte-level BPE on the training split."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORD), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+    def sample() -> Iterator[str]:
+        met = 0
+        for text in corpus.documents("train"):
+            met += len(text)
+            if tick:
+                tick(len(text.encode()))
+            yield text
+            if met >= BPE_SAMPLE_BYTES:
+                return
+
+    tokenizer.train_from_iterator(sample(), trainer)
+    return tokenizer
+
+
+def _read_tokenizer(path: str) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(Path(path).expanduser()))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
+        raise DataError(f"could not read the tokenizer {path}: {error}. Give a `tokenizer.json`.") from error
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        raise DataError(
+            f"the tokenizer {path} is not byte-level, so the bytes behind a token, and bits per byte, are not exact. Give "
+            "a byte-level one (GPT-2, Llama 3, Qwen …), or leave `data.tokenizer` empty to have one trained."
+        )
+    return tokenizer
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int:
+    for text in KNOWN_ENDS:
+        if (token := tokenizer.token_to_id(text)) is not None:
+            return token
+    raise DataError(f"the tokenizer has none of the end-of-text tokens {', '.join(KNOWN_ENDS)}. Add one of them to it.")
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """UTF-8 bytes behind each id of a byte-level tokenizer, int64, shape (V,); special tokens count 0."""
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    bytes_V = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for text, id in tokenizer.get_vocab().items():
+        bytes_V[id] = 0 if id in special else len(text)  # one character of the byte-level alphabet stands for one byte
+    return bytes_V
+
+
+def _encode_corpus(tokenizer: Tokenizer, corpus: Corpus, key: str, folder: Path, tick: Tick | None) -> None:
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" inside a document is text like any other
+    end, bytes_V = _end_of_text(tokenizer), token_bytes(tokenizer)
+    dtype = "uint16" if len(bytes_V) <= 2**16 else "uint32"
+    counts: dict[str, int] = {}
+    with new_folder(folder) as new:
+        for split in ("train", "validation"):
+            counts[split] = met = 0
+            documents = corpus.documents(split)
+            with (new / f"{split}.bin").open("wb") as file:
+                while batch := list(islice(documents, BATCH)):
+                    for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                        ids = np.asarray([*encoding.ids, end], dtype=dtype)
+                        met += int(bytes_V[ids].sum())
+                        counts[split] += len(ids)
+                        file.write(ids.tobytes())
+                    if tick:
+                        tick(sum(len(text.encode()) for text in batch))
+            if met != corpus.facts.bytes[split]:
+                raise DataError(
+                    f"the tokenizer stands for {met:,} of the {corpus.facts.bytes[split]:,} bytes of the {split} split: it "
+                    "changes the text, so bits per byte would be wrong. Give one without a normalizer, or have one trained."
+                )
+        np.save(new / "bytes.npy", bytes_V)
+        tokenizer.encode_special_tokens = False
+        tokenizer.save(str(new / "tokenizer.json"))
+        write_json(new / "tokens.json", asdict(TokenFacts(key, len(bytes_V), end, dtype, counts, asdict(corpus.facts))))

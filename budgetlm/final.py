@@ -1,0 +1,244 @@
+"""The chosen recipe for the full target, resuming as often as needed, ending on the deadline.
+
+A final has an account of its own in the study's ledger. What is charged there counts against the deadline even when a
+crash has lost it: a resumed final goes on from its newest checkpoint with the device-seconds that are really left.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tokenizers import Tokenizer
+
+from budgetlm.budget.clock import Clock, Meter
+from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.config import StudyConfig
+from budgetlm.data.batches import validation_windows
+from budgetlm.data.tokens import Tokens
+from budgetlm.errors import ConfigError, StudyError
+from budgetlm.files import new_folder, read_json, write_json
+from budgetlm.forecast.choose import choose
+from budgetlm.forecast.fit import Forecast, fit
+from budgetlm.interrupt import StopRequest
+from budgetlm.model.export import save_model
+from budgetlm.model.generate import generate
+from budgetlm.model.transformer import LanguageModel
+from budgetlm.passport import pick_device, take_passport
+from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.recipe.scale import miniature
+from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_curve, read_records
+from budgetlm.search.plan import Plan, load_plan
+from budgetlm.search.study import check_machine, prepare, warm_up
+from budgetlm.studies import DATABASE
+from budgetlm.train.config import RunConfig, as_dict, run_config_from
+from budgetlm.train.loop import Checkpoints, Label, train
+from budgetlm.watch import Watcher
+
+CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
+"""What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
+CHECKPOINTS_A_RUN, MOST_SECONDS_BETWEEN = 20, 900.0
+SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """How a final ended."""
+
+    record: RunRecord
+    folder: Path
+    forecast: Forecast | None
+    samples: list[dict[str, str]]
+    already_done: bool
+
+
+def final(
+    study: str,
+    cache: Path,
+    clock: Clock,
+    watcher: Watcher,
+    *,
+    config: StudyConfig,
+    hours: float = 0.0,
+    trial: int | None = None,
+    seed: int = 0,
+) -> FinalResult:
+    """Train a study's chosen recipe, or that of a given trial, for the target; repeat the call to resume.
+
+    Args:
+        config: of the study.
+        hours: device-hours; 0 for the study's target.
+        trial: whose recipe; None for the chosen one.
+        seed: initialisation and data order.
+
+    Raises:
+        StudyError: nothing was chosen yet, there is no such trial, or another process is at this final.
+    """
+    folder = config.folder
+    plan = load_plan(folder)
+    records = read_records(folder)
+    choice = choose(records, plan.target_seconds) if plan else None
+    if plan is None or choice is None:
+        raise StudyError(
+            f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
+        )
+    number = choice.trial if trial is None else trial
+    recipe = _recipe_of(number, records, study)
+    seconds = hours * 3600 or plan.target_seconds
+    name = f"final-trial{number:04d}-{seconds:.0f}s-seed{seed}"
+    home = folder / "finals" / name
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StudyError(f"another process is training {name}. Wait for it, or stop it with Ctrl-C.") from None
+    try:
+        forecasts = fit(records, plan.target_seconds)
+        forecast = forecasts.get(number) if seconds == plan.target_seconds else None
+        done = next((r for r in records if r.run == name and r.state == "done"), None)
+        if done and (home / "samples.json").exists():
+            return FinalResult(done, home, forecast, read_json(home / "samples.json"), already_done=True)
+        run = _Final(config, plan, recipe, number, name, home, seconds, seed, cache, clock, watcher)
+        record, samples = run.go(forecast)
+        return FinalResult(record, home, forecast, samples, already_done=False)
+    finally:
+        watcher.close()
+        lock.release()
+
+
+def _recipe_of(number: int, records: list[RunRecord], study: str) -> Recipe:
+    for record in records:
+        if record.trial == number:
+            return recipe_from(record.recipe)
+    known = sorted({r.trial for r in records})
+    raise StudyError(f"study {study!r} has no trial {number}. It has trials {known[0]} to {known[-1]}.")
+
+
+class _Final:
+    """One final, from wherever it stands to its end."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        plan: Plan,
+        recipe: Recipe,
+        trial: int,
+        name: str,
+        home: Path,
+        seconds: float,
+        seed: int,
+        cache: Path,
+        clock: Clock,
+        watcher: Watcher,
+    ) -> None:
+        self.study, self.plan, self.recipe, self.trial = study, plan, recipe, trial
+        self.name, self.home, self.seconds, self.seed = name, home, seconds, seed
+        self.cache, self.clock, self.watcher = cache, clock, watcher
+
+    def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]]]:
+        """Prepare, resume, train, write model and samples, and keep the record."""
+        device = pick_device(self.study.train.device, self.study.train.threads)
+        check_machine(self.plan, take_passport(device))
+        tokens = prepare(self.study, self.plan.world.vocab_size, self.cache, self.watcher)
+        if tokens.facts.fingerprint != self.plan.data:
+            raise StudyError(f"the data of study {self.study.name!r} has changed since its search. Bring the old text back.")
+        warm_up(device)
+        config = self._config()
+        self._keep_forecast(forecast)
+        ledger = Ledger(open_database(self.study.folder / DATABASE))
+        ledger.set_budget(self.name, max(self.seconds, self._charged(ledger)))
+        charged = self._charged(ledger)
+        if charged:
+            self.watcher.note(f"resuming  {charged:.0f} of {self.seconds:.0f} device-seconds are used up")
+        meter = Meter(self.clock, ledger.charger(self.name))
+        with StopRequest() as stop, meter.paying(self.name):
+            record, samples = self._train(config, tokens, meter, charged, stop)
+        ledger.stop(self.name, "the deadline is reached" if record.state == "done" else record.state)
+        return record, samples
+
+    def _train(
+        self, config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]
+    ) -> tuple[RunRecord, list[dict[str, str]]]:
+        deadline = meter.clock.now() + self.seconds - charged
+        label = Label(
+            run=self.name,
+            kind="final",
+            trial=self.trial,
+            rung=-1,
+            recipe=asdict(self.recipe),
+            target_seconds=self.seconds,
+            passport=self.plan.passport.id,
+        )
+        folder = self.study.folder
+        curve_path(folder, self.name).parent.mkdir(parents=True, exist_ok=True)
+        earlier = read_curve(folder, self.name)
+
+        def on_point(point: CurvePoint) -> None:
+            append_point(folder, self.name, point)
+            self.watcher.point(point)
+
+        self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
+        every = min(MOST_SECONDS_BETWEEN, self.seconds / CHECKPOINTS_A_RUN)
+        trained = train(
+            config,
+            label,
+            tokens,
+            meter,
+            on_point=on_point,
+            should_stop=stop,
+            checkpoints=Checkpoints(folder=self.home / "checkpoints", every_seconds=every),
+            spent_seconds=charged,
+            before=earlier[-1] if earlier else None,
+        )
+        for note in trained.notes:
+            self.watcher.note(f"warning   {note} The one before it is used.")
+        record, samples = trained.record, []
+        if record.state == "done":
+            with new_folder(self.home / "model") as new:
+                save_model(new, trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
+                write_json(new / "recipe.json", asdict(record))
+            samples = write_samples(trained.network, tokens, lambda: meter.clock.now() > deadline)
+            write_json(self.home / "samples.json", samples)
+        record = replace(record, seconds=meter.clock.now() - deadline + self.seconds, planned_seconds=self.seconds)
+        append_record(folder, record)
+        return record, samples
+
+    def _config(self) -> RunConfig:
+        """The run as it was first settled: a resumed final must not be another one because more is known by now."""
+        path = self.home / "config.json"
+        if path.exists():
+            return run_config_from(read_json(path))
+        plan = self.plan.learning(read_records(self.study.folder))
+        config = miniature(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
+        closing = min(MOST_CLOSING, max(LEAST_CLOSING, CLOSING_SHARE * self.seconds))
+        if closing > self.seconds / 4:
+            raise ConfigError(f"{self.seconds:.1f} s are too short for a final. Give `--hours {10 * LEAST_CLOSING / 3600:.2g}` or more.")
+        # The whole of the deadline is used, also where a miniature would stop early to keep its tokens per parameter.
+        config = replace(config, seconds=self.seconds - closing, full_eval_tokens=plan.world.full_eval_tokens)
+        write_json(path, as_dict(config))
+        return config
+
+    def _keep_forecast(self, forecast: Forecast | None) -> None:
+        """Keep the forecast as it was before the outcome was known: the receipt."""
+        path = self.home / "forecast.json"
+        if forecast and not path.exists():
+            low, high = forecast.interval
+            write_json(path, {"mean": forecast.mean, "low": low, "high": high, "share": 0.8})
+
+    def _charged(self, ledger: Ledger) -> float:
+        return ledger.balance(self.name).charged_seconds if self.name in ledger.accounts() else 0.0
+
+
+def write_samples(network: LanguageModel, tokens: Tokens, should_stop: Callable[[], bool]) -> list[dict[str, str]]:
+    """Continue the beginnings of a few validation windows."""
+    tokenizer = Tokenizer.from_file(str(tokens.tokenizer_file))
+    context = network.config.context_length
+    windows = validation_windows(tokens.split("validation"), context, SAMPLES * context)
+    samples = []
+    for number, window in enumerate(windows):
+        prompt = [int(t) for t in window[:PROMPT_TOKENS]]
+        end = tokens.facts.end_of_text
+        made = list(generate(network, prompt, SAMPLE_TOKENS, seed=number, end_of_text=end, should_stop=should_stop))
+        samples.append({"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(made)})
+    return samples

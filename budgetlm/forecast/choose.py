@@ -1,0 +1,86 @@
+"""Which trial may still win, and which one is chosen. Records and forecasts in, numbers out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from budgetlm.forecast.fit import Forecast, fit, usable
+from budgetlm.records import RunRecord
+
+PROMISING = 0.25
+"""A trial climbs on while the probability that it beats the best of the others is at least this."""
+PROMOTED_SHARE = 1 / 3
+"""Of the trials on a rung, so many may climb on."""
+WITHIN_NOISE = 0.25
+"""Trials that beat the chosen one with at least this probability are told apart from it by nothing but luck."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen trial, and how sure the choice is."""
+
+    trial: int
+    forecast: Forecast
+    within_noise: list[int]
+    """Other trials that the forecast cannot tell from it, best first."""
+    why: str
+
+
+def probability_better(one: Forecast, other: Forecast) -> float:
+    """Probability that `one` ends below `other`.
+
+    The two share E, exponent and noise, so their components are compared pair by pair, not as if independent.
+    """
+    spread = [math.hypot(a, b) for a, b in zip(one.spreads, other.spreads, strict=True)]
+    gap = [(b - a) / s for a, b, s in zip(one.means, other.means, spread, strict=True)]
+    return float(sum(w * 0.5 * (1 + math.erf(g / math.sqrt(2))) for w, g in zip(one.weights, gap, strict=True)))
+
+
+def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[RunRecord]) -> bool:
+    """Whether a trial should climb on: it is among the best third on its rung, and its forecast may yet beat the best.
+
+    Its rivals are those that climbed higher, for only they show what climbing is worth, or else its equals. The rank on
+    the rung guards against a forecast that is too unsure to stop anybody (Li et al. 2018, ASHA, arXiv:1810.05934).
+    """
+    reached = highest_rungs(records)
+    rung = reached[trial]
+    here = {r.trial: r.bpb for r in usable(records) if r.rung == rung and r.bpb is not None}
+    if sorted(here.values()).index(here[trial]) >= math.ceil(len(here) * PROMOTED_SHARE):
+        return False
+    others = [n for n in forecasts if n != trial]
+    rivals = [n for n in others if reached[n] > rung] or others
+    if not rivals:
+        return True
+    best = min(rivals, key=lambda n: forecasts[n].mean)
+    return probability_better(forecasts[trial], forecasts[best]) >= PROMISING
+
+
+def choose(records: Sequence[RunRecord], target_seconds: float) -> Choice | None:
+    """The trial with the least expected loss among those that climbed highest; None when nothing was measured.
+
+    A short ladder flatters: of many trials seen once, the luckiest looks best. So only the highest rung reached counts.
+    """
+    forecasts = fit(records, target_seconds)
+    if not forecasts:
+        return None
+    reached = highest_rungs(records)
+    top = max(reached.values())
+    finalists = [n for n in forecasts if reached[n] == top]
+    best = min(finalists, key=lambda n: forecasts[n].mean)
+    forecast = forecasts[best]
+    near = {n: probability_better(forecasts[n], forecast) for n in forecasts if n != best}
+    within = sorted((n for n, p in near.items() if p >= WITHIN_NOISE), key=lambda n: forecasts[n].mean)
+    low, high = forecast.interval
+    why = (
+        f"least forecast of the {len(finalists)} of {len(forecasts)} trials that reached the highest rung: "
+        f"{forecast.mean:.3f} bits per byte at {target_seconds / 3600:.3g} h (80 % interval {low:.3f} to {high:.3f})"
+    )
+    return Choice(best, forecast, within, why)
+
+
+def highest_rungs(records: Sequence[RunRecord]) -> dict[int, int]:
+    """The highest rung that each trial has finished."""
+    reached: dict[int, int] = {}
+    for run in usable(records):
+        reached[run.trial] = max(run.rung, reached.get(run.trial, -1))
+    return reached

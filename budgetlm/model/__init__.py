@@ -1,0 +1,1 @@
+"""The language model: its arithmetic, its network, its form on disk."""

@@ -1,0 +1,103 @@
+"""Weights -> a folder that Hugging Face's transformers loads without us, and back.
+
+The decoder is a Qwen3 weight for weight and name for name, so this writes a config and copies nothing around.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from budgetlm.errors import StudyError
+from budgetlm.files import read_json, write_json
+from budgetlm.model.size import ModelConfig
+from budgetlm.model.transformer import LanguageModel
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
+    """The `config.json` of a Qwen3 of this shape."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.width,
+        "intermediate_size": model.hidden,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.context_length,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "tie_word_embeddings": model.tie_embeddings,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": "float32",
+    }
+
+
+def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_text: int) -> None:
+    """Write weights, config and tokenizer into an existing folder."""
+    model = network.config
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if model.tie_embeddings:
+        weights.pop("lm_head.weight")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, {**hugging_face_config(model, end_of_text), "budgetlm_mlp_ratio": model.mlp_ratio})
+    shutil.copyfile(tokenizer, folder / TOKENIZER)
+    end = Tokenizer.from_file(str(tokenizer)).id_to_token(end_of_text)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.context_length,
+            "bos_token": end,
+            "eos_token": end,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50})
+
+
+def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
+    """A model that `save_model` wrote, its tokenizer, and its end-of-text id.
+
+    Raises:
+        StudyError: the folder is not one, or is damaged.
+    """
+    try:
+        config = read_json(folder / CONFIG)
+        model = ModelConfig(
+            vocab_size=config["vocab_size"],
+            depth=config["num_hidden_layers"],
+            width=config["hidden_size"],
+            context_length=config["max_position_embeddings"],
+            kv_groups=config["num_attention_heads"] // config["num_key_value_heads"],
+            mlp_ratio=config["budgetlm_mlp_ratio"],
+            tie_embeddings=config["tie_word_embeddings"],
+            rope_theta=config["rope_theta"],
+        )
+        network = LanguageModel(model)
+        weights = load_file(folder / WEIGHTS)
+        if model.tie_embeddings:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        network.load_state_dict(weights)
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except StudyError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise StudyError(
+            f"{folder} does not hold a model of budgetlm ({type(error).__name__}: {error}). Give the `model` folder of a "
+            "final, or train one with `budgetlm final`."
+        ) from error
+    return network.eval(), tokenizer, config["eos_token_id"]

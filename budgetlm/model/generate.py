@@ -1,0 +1,50 @@
+"""Text from a model, token by token.
+
+Shapes: L length, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from budgetlm.model.transformer import LanguageModel
+
+
+@torch.no_grad()
+def generate(
+    network: LanguageModel,
+    prompt: list[int],
+    most_tokens: int,
+    *,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    end_of_text: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[int]:
+    """Sample tokens after a prompt, until `end_of_text`, `most_tokens` or a request to stop.
+
+    Args:
+        prompt: token ids, at least one.
+        temperature: above 1 is wilder; 0 always takes the likeliest token.
+        top_k: sample among so many likeliest tokens only; 0 for all.
+    """
+    assert prompt, "an empty prompt leaves nothing to continue; begin with the end-of-text token"
+    device = next(network.parameters()).device
+    random = torch.Generator(device="cpu").manual_seed(seed)
+    ids = list(prompt)
+    for _ in range(most_tokens):
+        if should_stop():
+            return
+        window = torch.tensor([ids[-network.config.context_length :]], device=device)
+        logits_V = network.lm_head(network.model(window)[0, -1]).float().cpu()
+        if temperature == 0:
+            token = int(logits_V.argmax())
+        else:
+            if 0 < top_k < len(logits_V):
+                logits_V[logits_V < logits_V.topk(top_k).values[-1]] = -torch.inf
+            token = int(torch.multinomial(torch.softmax(logits_V / temperature, dim=0), 1, generator=random))
+        if token == end_of_text:
+            return
+        ids.append(token)
+        yield token

@@ -1,0 +1,169 @@
+"""The decoder: rotary positions, RMSNorm, QK-norm, SwiGLU, grouped-query attention; a Qwen3 weight for weight.
+
+Modules carry the names of the Hugging Face implementation, so `state_dict()` is already the exported file, and
+`model/export.py` only has to write it beside a config.
+
+Shapes: B batch, L length, D width, H query heads, K key/value heads, S head size, F hidden, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from budgetlm.model.size import ModelConfig
+
+LOGIT_BYTES_BEFORE_CHUNKING = 256 * 2**20
+"""Above this much memory for fp32 logits, the loss is computed in chunks that never hold them all at once."""
+
+
+def rotary_tables(model: ModelConfig, length: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary positions, each of shape (L, S), fp32."""
+    exponents_H = torch.arange(0, model.head_size, 2, device=device).float() / model.head_size
+    angles_LH = torch.outer(torch.arange(length, device=device).float(), model.rope_theta**-exponents_H)
+    angles_LS = torch.cat([angles_LH, angles_LH], dim=-1)
+    return angles_LS.cos(), angles_LS.sin()
+
+
+def rotate(x_BHLS: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
+    """Turn each head's vector by the angle of its position (the half-and-half layout of Hugging Face)."""
+    left, right = x_BHLS.chunk(2, dim=-1)
+    return (x_BHLS * cos_LS + torch.cat([-right, left], dim=-1) * sin_LS).to(x_BHLS.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with normalised queries and keys."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.model = model
+        kv_width = model.kv_heads * model.head_size
+        self.q_proj = nn.Linear(model.width, model.width, bias=False)
+        self.k_proj = nn.Linear(model.width, kv_width, bias=False)
+        self.v_proj = nn.Linear(model.width, kv_width, bias=False)
+        self.o_proj = nn.Linear(model.width, model.width, bias=False)
+        self.q_norm = nn.RMSNorm(model.head_size, eps=1e-6)
+        self.k_norm = nn.RMSNorm(model.head_size, eps=1e-6)
+
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
+        """Mix each position with those before it: (B, L, D) -> (B, L, D)."""
+        B, L, _ = x_BLD.shape
+        size = self.model.head_size
+        q_BHLS = self.q_norm(self.q_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
+        k_BKLS = self.k_norm(self.k_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
+        v_BKLS = self.v_proj(x_BLD).view(B, L, -1, size).transpose(1, 2)
+        mixed_BHLS = F.scaled_dot_product_attention(
+            rotate(q_BHLS, cos_LS, sin_LS),
+            rotate(k_BKLS, cos_LS, sin_LS),
+            v_BKLS,
+            is_causal=True,
+            enable_gqa=self.model.kv_groups > 1,
+        )
+        return self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(model.width, model.hidden, bias=False)
+        self.up_proj = nn.Linear(model.width, model.hidden, bias=False)
+        self.down_proj = nn.Linear(model.hidden, model.width, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D), each position on its own."""
+        return self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised copy of the residual stream."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(model)
+        self.mlp = MLP(model)
+        self.input_layernorm = nn.RMSNorm(model.width, eps=1e-6)
+        self.post_attention_layernorm = nn.RMSNorm(model.width, eps=1e-6)
+
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS)
+        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks, last norm: everything but the head (`model.` in a Hugging Face state dict)."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.embed_tokens = nn.Embedding(model.vocab_size, model.width)
+        self.layers = nn.ModuleList(Block(model) for _ in range(model.depth))
+        self.norm = nn.RMSNorm(model.width, eps=1e-6)
+        cos_LS, sin_LS = rotary_tables(model, model.context_length)
+        self.register_buffer("cos_LS", cos_LS, persistent=False)
+        self.register_buffer("sin_LS", sin_LS, persistent=False)
+
+    def forward(self, token_BL: Tensor) -> Tensor:
+        """Token ids (B, L), L at most the context length -> features (B, L, D)."""
+        L = token_BL.shape[1]
+        assert self.model.context_length >= L, f"{L} tokens do not fit a context of {self.model.context_length}"
+        x_BLD = self.embed_tokens(token_BL)
+        for block in self.layers:
+            x_BLD = block(x_BLD, self.cos_LS[:L], self.sin_LS[:L])
+        return self.norm(x_BLD)
+
+
+class LanguageModel(nn.Module):
+    """A decoder that predicts the next token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, token_BL: Tensor) -> Tensor:
+        """Token ids (B, L) -> logits (B, L, V)."""
+        return self.lm_head(self.model(token_BL))
+
+    def loss(self, token_BL: Tensor, target_BL: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of the targets in nats: a scalar, or shape (B·L,) with `reduction="none"`.
+
+        Large vocabularies go through the chunked path of `linear_cross_entropy`, which never holds all fp32 logits;
+        small ones through its plain path, which is faster.
+        """
+        features_ND = self.model(token_BL).flatten(0, 1)
+        logit_bytes = 4 * features_ND.shape[0] * self.config.vocab_size
+        chunked = reduction == "mean" and logit_bytes > LOGIT_BYTES_BEFORE_CHUNKING
+        return F.linear_cross_entropy(
+            features_ND,
+            self.lm_head.weight,
+            target_BL.flatten(),
+            reduction=reduction,
+            options=torch.nn.LinearCrossEntropyOptions() if chunked else None,
+        )
+
+
+def build(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:
+    """A freshly initialised model; the same seed gives the same weights on any device.
+
+    Matrices start with variance 1/fan_in and the projections back into the residual stream at zero, so that every block
+    starts as the identity and depth does not change the first steps (Zhang et al. 2019, Fixup, arXiv:1901.09321).
+    """
+    with torch.device("cpu"):
+        network = LanguageModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.zero_()
+            elif "embed_tokens" in name or "lm_head" in name:
+                weight.normal_(0.0, 0.02, generator=generator)
+            elif weight.ndim == 2:
+                weight.normal_(0.0, 1 / math.sqrt(weight.shape[1]), generator=generator)
+    return network.to(device)

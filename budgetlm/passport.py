@@ -1,0 +1,127 @@
+"""The machine: device, versions, measured ceilings. Stamped on every result.
+
+Figures from two machines must never be mixed silently, so every record carries the passport's `id`, and a study keeps the
+passport itself. torch is imported only when a passport is taken.
+"""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import budgetlm
+from budgetlm.errors import ConfigError
+from budgetlm.files import digest
+
+PRODUCT_SIZE = 1024
+"""Side of the square matrices whose product measures a device's ceiling on the CPU; 8 times that on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passport:
+    """What a result was obtained on."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    name: str
+    """The processor's or GPU's own name."""
+    threads: int
+    """CPU threads that PyTorch uses."""
+    memory_bytes: int
+    """Memory of the device."""
+    torch: str
+    python: str
+    budgetlm: str
+    system: str
+    fp32_gflops: float
+    """Measured ceiling of an fp32 matrix product, 1e9 operations a second."""
+    bf16_gflops: float
+    """The same in bf16; 0 where the device cannot."""
+
+    @property
+    def id(self) -> str:
+        """The same for results that may be compared: device, threads and torch version. Measured figures do not enter."""
+        return digest([self.device, self.name, self.threads, self.torch, self.system])
+
+    def summary(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.name}, {self.threads} threads, {self.memory_bytes / 2**30:.0f} GiB, torch {self.torch}, "
+            f"{self.fp32_gflops:.0f} GFLOP/s fp32, {self.bf16_gflops:.0f} bf16"
+        )
+
+
+def pick_device(wanted: str, threads: int) -> str:
+    """Settle which device is used, and on how many CPU threads.
+
+    Args:
+        wanted: `auto`, `cpu` or `cuda`.
+        threads: CPU threads; 0 for one per core that this process may use.
+
+    Raises:
+        ConfigError: CUDA is wanted but PyTorch sees no GPU.
+    """
+    import torch
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device `cuda` was asked for, but PyTorch {torch.__version__} sees no GPU. Use `--device cpu`, or install "
+            "the CUDA build of PyTorch and check `nvidia-smi`."
+        )
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def take_passport(device: str) -> Passport:
+    """Identify the device and measure its ceilings, in about half a second."""
+    import torch
+
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        name, memory = properties.name, properties.total_memory
+    else:
+        name, memory = _processor(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Passport(
+        device=device,
+        name=name,
+        threads=torch.get_num_threads(),
+        memory_bytes=memory,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        budgetlm=budgetlm.__version__,
+        system=f"{platform.system()} {platform.machine()}",
+        fp32_gflops=_ceiling(device, "float32"),
+        bf16_gflops=_ceiling(device, "bfloat16"),
+    )
+
+
+def _processor() -> str:
+    """The processor's name, with what tells apart those that share it."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _ceiling(device: str, dtype: str) -> float:
+    """GFLOP/s of a large matrix product: the best of the repeats that fit in about 0.15 s."""
+    import torch
+
+    size = PRODUCT_SIZE * (8 if device == "cuda" else 1)
+    # Processors without bf16 instructions emulate it, 100 times slower: a flat product tells that soon enough.
+    rows = size // 16 if dtype == "bfloat16" and device == "cpu" else size // 2
+    a = torch.ones(rows, size, device=device, dtype=getattr(torch, dtype))
+    b = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+    best, started, repeats = 0.0, time.monotonic(), 0
+    while repeats < 2 or (time.monotonic() - started < 0.15 and repeats < 100):
+        before = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if repeats:  # the first one pays for initialisation
+            best = max(best, 2 * a.numel() * size / (time.perf_counter() - before) / 1e9)
+        repeats += 1
+    return round(best, 1)

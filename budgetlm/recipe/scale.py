@@ -1,0 +1,190 @@
+"""A recipe at a budget: the transfer rule, as pure functions.
+
+A miniature is the recipe at a share c of the target's device time. It keeps what makes a recipe what it is and scales
+the rest:
+
+- tokens per parameter are kept, at the throughput that each size really has, so both fall roughly by sqrt(c);
+- the aspect ratio width/depth is kept; rounding of the shape is corrected by stopping a little early;
+- learning rate and batch move by the exponents of Step Law: `lr ~ N^-0.71 D^0.31`, `batch ~ D^0.57` (arXiv:2503.04715),
+  with D the tokens and N the parameters that compute. (Step Law leaves the output head out of N; in models this small the
+  head is most of what computes, and without it the rate of a miniature came out up to 2.7 times the target's.)
+- weight decay keeps its averaging time as a share of the run: `lr · decay · steps` is constant (arXiv:2405.13698);
+- the schedule is the recipe's own, annealed to the miniature's own end;
+- where the final would repeat its data, a miniature reads a smaller slice and repeats it as often (arXiv:2305.16264).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from budgetlm.errors import ConfigError
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, parameters, training_bytes
+from budgetlm.recipe.recipe import Recipe
+from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
+from budgetlm.train.schedule import ScheduleConfig
+from budgetlm.train.throughput import SpeedModel
+
+LR_BY_PARAMETERS, LR_BY_TOKENS, BATCH_BY_TOKENS = -0.712, 0.307, 0.571
+"""Exponents of Step Law (arXiv:2503.04715, equation 1)."""
+LEAST_SHARE = 0.7
+"""A miniature whose rounded shape is too small stops early to keep tokens per parameter, at this share of its rung or later."""
+START_SECONDS = 0.1
+"""What building a model and its optimizer takes of a run."""
+MANY_EPOCHS = 4.0
+"""Beyond about this many repetitions, repeated tokens are worth clearly less than new ones (arXiv:2305.16264)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What all recipes of a study share: data, device, and what was measured of it."""
+
+    vocab_size: int
+    context_length: int
+    train_tokens: int
+    """Tokens of the training split."""
+    eval_tokens: int
+    full_eval_tokens: int
+    micro_batch_tokens: int
+    precision: Precision
+    bf16_is_fast: bool
+    compile: bool
+    device: str
+    memory_bytes: int
+    clip: float
+    speed: SpeedModel
+
+
+def model_of(recipe: Recipe, world: World) -> ModelConfig:
+    """The recipe's shape at the target."""
+    return ModelConfig(
+        vocab_size=world.vocab_size,
+        context_length=world.context_length,
+        depth=recipe.depth,
+        width=recipe.width,
+        kv_groups=recipe.kv_groups,
+        mlp_ratio=recipe.mlp_ratio,
+        tie_embeddings=recipe.tie_embeddings,
+    )
+
+
+def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
+    """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off."""
+    speed = world.speed.tokens_per_second(model, batch_tokens, world.micro_batch_tokens, recipe.optimizer)
+    return max(0.5 * seconds, seconds - world.eval_tokens / (3 * speed) - START_SECONDS) * speed
+
+
+def at_target(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> RunConfig:
+    """The recipe itself, for its whole target of `seconds`.
+
+    Raises:
+        ConfigError: the shape is impossible, or would not fit the device's memory.
+    """
+    model = model_of(recipe, world)
+    needed = training_bytes(model, min(world.micro_batch_tokens, recipe.batch_tokens))
+    if needed > 0.9 * world.memory_bytes:
+        raise ConfigError(
+            f"{recipe.summary()} needs about {needed / 2**30:.1f} GiB to train, but the device has "
+            f"{world.memory_bytes / 2**30:.1f} GiB. Narrow `space.width` or `space.depth`."
+        )
+    return _run_config(recipe, model, recipe.batch_tokens, recipe.peak_lr, recipe.weight_decay, seconds, 0, world, seed)
+
+
+def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:
+    """The recipe at `seconds`, where it is meant for `target_seconds`: usually less, but the same rule scales it up.
+
+    Returns:
+        A run of at most `seconds`; the recipe itself where that is the target.
+    """
+    whole = at_target(recipe, target_seconds, world, seed)
+    if seconds == target_seconds:
+        return whole
+    tokens_at_target = expected_tokens(recipe, whole.model, recipe.batch_tokens, target_seconds, world)
+    kept = tokens_at_target / compute_parameters(whole.model)
+    shape = min(_shapes(whole.model, seconds / target_seconds), key=lambda s: _distance(s, kept, recipe, seconds, tokens_at_target, world))
+    tokens = expected_tokens(recipe, shape, _batch(recipe, seconds / target_seconds), seconds, world)
+    share = min(1.0, max(LEAST_SHARE, kept * compute_parameters(shape) / tokens))
+    seconds, tokens = seconds * share, tokens * share
+
+    shrunk, fewer = compute_parameters(shape) / compute_parameters(whole.model), tokens / tokens_at_target
+    batch = max(float(world.context_length), recipe.batch_tokens * fewer**BATCH_BY_TOKENS)
+    lr = recipe.peak_lr * shrunk**LR_BY_PARAMETERS * fewer**LR_BY_TOKENS
+    steps, steps_at_target = tokens / batch, tokens_at_target / recipe.batch_tokens
+    decay = recipe.weight_decay * (recipe.peak_lr * steps_at_target) / (lr * steps)
+    epochs = tokens_at_target / world.train_tokens
+    unique = math.ceil(tokens / epochs) if epochs > 1 else 0
+    return _run_config(recipe, shape, batch, lr, decay, seconds, unique, world, seed)
+
+
+def epochs_at_target(recipe: Recipe, target_seconds: float, world: World) -> float:
+    """How often the final would read its training data."""
+    model = model_of(recipe, world)
+    return expected_tokens(recipe, model, recipe.batch_tokens, target_seconds, world) / world.train_tokens
+
+
+def _run_config(
+    recipe: Recipe,
+    model: ModelConfig,
+    batch_tokens: float,
+    lr: float,
+    decay: float,
+    seconds: float,
+    unique_tokens: int,
+    world: World,
+    seed: int,
+) -> RunConfig:
+    sequences = max(1, round(batch_tokens / world.context_length))
+    return RunConfig(
+        model=model,
+        optimizer=OptimizerConfig(
+            name=recipe.optimizer,  # type: ignore[arg-type]  # checked by OptimizerConfig
+            peak_lr=lr,
+            weight_decay=min(decay, 0.5 / lr),
+            clip=world.clip,
+        ),
+        schedule=ScheduleConfig(shape=recipe.schedule, warmup=recipe.warmup, cooldown=recipe.cooldown),  # type: ignore[arg-type]
+        batch_sequences=sequences,
+        micro_batch_sequences=max(1, min(sequences, world.micro_batch_tokens // world.context_length)),
+        seconds=seconds,
+        unique_tokens=unique_tokens,
+        eval_tokens=world.eval_tokens,
+        precision=world.precision,
+        bf16_is_fast=world.bf16_is_fast,
+        compile=world.compile,
+        device=world.device,
+        seed=seed,
+    )
+
+
+def _batch(recipe: Recipe, share: float) -> float:
+    """The batch at a share of the target's time, before the tokens are known: they fall by about its square root."""
+    return recipe.batch_tokens * share ** (BATCH_BY_TOKENS / 2)
+
+
+def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
+    """Shapes up to the target's, with an aspect within a factor of two of it; larger ones for more than the target's time."""
+    aspect, reach = target.width / target.depth, max(1.0, share ** (1 / 3))
+    for depth in range(1, math.ceil(target.depth * reach) + 1):
+        for width in range(WIDTH_STEP, int(target.width * reach) + 1, WIDTH_STEP * (4 if target.width >= 512 else 1)):
+            if 0.5 <= width / depth / aspect <= 2:
+                groups = target.kv_groups
+                try:
+                    yield replace(target, depth=depth, width=width)
+                except ConfigError:  # too few heads for the groups at this width
+                    if groups > 1:
+                        yield replace(target, depth=depth, width=width, kv_groups=1)
+
+
+def _distance(
+    shape: ModelConfig, kept: float, recipe: Recipe, seconds: float, tokens_at_target: float, world: World
+) -> float:
+    """How far a shape would be from the recipe at this budget, in logarithms of tokens per parameter and of aspect.
+
+    Too many tokens for the shape are mended by stopping early, so up to LEAST_SHARE they count for little.
+    """
+    whole = model_of(recipe, world)
+    guess = _batch(recipe, (parameters(shape) / parameters(whole)) ** 2)
+    tokens = expected_tokens(recipe, shape, guess, seconds, world)
+    surplus = math.log(tokens / compute_parameters(shape) / kept)
+    mended = min(surplus, -math.log(LEAST_SHARE)) if surplus > 0 else 0.0
+    aspect = math.log(shape.width / shape.depth * whole.depth / whole.width)
+    return abs(surplus - mended) + 0.3 * mended + 0.5 * abs(aspect)

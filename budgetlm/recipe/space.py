@@ -1,0 +1,248 @@
+"""What may be searched: the ranges of a recipe's parameters, by default and as a study file narrows them.
+
+A study file's `[space]` gives each parameter one value (fixed), a list (choices) or a table with `low` and `high`, and
+`log` or `step` if wanted (a range). Parameters that it does not name keep the defaults, which follow from the target: a
+compute-optimal size at the measured speed, and learning rate and batch around Step Law (arXiv:2503.04715).
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from budgetlm.errors import ConfigError
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, compute_parameters, round_width
+from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
+from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS, World
+from budgetlm.train.config import OPTIMIZERS
+from budgetlm.train.schedule import SHAPES
+
+if TYPE_CHECKING:
+    import optuna
+
+TOKENS_PER_PARAMETER = 20.0
+"""Of the default recipe (Hoffmann et al. 2022, arXiv:2203.15556)."""
+MOST_DEFAULT_LR = 0.01
+"""Step Law was fitted from 60 M parameters up; carried down to 0.1 M it asks for about three times the best rate (docs/LOG.md)."""
+CHOICES: dict[str, tuple[Any, ...]] = {"schedule": SHAPES, "optimizer": OPTIMIZERS, "tie_embeddings": (True, False)}
+INTEGERS = ("depth", "width", "batch_tokens", "kv_groups")
+LIMITS: dict[str, tuple[float, float]] = {
+    "depth": (1, 256),
+    "width": (WIDTH_STEP, 32_768),
+    "batch_tokens": (1, 2**28),
+    "peak_lr": (1e-8, 10),
+    "warmup": (0, 0.5),
+    "cooldown": (0, 1),
+    "weight_decay": (0, 10),
+    "kv_groups": (1, 64),
+    "mlp_ratio": (0.25, 16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Whether to sample evenly in the logarithm."""
+    step: int = 0
+    """Distance between allowed values; whole numbers only, 0 for none."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A few values."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One value: not searched."""
+
+    value: Any
+
+
+Domain = Range | Choices | Fixed
+Space = dict[str, Domain]
+
+
+def unknown_key(key: str, known: Mapping[str, Any] | list[str], where: str) -> ConfigError:
+    """The error for a name that nothing reads, with the nearest one that something does."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(sorted(known))}."
+    return ConfigError(f"{where} has no `{key}`. {hint}")
+
+
+def read_space(table: Mapping[str, Any]) -> Space:
+    """The `[space]` of a study file.
+
+    Raises:
+        ConfigError: a name or a value that no recipe could have.
+    """
+    space: Space = {}
+    for name, value in table.items():
+        if name not in PARAMETERS:
+            raise unknown_key(name, dict(PARAMETERS), "[space]")
+        if isinstance(value, Mapping):
+            space[name] = _read_range(name, value)
+        elif isinstance(value, list):
+            if not value:
+                raise ConfigError(f"space.{name} is an empty list, so nothing could be sampled. Give it at least one value.")
+            space[name] = Choices(tuple(_checked(name, v) for v in value))
+        else:
+            space[name] = Fixed(_checked(name, value))
+    return space
+
+
+def _read_range(name: str, table: Mapping[str, Any]) -> Range:
+    if name in CHOICES:
+        raise ConfigError(f"space.{name} is a choice, not a range. Give a list of {', '.join(map(str, CHOICES[name]))}.")
+    for key in table:
+        if key not in ("low", "high", "log", "step"):
+            raise unknown_key(key, ["low", "high", "log", "step"], f"space.{name}")
+    if "low" not in table or "high" not in table:
+        raise ConfigError(f"space.{name} needs both `low` and `high`, e.g. {name} = {{ low = 1, high = 4 }}.")
+    low, high = _checked(name, table["low"]), _checked(name, table["high"])
+    if low > high:
+        raise ConfigError(f"space.{name} has low {low} above high {high}: no value lies between them. Swap them.")
+    if table.get("log") and low <= 0:
+        raise ConfigError(f"space.{name} is sampled in the logarithm, so `low` must be above 0, not {low}.")
+    step = table.get("step", 0)
+    if step and (name not in INTEGERS or not isinstance(step, int) or step < 1 or table.get("log")):
+        raise ConfigError(f"space.{name}: `step` is a whole number, for whole-number parameters that are not `log`.")
+    return Range(low=low, high=high, log=bool(table.get("log", False)), step=step)
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in CHOICES:
+        if value not in CHOICES[name] or isinstance(value, bool) != isinstance(CHOICES[name][0], bool):
+            known = ", ".join(map(str, CHOICES[name]))
+            raise ConfigError(f"space.{name} cannot be {value!r}. Use {known}.")
+        return value
+    wanted = int if name in INTEGERS else float
+    if isinstance(value, bool) or not isinstance(value, int | float) or (wanted is int and value != int(value)):
+        raise ConfigError(f"space.{name} cannot be {value!r}: it is a {'whole ' if wanted is int else ''}number.")
+    low, high = LIMITS[name]
+    if not low <= value <= high:
+        raise ConfigError(f"space.{name} cannot be {value}: it lies between {low:g} and {high:g}.")
+    if name == "width" and value % WIDTH_STEP:
+        raise ConfigError(f"space.width {value} is not a multiple of {WIDTH_STEP}. Use {round_width(value)}.")
+    return wanted(value)
+
+
+# --- defaults that follow from the target ----------------------------------------------------------------------------
+
+
+def default_recipe(target_seconds: float, world: World) -> Recipe:
+    """A sensible recipe by rule of thumb: compute-optimal size at the measured speed, the rest by Step Law."""
+    model, tokens = _optimal_model(target_seconds, world)
+    n = body_parameters(model)
+    batch = math.exp(-0.556) * tokens**BATCH_BY_TOKENS
+    lr = math.exp(0.578) * n**LR_BY_PARAMETERS * tokens**LR_BY_TOKENS
+    return Recipe(
+        depth=model.depth,
+        width=model.width,
+        batch_tokens=max(1, round(batch / world.context_length)) * world.context_length,
+        peak_lr=float(f"{min(MOST_DEFAULT_LR, lr):.3g}"),
+    )
+
+
+def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, float]:
+    """The shape that reaches 20 tokens per parameter in the target's time, and those tokens."""
+    best: tuple[float, ModelConfig, float] | None = None
+    for width in range(2 * WIDTH_STEP, 4096 + 1, WIDTH_STEP):
+        # Narrow models are best with an aspect of about 32, wide ones of 64 and more.
+        depth = max(1, round(width / min(96, 32 + width / 16)))
+        model = ModelConfig(vocab_size=world.vocab_size, context_length=world.context_length, depth=depth, width=width)
+        speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, "adamw")
+        tokens = speed * target_seconds
+        miss = abs(math.log(tokens / compute_parameters(model) / TOKENS_PER_PARAMETER))
+        if best is None or miss < best[0]:
+            best = (miss, model, tokens)
+        if tokens / compute_parameters(model) < TOKENS_PER_PARAMETER / 4:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def default_space(default: Recipe, world: World) -> Space:
+    """Ranges around the default recipe."""
+    step = max(WIDTH_STEP, 2 ** int(math.log2(max(1, default.width // 8))))
+    low_width = max(2 * WIDTH_STEP, default.width // 2 // step * step)
+    context = world.context_length
+    return {
+        "depth": Range(low=max(1, default.depth // 2), high=max(3, 2 * default.depth)),
+        "width": Range(low=low_width, high=max(low_width + step, 2 * default.width // step * step), step=step),
+        "batch_tokens": Range(low=max(context, default.batch_tokens // 4), high=max(4 * context, 4 * default.batch_tokens), log=True),
+        "peak_lr": Range(low=default.peak_lr / 6, high=min(0.1, default.peak_lr * 6), log=True),
+        "schedule": Choices(("linear", "cosine", "wsd")),
+        "warmup": Range(low=0.01, high=0.15),
+        "cooldown": Range(low=0.2, high=0.8),
+        "optimizer": Choices(OPTIMIZERS),
+        "weight_decay": Range(low=0.01, high=0.5, log=True),
+        "kv_groups": Fixed(1),
+        "mlp_ratio": Fixed(3.0),
+        "tie_embeddings": Fixed(True),
+    }
+
+
+def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:
+    """The whole space, with what a study file says of it; and the default recipe moved into it."""
+    space = default_space(default, world) | wanted
+    moved = {name: _nearest(domain, getattr(default, name)) for name, domain in space.items()}
+    recipe = replace(default, **moved)
+    ModelConfig(
+        vocab_size=world.vocab_size,
+        context_length=world.context_length,
+        depth=recipe.depth,
+        width=recipe.width,
+        kv_groups=recipe.kv_groups,
+    )
+    return space, recipe
+
+
+def _nearest(domain: Domain, value: Any) -> Any:
+    """The value of a domain that is nearest to `value`."""
+    if isinstance(domain, Fixed):
+        return domain.value
+    if isinstance(domain, Choices):
+        if value in domain.values:
+            return value
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in domain.values)
+        return min(domain.values, key=lambda v: abs(v - value)) if numbers else domain.values[0]
+    inside = min(domain.high, max(domain.low, value))
+    if domain.step:
+        inside = min(domain.high, domain.low + round((inside - domain.low) / domain.step) * domain.step)
+        inside = inside if inside <= domain.high else inside - domain.step
+    return type(value)(inside)
+
+
+def searched(space: Space) -> list[str]:
+    """Names of the parameters that really vary."""
+    return [name for name, d in space.items() if not isinstance(d, Fixed) and not (isinstance(d, Choices) and len(d.values) == 1)]
+
+
+def suggest(trial: "optuna.Trial", space: Space) -> Recipe:
+    """Let Optuna choose a recipe."""
+    values: dict[str, Any] = {}
+    for name, domain in space.items():
+        if isinstance(domain, Fixed):
+            values[name] = domain.value
+        elif isinstance(domain, Choices):
+            values[name] = trial.suggest_categorical(name, list(domain.values))
+        elif name in INTEGERS:
+            low, high = int(domain.low), int(domain.high)
+            high -= (high - low) % (domain.step or 1)
+            values[name] = trial.suggest_int(name, low, high, step=domain.step or 1, log=domain.log)
+        else:
+            values[name] = trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+    return recipe_from(values)
+
+
+def parameters_of(recipe: Recipe, space: Space) -> dict[str, Any]:
+    """What Optuna must be given to suggest exactly this recipe."""
+    return {name: getattr(recipe, name) for name, domain in space.items() if not isinstance(domain, Fixed)}

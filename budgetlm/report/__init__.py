@@ -1,0 +1,1 @@
+"""The evidence: records -> figures -> one HTML file that opens anywhere."""

@@ -1,0 +1,1 @@
+"""The search: an Optuna study that pays for every second out of one ledger."""

@@ -1,0 +1,47 @@
+"""The rungs of a ladder: which fractions of the target's device time a trial climbs through. Arithmetic only.
+
+Rungs are the target divided by powers of 4, so that two searches for one target share their rungs whatever their budgets,
+and a budget that is raised later only adds rungs.
+"""
+
+from collections.abc import Sequence
+
+from budgetlm.errors import BudgetExhausted
+
+RATIO = 4
+TOP_SHARE = 1 / 6
+"""The highest rung costs at most this share of the search's budget, so that several trials can reach it."""
+BOTTOM_SHARE = 1 / 400
+"""The cheapest rung costs at least this share: more trials than that would not be evaluated, only counted."""
+LEAST_RUNGS = 2
+
+
+def plan_rungs(
+    budget_seconds: float, target_seconds: float, least_seconds: float, known: Sequence[float] = ()
+) -> list[float]:
+    """Device-seconds of each rung, cheapest first.
+
+    Args:
+        budget_seconds: what the search may spend in total.
+        target_seconds: the final's time; no rung is longer.
+        least_seconds: no rung is shorter.
+        known: rungs that the study has already; they stay, and only higher ones are added.
+
+    Raises:
+        BudgetExhausted: the budget does not pay for two rungs.
+    """
+    ladder = [target_seconds / RATIO**k for k in range(40)]
+    affordable = [r for r in ladder if least_seconds <= r <= budget_seconds * TOP_SHARE]
+    if len(affordable) < LEAST_RUNGS and not known:
+        top = min(r for r in [*ladder, target_seconds] if r / RATIO ** (LEAST_RUNGS - 1) >= least_seconds or r == target_seconds)
+        needed = top / TOP_SHARE
+        raise BudgetExhausted(
+            f"{budget_seconds:.0f} device-seconds do not pay for a ladder of {LEAST_RUNGS} rungs of at least "
+            f"{least_seconds:g} s, each a power of {RATIO} below the target of {target_seconds:.0f} s. Give `--hours "
+            f"{needed / 3600:.3g}` or more, or lower `search.least_rung_seconds`."
+        )
+    worthwhile = [r for r in affordable if r >= budget_seconds * BOTTOM_SHARE]
+    rungs = worthwhile if len(worthwhile) >= LEAST_RUNGS else affordable[:LEAST_RUNGS]
+    if not known:
+        return sorted(rungs)
+    return sorted({*known, *(r for r in rungs if r > max(known) * 1.01)})

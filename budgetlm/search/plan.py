@@ -1,0 +1,227 @@
+"""What a study settles once, before its first trial: machine, vocabulary, speed, rungs, space, default recipe.
+
+Kept as `plan.json`, so that repeating the command, the final and the report all work in the same world.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from budgetlm.budget.clock import Clock
+from budgetlm.config import StudyConfig
+from budgetlm.data.tokens import Tokens
+from budgetlm.files import read_json, write_atomic, write_json
+from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
+from budgetlm.passport import Passport
+from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.recipe.scale import World, miniature
+from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete_space, default_recipe, read_space
+from budgetlm.records import RunRecord
+from budgetlm.search.ladder import plan_rungs
+from budgetlm.studies import PLAN, PLAN_TEXT
+from budgetlm.train.calibrate import Calibration, calibrate
+from budgetlm.train.config import run_config_from
+from budgetlm.train.throughput import SpeedModel, SpeedPoint
+
+UTILISATION = 0.45
+"""Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
+EVALUATION_SHARE = 0.03
+"""Share of the cheapest rung that its evaluation may take."""
+MOST_EVAL_TOKENS = 2**21
+FULL_EVALUATION_SHARE = 0.02
+"""Share of a final that the evaluation on a larger part of the validation split may take."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settled facts of a study."""
+
+    passport: Passport
+    world: World
+    rungs: list[float]
+    """Device-seconds of each rung, cheapest first."""
+    target_seconds: float
+    space: Space
+    default: Recipe
+    points: list[SpeedPoint]
+    """Speeds measured in calibration."""
+    data: str
+    """Fingerprint of the tokens."""
+
+    def save(self, folder: Path) -> None:
+        """Keep the plan with the study."""
+        values = dataclasses.asdict(self)
+        values["space"] = {name: _domain_as_dict(domain) for name, domain in self.space.items()}
+        write_json(folder / PLAN, values)
+        write_atomic(folder / PLAN_TEXT, describe(self) + "\n")
+
+    def learning(self, records: Sequence[RunRecord]) -> "Plan":
+        """The plan with its throughput model fitted to the study's own runs as well."""
+        measured = [
+            SpeedPoint(c.model, c.batch_tokens, c.micro_batch_sequences * c.model.context_length, c.optimizer.name, r.tokens_per_second)
+            for r in records
+            if r.tokens_per_second > 0 and r.steps >= 5
+            for c in [run_config_from(r.config)]
+        ]
+        return replace(self, world=replace(self.world, speed=_speed_model([*self.points, *measured], self.passport, self.world)))
+
+
+def load_plan(folder: Path) -> Plan | None:
+    """The plan of a study, if it has settled one.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+    if not (folder / PLAN).exists():
+        return None
+    values = read_json(folder / PLAN)
+    return Plan(
+        passport=Passport(**values["passport"]),
+        world=World(**{**values["world"], "speed": SpeedModel(tuple(values["world"]["speed"]["prices"]))}),
+        rungs=values["rungs"],
+        target_seconds=values["target_seconds"],
+        space={name: _domain_from_dict(domain) for name, domain in values["space"].items()},
+        default=recipe_from(values["default"]),
+        points=[SpeedPoint(ModelConfig(**p["model"]), **{k: v for k, v in p.items() if k != "model"}) for p in values["points"]],
+        data=values["data"],
+    )
+
+
+def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
+    """A vocabulary size for the compute that the target will have: a power of two from 512 to 65,536.
+
+    The embedding's best size grows as 0.20 · C^0.42 parameters, which divided by the width is a vocabulary.
+    Source: Tao et al. 2024, "Scaling Laws with Vocabulary", section 4.1 (arXiv:2407.13623).
+    """
+    flops = target_seconds * UTILISATION * max(passport.fp32_gflops, passport.bf16_gflops) * 1e9
+    vocabulary = 0.20 * flops**0.42 / _guessed_width(flops)
+    return int(min(65_536, max(512, 2 ** round(math.log2(vocabulary)))))
+
+
+def _guessed_width(flops: float) -> float:
+    """Width of a compute-optimal model at 20 tokens per parameter: 6·N·20·N FLOPs, N about 12·depth·width², width 40·depth."""
+    return (math.sqrt(flops / 120) * 40 / 12) ** (1 / 3)
+
+
+def make_plan(
+    config: StudyConfig,
+    passport: Passport,
+    tokens: Tokens,
+    clock: Clock,
+    cache: Path,
+    tick: Callable[[], None] | None = None,
+) -> tuple[Plan, Calibration]:
+    """Calibrate, and settle rungs, space and default recipe.
+
+    Raises:
+        BudgetExhausted: the budget does not pay for a ladder.
+        ConfigError: the space and the device cannot be brought together.
+    """
+    target = config.budget.target_seconds
+    rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds)
+    context = config.model.context_length or (1024 if passport.device == "cuda" else 256)
+    wanted = read_space(config.space)
+    optimizers = _optimizers(wanted)
+    shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
+    measured = calibrate(shapes, passport, optimizers, clock, cache, wanted_precision=config.train.precision, tick=tick)
+    world = World(
+        vocab_size=tokens.facts.vocab_size,
+        context_length=context,
+        train_tokens=tokens.facts.tokens["train"],
+        eval_tokens=config.train.eval_tokens,
+        full_eval_tokens=0,
+        micro_batch_tokens=measured.micro_batch_tokens,
+        precision=measured.precision,
+        bf16_is_fast=measured.bf16_is_fast,
+        compile=config.train.compile,
+        device=passport.device,
+        memory_bytes=passport.memory_bytes,
+        clip=config.train.clip,
+        speed=SpeedModel((1.0,)),
+    )
+    world = replace(world, speed=_speed_model(measured.points, passport, world))
+    space, default = complete_space(wanted, default_recipe(target, world), world)
+    world = replace(world, **_evaluation_sizes(default, rungs[0], target, world, tokens))
+    plan = Plan(passport, world, rungs, target, space, default, measured.points, tokens.facts.fingerprint)
+    return plan, measured
+
+
+def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World, tokens: Tokens) -> dict[str, int]:
+    """Validation tokens for every run, and for a final's second look. A forward pass runs at about 3 times the speed of a step."""
+    small = miniature(default, rung, target, world)
+    available = tokens.facts.tokens["validation"]
+    sizes = {}
+    for name, config, share in (
+        ("eval_tokens", small, EVALUATION_SHARE),
+        ("full_eval_tokens", miniature(default, target, target, world), FULL_EVALUATION_SHARE),
+    ):
+        speed = world.speed.tokens_per_second(
+            config.model, config.batch_tokens, world.micro_batch_tokens, config.optimizer.name
+        )
+        affordable = int(3 * speed * config.seconds * share)
+        sizes[name] = max(8 * world.context_length, min(available, MOST_EVAL_TOKENS, affordable))
+    return {**sizes, "eval_tokens": world.eval_tokens or sizes["eval_tokens"]}
+
+
+def _shapes_to_time(
+    cheapest: float, target: float, passport: Passport, vocab_size: int, context: int, wanted: Space
+) -> list[ModelConfig]:
+    """Four shapes from a miniature's to beyond the target's, for the throughput model."""
+    ceiling = max(passport.fp32_gflops, passport.bf16_gflops) * 1e9 * UTILISATION
+    small, large = (_guessed_width(seconds * ceiling) for seconds in (cheapest, target))
+    if isinstance(width := wanted.get("width"), Fixed):
+        large = width.value
+        small = min(small, large / 2)
+    widths = [max(32, small), math.sqrt(max(32, small) * max(48, large)), max(48, large), 1.5 * max(48, large)]
+    depths = [max(1, round(w / 40)) for w in widths]
+    depths[1] += 2  # so that depth and width do not move together alone
+    return [
+        ModelConfig(vocab_size=vocab_size, context_length=context, depth=depth, width=round_width(width))
+        for depth, width in zip(depths, widths, strict=True)
+    ]
+
+
+def _optimizers(wanted: Space) -> list[str]:
+    domain = wanted.get("optimizer", Choices(("adamw", "muon")))
+    return [domain.value] if isinstance(domain, Fixed) else list(domain.values) if isinstance(domain, Choices) else []
+
+
+def _speed_model(points: Sequence[SpeedPoint], passport: Passport, world: World) -> SpeedModel:
+    ceiling = passport.bf16_gflops if world.precision == "bf16" else passport.fp32_gflops
+    return SpeedModel.fit([p for p in points if p.tokens_per_second > 0], ceiling)
+
+
+def _domain_as_dict(domain: Domain) -> dict[str, Any]:
+    return {"kind": type(domain).__name__, **dataclasses.asdict(domain)}
+
+
+def _domain_from_dict(values: dict[str, Any]) -> Domain:
+    kind, values = values["kind"], {k: v for k, v in values.items() if k != "kind"}
+    if kind == "Choices":
+        return Choices(tuple(values["values"]))
+    return Range(**values) if kind == "Range" else Fixed(**values)
+
+
+def describe(plan: Plan) -> str:
+    """A few lines for people: the machine, the ladder, the default recipe at each of its rungs."""
+    world = plan.world
+    lines = [
+        f"machine   {plan.passport.summary()}; {world.precision}, {world.micro_batch_tokens:,} tokens a pass",
+        f"data      {world.train_tokens:,} training tokens of a vocabulary of {world.vocab_size:,}, "
+        f"validation sample {world.eval_tokens:,} tokens",
+    ]
+    for seconds in [*plan.rungs, plan.target_seconds]:
+        config = miniature(plan.default, seconds, plan.target_seconds, world)
+        speed = world.speed.tokens_per_second(
+            config.model, config.batch_tokens, world.micro_batch_tokens, config.optimizer.name
+        )
+        tokens = speed * config.seconds
+        lines.append(
+            f"{'target' if seconds == plan.target_seconds else 'rung':9} {seconds:8.1f} s: default recipe is depth "
+            f"{config.model.depth} x width {config.model.width}, {tokens / 1e6:.2f} M tokens, "
+            f"{tokens / compute_parameters(config.model):.0f} a parameter, {tokens * flops_per_token(config.model):.1e} FLOP"
+        )
+    return "\n".join(lines)

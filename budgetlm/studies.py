@@ -1,0 +1,148 @@
+"""What is known of the studies on disk: which there are, how they stand, which is best. Reads only; no torch, no optuna."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from budgetlm.budget.ledger import SEARCH, Balance, Ledger, open_database
+from budgetlm.config import STUDIES, STUDY_FILE, StudyConfig, read_study_file
+from budgetlm.errors import StudyError
+from budgetlm.files import checked_name, read_json
+from budgetlm.forecast.choose import Choice, choose
+from budgetlm.passport import Passport
+from budgetlm.records import RunRecord, read_records
+
+DATABASE, LOCK, PLAN, PLAN_TEXT, IMPORTANCE = "study.db", "search.lock", "plan.json", "plan.txt", "importance.json"
+"""Files of a study's folder, beside its records."""
+REPORTS = Path("reports")
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """How a study stands."""
+
+    name: str
+    state: str
+    """`new`, `searching`, `stopped` (budget is left) or `spent`."""
+    trials: int
+    best_forecast_bpb: float | None
+    final_bpb: float | None
+    """The best of its finals."""
+    report: str | None
+    """Path of its report, if one was written."""
+
+
+def study_names() -> list[str]:
+    """Names of all studies here."""
+    return sorted(p.parent.name for p in STUDIES.glob(f"*/{STUDY_FILE}"))
+
+
+def open_config(name: str) -> StudyConfig:
+    """The configuration that a study was begun with.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    path = STUDIES / checked_name(name) / STUDY_FILE
+    if not path.exists():
+        known = ", ".join(study_names()) or "none yet"
+        raise StudyError(f"there is no study {name!r} under {STUDIES}/ (known: {known}). `budgetlm search --study {name} --hours …` begins it.")
+    return read_study_file(path)
+
+
+def ledger_of(name: str) -> Ledger:
+    """The ledger of an existing study.
+
+    Raises:
+        StudyError: there is no such study, or it has spent nothing yet.
+    """
+    path = open_config(name).folder / DATABASE
+    if not path.exists():
+        raise StudyError(f"study {name!r} has no ledger yet: nothing was spent. Run `budgetlm search --study {name}`.")
+    return Ledger(open_database(path))
+
+
+def balance_as_dict(name: str, balance: Balance) -> dict[str, Any]:
+    """One account as `budgetlm budget --json` prints it. Seconds."""
+    return {
+        "study": name,
+        "budget_seconds": balance.budget_seconds,
+        "charged_seconds": balance.charged_seconds,
+        "remaining_seconds": balance.remaining_seconds,
+        "by_purpose": balance.by_purpose,
+        "stopped_because": balance.stopped_because,
+    }
+
+
+def target_seconds(folder: Path) -> float | None:
+    """The target of a study, if it has settled its plan."""
+    return float(read_json(folder / PLAN)["target_seconds"]) if (folder / PLAN).exists() else None
+
+
+def choice_of(folder: Path) -> Choice | None:
+    """What a study would choose now."""
+    target = target_seconds(folder)
+    return choose(read_records(folder), target) if target else None
+
+
+def finals_of(folder: Path) -> list[RunRecord]:
+    """The finished finals of a study, oldest first."""
+    return [r for r in read_records(folder) if r.kind == "final" and r.state == "done"]
+
+
+def status_of(name: str) -> StudyStatus:
+    """How a study stands."""
+    folder = STUDIES / checked_name(name)
+    choice = choice_of(folder)
+    finals = [r.bpb for r in finals_of(folder) if r.bpb is not None]
+    report = REPORTS / f"{name}.html"
+    return StudyStatus(
+        name=name,
+        state=_state(name, folder),
+        trials=len({r.trial for r in read_records(folder) if r.kind == "rung"}),
+        best_forecast_bpb=choice.forecast.mean if choice else None,
+        final_bpb=min(finals) if finals else None,
+        report=str(report) if report.exists() else None,
+    )
+
+
+def _state(name: str, folder: Path) -> str:
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            pass
+    except Timeout:
+        return "searching"
+    if not (folder / DATABASE).exists() or not (folder / PLAN).exists():
+        return "new"
+    balance = ledger_of(name).balance(SEARCH)
+    return "spent" if balance.stopped_because.startswith("the budget is spent") else "stopped"
+
+
+def resolve(name: str) -> str:
+    """A study's name from what a person asked for: `best` is the one with the best final, or forecast, among those of the
+    same data and machine as the newest.
+
+    Raises:
+        StudyError: there is no such study, or none with a finished trial.
+    """
+    if name != BEST or BEST in study_names():
+        return open_config(name).folder.name
+    candidates = []
+    for known in study_names():
+        folder = STUDIES / known
+        choice = choice_of(folder)
+        if choice is None:
+            continue
+        passport = Passport(**read_json(folder / PLAN)["passport"]).id
+        group = json.dumps([open_config(known).data.source, passport])
+        finals = [r.bpb for r in finals_of(folder) if r.bpb is not None]
+        value = min(finals) if finals else choice.forecast.mean
+        candidates.append((group, (folder / "runs.jsonl").stat().st_mtime, value, known))
+    if not candidates:
+        raise StudyError("no study here has a finished trial. Run `budgetlm search --hours …` first.")
+    newest = max(candidates, key=lambda c: c[1])[0]
+    return min((c for c in candidates if c[0] == newest), key=lambda c: c[2])[3]

@@ -1,0 +1,118 @@
+"""What this device does fastest, measured in a few seconds: precision, micro-batch, and the speed of a few shapes.
+
+Measured once per machine and kind of model, remembered in the cache, charged to the study that measured it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from budgetlm.budget.clock import Clock
+from budgetlm.files import digest, read_json, write_json
+from budgetlm.model.size import ModelConfig, training_bytes
+from budgetlm.model.transformer import build
+from budgetlm.passport import Passport
+from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
+from budgetlm.train.loop import Stepper
+from budgetlm.train.throughput import SpeedPoint
+
+MICRO_BATCH_TOKENS = (1_024, 4_096, 16_384, 65_536)
+"""Tokens in one forward pass that are tried; larger ones only on a GPU."""
+SECONDS_A_MEASUREMENT = 0.25
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured."""
+
+    precision: Precision
+    bf16_is_fast: bool
+    micro_batch_tokens: int
+    points: list[SpeedPoint]
+    seconds: float
+    """What the measurement cost; 0 when it was remembered."""
+
+
+def calibrate(
+    shapes: Sequence[ModelConfig],
+    passport: Passport,
+    optimizers: Sequence[str],
+    clock: Clock,
+    cache: Path,
+    *,
+    wanted_precision: str = "auto",
+    tick: Callable[[], None] | None = None,
+) -> Calibration:
+    """Measure, or remember, how this machine trains models like `shapes`.
+
+    Args:
+        shapes: models to time, small to large; the middle one decides precision and micro-batch.
+        optimizers: names of those that the search may use; each is timed.
+        wanted_precision: `auto` measures; `fp32` or `bf16` settles it.
+    """
+    started = clock.now()
+    key = digest([FORMAT, passport.id, [dataclasses.asdict(s) for s in shapes], sorted(optimizers), wanted_precision])
+    path = cache / "calibrations" / f"{key}.json"
+    if path.exists():
+        kept = read_json(path)
+        points = [SpeedPoint(ModelConfig(**p.pop("model")), **p) for p in kept.pop("points")]
+        return Calibration(points=points, **{**kept, "seconds": 0.0})
+
+    middle = shapes[len(shapes) // 2]
+    bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
+    sizes = [m for m in MICRO_BATCH_TOKENS if passport.device == "cuda" or m <= 4_096]
+    sizes = [m for m in sizes if training_bytes(shapes[-1], m) < 0.6 * passport.memory_bytes] or [middle.context_length]
+
+    def speed(shape: ModelConfig, precision: Precision, micro: int, optimizer: str = "adamw") -> float:
+        if tick:
+            tick()
+        return _measure(shape, precision, micro, optimizer, passport.device, clock, bf16_is_fast)
+
+    precision: Precision = "bf16" if wanted_precision == "bf16" else "fp32"
+    by_size = {size: speed(middle, precision, size) for size in sizes}
+    micro = max(by_size, key=lambda size: by_size[size])
+    # An emulated bf16 can be a hundred times slower: where even a bare matrix product loses, a whole step is not tried.
+    if wanted_precision == "auto" and bf16_is_fast and speed(middle, "bf16", micro) > by_size[micro]:
+        precision = "bf16"
+    points = [
+        SpeedPoint(shape, micro, micro, name, speed(shape, precision, micro, name))
+        for name in sorted(set(optimizers))
+        for shape in (shapes if name == "adamw" or "adamw" not in optimizers else shapes[:: max(1, len(shapes) - 1)])
+    ]
+    result = Calibration(precision, bf16_is_fast, micro, points, clock.now() - started)
+    write_json(path, dataclasses.asdict(result))
+    return result
+
+
+def _measure(
+    shape: ModelConfig, precision: Precision, micro: int, optimizer: str, device: str, clock: Clock, bf16_is_fast: bool
+) -> float:
+    """Tokens per second of optimisation steps of one micro-batch, after one step to warm up; 0 if it does not fit."""
+    sequences = max(1, micro // shape.context_length)
+    config = RunConfig(
+        model=shape,
+        optimizer=OptimizerConfig(name=optimizer),  # type: ignore[arg-type]  # checked by OptimizerConfig
+        batch_sequences=sequences,
+        micro_batch_sequences=sequences,
+        steps=1,
+        precision=precision,
+        bf16_is_fast=bf16_is_fast,
+        device=device,
+    )
+    rows = np.random.default_rng(0).integers(shape.vocab_size, size=(sequences, shape.context_length + 1))
+    try:
+        stepper = Stepper(config, build(shape, 0, device))
+        stepper.step(rows, lr=1e-4)
+        times: list[float] = []
+        while not times or (sum(times) < SECONDS_A_MEASUREMENT and len(times) < 20):
+            before = clock.now()
+            stepper.step(rows, lr=1e-4)
+            times.append(max(1e-9, clock.now() - before))
+    except torch.OutOfMemoryError:
+        return 0.0
+    return rows[:, :-1].size / float(np.median(times))

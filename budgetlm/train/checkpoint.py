@@ -1,0 +1,121 @@
+"""Save and resume a run: weights, optimizers, position. Whole or absent, checked on reading, never a pickle.
+
+A checkpoint is a folder `step-00000123` with `tensors.safetensors` and `state.json`, which holds the checksum of the
+former. The data position is the number of sequences read, and the data order is a function of it, so there is no
+generator's state to keep.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from budgetlm.errors import CheckpointError
+from budgetlm.files import digest, new_folder, write_json
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+KEEP = 2
+"""Checkpoints kept: the newest, and one before it in case the newest is damaged."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands."""
+
+    step: int = 0
+    sequences: int = 0
+    """Training sequences read so far; the next batch begins there."""
+
+
+def save_checkpoint(
+    folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], position: Position, config: dict[str, Any]
+) -> Path:
+    """Write a checkpoint and drop all but the newest few."""
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items() if name != _tied_copy(network)}
+    groups: list[list[dict[str, Any]]] = []
+    for number, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        groups.append(state["param_groups"])
+        for index, values in state["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
+    path = folder / f"step-{position.step:08d}"
+    with new_folder(path) as new:
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, new / TENSORS)
+        state = {"step": position.step, "sequences": position.sequences, "config": digest(config)}
+        state |= {"groups": groups, "checksum": _checksum(new / TENSORS)}
+        write_json(new / STATE, state)
+    for old in _checkpoints(folder)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load_newest(
+    folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], config: dict[str, Any]
+) -> tuple[Position, list[str]]:
+    """Load the newest checkpoint that is whole into the network and the optimizers.
+
+    Returns:
+        Where the run stands (at the start if there is none), and what was wrong with those that were passed over.
+
+    Raises:
+        CheckpointError: checkpoints are there, but none can be used.
+    """
+    faults = []
+    for path in _checkpoints(folder):
+        try:
+            return _load(path, network, optimizers, config), faults
+        except CheckpointError as error:
+            faults.append(str(error))
+    if faults:
+        raise CheckpointError(f"{' '.join(faults)} No other is left. Delete {folder} to begin this run again.")
+    return Position(), faults
+
+
+def _load(
+    path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], config: dict[str, Any]
+) -> Position:
+    try:
+        state = json.loads((path / STATE).read_text())
+        intact = _checksum(path / TENSORS) == state["checksum"]
+        tensors = load_file(path / TENSORS) if intact else {}
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise CheckpointError(f"The checkpoint {path} cannot be read ({type(error).__name__}: {error}).") from error
+    if not intact:
+        raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match.")
+    if state["config"] != digest(config):
+        raise CheckpointError(f"The checkpoint {path} belongs to another configuration.")
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    missing = network.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys and set(missing.missing_keys) <= {_tied_copy(network)}
+    for number, (optimizer, groups) in enumerate(zip(optimizers, state["groups"], strict=True)):
+        values: dict[int, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            if name.startswith(f"optimizer.{number}."):
+                index, key = name.split(".")[2:]
+                values.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": values, "param_groups": groups})
+    return Position(state["step"], state["sequences"])
+
+
+def _tied_copy(network: nn.Module) -> str:
+    """Name of the head where it is the embedding under a second name, which safetensors would refuse to write twice."""
+    tied = getattr(getattr(network, "config", None), "tie_embeddings", False)
+    return "lm_head.weight" if tied else ""
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -1,0 +1,95 @@
+"""One training run, fully said: what `train` needs to know, and what a record keeps. No torch."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from budgetlm.errors import ConfigError
+from budgetlm.model.size import ModelConfig
+from budgetlm.train.schedule import ScheduleConfig
+
+Precision = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "muon"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Which optimizer, and its strength."""
+
+    name: OptimizerName = "adamw"
+    peak_lr: float = 3e-3
+    """Learning rate at the top of the schedule."""
+    weight_decay: float = 0.1
+    """Decoupled decay of the blocks' matrices and the embedding; norms are not decayed."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    """Largest norm of the gradient; longer ones are shortened to it."""
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ConfigError(f"optimizer {self.name!r} is not known. Use one of {', '.join(OPTIMIZERS)}.")
+        if not (math.isfinite(self.peak_lr) and self.peak_lr > 0):
+            raise ConfigError(f"peak_lr is {self.peak_lr}, but must be above 0. 1e-4 to 1e-2 is usual.")
+        if self.weight_decay < 0 or self.clip <= 0:
+            raise ConfigError(
+                f"weight_decay ({self.weight_decay}) must not be negative and clip ({self.clip}) must be above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A model, how it is trained, and for how long."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch_sequences: int
+    """Sequences in one optimisation step."""
+    micro_batch_sequences: int
+    """Sequences in one forward pass; a step takes as many passes as it needs."""
+    seconds: float = 0.0
+    """Device-seconds until the deadline, last evaluation included. 0 where `steps` is given."""
+    steps: int = 0
+    """Optimisation steps, for runs that must not depend on the clock. 0 where `seconds` is given."""
+    unique_tokens: int = 0
+    """Different training tokens that the run may read; 0 for all there are."""
+    eval_tokens: int = 65_536
+    """Tokens of the validation sample."""
+    full_eval_tokens: int = 0
+    """Tokens of a second, larger validation sample, measured once at the end; 0 for none."""
+    precision: Precision = "fp32"
+    compile: bool = False
+    """Whether the model goes through `torch.compile`; the seconds are charged."""
+    bf16_is_fast: bool = False
+    """Whether the device multiplies bf16 matrices faster than fp32 ones (measured)."""
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.seconds > 0) == (self.steps > 0):
+            raise ConfigError(f"a run ends by seconds ({self.seconds}) or by steps ({self.steps}): give exactly one.")
+        if min(self.batch_sequences, self.micro_batch_sequences) < 1:
+            raise ConfigError("a batch needs at least one sequence. Raise `batch_tokens` to the context length or more.")
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one optimisation step."""
+        return self.batch_sequences * self.model.context_length
+
+
+def run_config_from(values: dict[str, Any]) -> RunConfig:
+    """The configuration that a record keeps, as an object again."""
+    parts = {
+        "model": ModelConfig(**values["model"]),
+        "optimizer": OptimizerConfig(**values["optimizer"]),
+        "schedule": ScheduleConfig(**values["schedule"]),
+    }
+    return RunConfig(**{**values, **parts})
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,359 @@
+"""Train until the deadline.
+
+The loop knows nothing of studies: it gets a configuration, tokens, and a meter that its time is charged to. It predicts
+what the next step and the last evaluation will cost and stops before they would pass the deadline. In step mode the clock
+decides nothing, and a run that was stopped and resumed equals one that was not, to the bit.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from budgetlm.budget.clock import Meter
+from budgetlm.data.batches import Batches, validation_windows
+from budgetlm.data.tokens import Tokens
+from budgetlm.errors import ConfigError
+from budgetlm.model.size import compute_parameters, flops_per_token, parameters
+from budgetlm.model.transformer import LOGIT_BYTES_BEFORE_CHUNKING, LanguageModel, build
+from budgetlm.records import CurvePoint, RunRecord, State
+from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
+from budgetlm.train.config import RunConfig, as_dict
+from budgetlm.train.evaluate import evaluate
+from budgetlm.train.optim import build_optimizers, set_lr
+from budgetlm.train.schedule import lr_factor
+
+CURVE_POINTS = 100
+"""Points that a curve has, about."""
+EVALUATION_SHARE = 0.02
+"""Share of a run that evaluations on the way may take, the last one apart."""
+HOPELESS_NATS = 1.5
+"""A smoothed loss this far above that of a uniform guess means that the run has diverged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a record says of a run beside its configuration."""
+
+    run: str
+    kind: Literal["rung", "final"]
+    trial: int
+    rung: int
+    recipe: dict[str, Any]
+    target_seconds: float
+    passport: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where checkpoints go, and how often they are written."""
+
+    folder: Path
+    every_seconds: float = math.inf
+    every_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's record, and its network for whoever wants to keep it."""
+
+    record: RunRecord
+    network: LanguageModel
+    notes: list[str]
+
+
+class Stepper:
+    """One optimisation step: forward, backward, clip, update."""
+
+    def __init__(self, config: RunConfig, network: LanguageModel) -> None:
+        self.config, self.network = config, network
+        self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
+        self._weights = [weight for weight in network.parameters() if weight.requires_grad]
+        self._loss = torch.compile(network.loss) if config.compile else network.loss
+
+    def step(self, rows: np.ndarray, lr: float) -> float:
+        """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
+        config, total, loss_sum = self.config, len(rows), 0.0
+        for start in range(0, total, config.micro_batch_sequences):
+            micro = rows[start : start + config.micro_batch_sequences]
+            tokens = torch.from_numpy(micro).to(config.device, non_blocking=True)
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss = self._loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
+            loss.backward()
+            loss_sum += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
+        set_lr(self.optimizers, lr)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss_sum if math.isfinite(float(norm)) else math.nan
+
+
+def train(
+    config: RunConfig,
+    label: Label,
+    tokens: Tokens,
+    meter: Meter,
+    *,
+    on_point: Callable[[CurvePoint], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    checkpoints: Checkpoints | None = None,
+    spent_seconds: float = 0.0,
+    before: CurvePoint | None = None,
+) -> Trained:
+    """Train a model until its deadline, or for its steps, and measure it.
+
+    Args:
+        config: what to train. With `seconds` the deadline counts from this call.
+        label: who the run is, for its record.
+        meter: is told what every moment was for; its clock is the only one used.
+        on_point: called with each point of the curve as it is reached.
+        should_stop: asked after every step; the run then ends as `interrupted`, its checkpoint written.
+        checkpoints: write them, and begin from the newest one there.
+        spent_seconds: device-seconds that earlier parts of a resumed run have used up.
+        before: the last curve point of those earlier parts.
+
+    Returns:
+        The record, whose `bpb` is None if the run was stopped or diverged, and the network.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be used.
+        ConfigError: compilation is wanted and does not work here.
+    """
+    return _Run(config, label, tokens, meter, checkpoints, spent_seconds, before).go(on_point, should_stop)
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        label: Label,
+        tokens: Tokens,
+        meter: Meter,
+        checkpoints: Checkpoints | None,
+        spent_seconds: float,
+        before: CurvePoint | None,
+    ) -> None:
+        self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
+        self.started = meter.clock.now() - spent_seconds
+        self.spent_before = dict(meter.spent)
+        context = config.model.context_length
+        self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)
+        self.windows = validation_windows(tokens.split("validation"), context, config.eval_tokens)
+        self.all_windows = (
+            validation_windows(tokens.split("validation"), context, config.full_eval_tokens)
+            if config.full_eval_tokens
+            else self.windows[:0]
+        )
+        self.bytes_V = tokens.bytes_V
+        self.network = build(config.model, config.seed, config.device)
+        self.stepper = Stepper(config, self.network)
+        self.position, self.notes = Position(), list[str]()
+        if checkpoints:
+            network, optimizers = self.network, self.stepper.optimizers
+            self.position, self.notes = load_newest(checkpoints.folder, network, optimizers, as_dict(config))
+        self.step_seconds: deque[float] = deque(maxlen=9)
+        self.eval_seconds_a_window = 0.0
+        self.train_seconds, self.train_tokens = 0.0, 0
+        self.recent_loss: deque[float] = deque(maxlen=20)
+        self.pending: list[tuple[float, float]] = []  # loss and seconds of the steps since the last curve point
+        self.last_checkpoint = (meter.clock.now(), self.position.step)
+        # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
+        self.next_point = 0.0 if before is None else self._progress() + 1 / CURVE_POINTS
+        self.evaluations_done: int | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Device-seconds of the run so far."""
+        return self.meter.clock.now() - self.started
+
+    @property
+    def sequences_done(self) -> int:
+        """Training sequences read so far."""
+        return self.position.sequences
+
+    def go(self, on_point: Callable[[CurvePoint], None] | None, should_stop: Callable[[], bool]) -> Trained:
+        """Steps, points, evaluations and checkpoints until the end."""
+        state: State = "done"
+        while not self._finished():
+            if should_stop():
+                state = "interrupted"
+                break
+            lr = self.config.optimizer.peak_lr * lr_factor(self.config.schedule, self._progress_of_next_step())
+            loss = self._step(lr)
+            if self._diverged(loss):
+                state = "diverged"
+                break
+            if self._progress() >= self.next_point:
+                self._point(lr, self._evaluate_on_the_way(), on_point)
+            if self._checkpoint_is_due():
+                self._save()
+        if self.checkpoints and state == "interrupted":
+            self._save()
+        bpb = full = None
+        if state == "done":
+            bpb = self._evaluate(self.windows)
+            if len(self.all_windows) and (self.config.steps or self.elapsed + self._cost(self.all_windows) < self.config.seconds):
+                full = self._evaluate(self.all_windows)
+            if self.pending or on_point:
+                self._point(lr if self.step_seconds else 0.0, bpb, on_point)
+        return Trained(self._record(state, bpb, full), self.network, self.notes)
+
+    # --- one step ---
+
+    def _step(self, lr: float) -> float:
+        compiling = self.config.compile and not self.step_seconds
+        before = self.meter.clock.now()
+        with self.meter.during("compile" if compiling else "train"):
+            rows = self.batches.take(self.position.sequences, self.config.batch_sequences)
+            try:
+                loss = self.stepper.step(rows, lr)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise ConfigError(
+                    f"torch.compile does not work here: {str(error).strip().splitlines()[0]}. Set `train.compile` to "
+                    "false, or install a C compiler."
+                ) from error
+        seconds = self.meter.clock.now() - before
+        self.position = Position(self.position.step + 1, self.position.sequences + len(rows))
+        self.step_seconds.append(seconds)
+        self.pending.append((loss, seconds))
+        if not compiling:
+            self.train_seconds += seconds
+            self.train_tokens += self.config.batch_tokens
+        return loss
+
+    def _diverged(self, loss: float) -> bool:
+        self.recent_loss.append(loss)
+        if not math.isfinite(loss):
+            return True
+        limit = math.log(self.config.model.vocab_size) + HOPELESS_NATS
+        return len(self.recent_loss) == self.recent_loss.maxlen and statistics.fmean(self.recent_loss) > limit
+
+    # --- time ---
+
+    def _finished(self) -> bool:
+        if self.config.steps:
+            return self.position.step >= self.config.steps
+        # A step that would pass the deadline is not begun; the first one is, so that there is something to measure.
+        return bool(self.step_seconds) and self.elapsed + self._next_step() > self._training_ends()
+
+    def _next_step(self) -> float:
+        """Seconds that the next step will take, rather too many than too few."""
+        return 1.1 * statistics.median(self.step_seconds) if self.step_seconds else 0.0
+
+    def _training_ends(self) -> float:
+        """When the last step must be done for the last evaluation to fit before the deadline."""
+        return max(0.0, self.config.seconds - self._cost(self.windows) - self._cost(self.all_windows))
+
+    def _cost(self, windows: np.ndarray) -> float:
+        """Seconds to evaluate on `windows`: as measured, or at first from the steps, of which a forward pass is a third."""
+        if self.eval_seconds_a_window:
+            return 1.1 * self.eval_seconds_a_window * len(windows)
+        step = statistics.median(self.step_seconds) if self.step_seconds else 0.0
+        return 0.5 * step / self.config.batch_sequences * len(windows)
+
+    def _progress(self) -> float:
+        if self.config.steps:
+            return self.position.step / self.config.steps
+        return min(1.0, self.elapsed / max(1e-9, self._training_ends()))
+
+    def _progress_of_next_step(self) -> float:
+        """Progress in the middle of the coming step."""
+        if self.config.steps:
+            return (self.position.step + 0.5) / self.config.steps
+        return (self.elapsed + 0.5 * self._next_step()) / max(1e-9, self._training_ends())
+
+    # --- what is measured and kept on the way ---
+
+    def _point(self, lr: float, bpb: float | None, on_point: Callable[[CurvePoint], None] | None) -> None:
+        losses, seconds = [p[0] for p in self.pending], sum(p[1] for p in self.pending)
+        loss = statistics.fmean(losses) if losses else math.nan
+        point = CurvePoint(
+            step=self.position.step,
+            seconds=self.elapsed,
+            tokens=self.sequences_done * self.config.model.context_length,
+            loss=loss,
+            lr=lr,
+            tokens_per_second=len(losses) * self.config.batch_tokens / seconds if seconds else 0.0,
+            bpb=bpb,
+        )
+        self.pending = []
+        self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step >= 5 else 0.0
+        if on_point:
+            on_point(point)
+
+    def _evaluate_on_the_way(self) -> float | None:
+        """Bits per byte at a few even places of a run that is long enough to afford it."""
+        if self.config.steps:
+            return None
+        affordable = min(10, int(EVALUATION_SHARE * self.config.seconds / max(1e-9, self._cost(self.windows))))
+        due = int(self._progress() * (affordable + 1))
+        if self.evaluations_done is None:  # a resumed run does not make up for those before it
+            self.evaluations_done = due
+        if due <= self.evaluations_done or due > affordable:
+            return None
+        self.evaluations_done = due
+        return self._evaluate(self.windows)
+
+    def _evaluate(self, windows: np.ndarray) -> float:
+        logits_a_sequence = 4 * self.config.model.vocab_size * self.config.model.context_length
+        micro = max(1, min(self.config.micro_batch_sequences, LOGIT_BYTES_BEFORE_CHUNKING // logits_a_sequence))
+        before = self.meter.clock.now()
+        with self.meter.during("evaluate"):
+            bpb = evaluate(self.network, windows, self.bytes_V, micro_batch=micro, precision=self.config.precision)
+        self.eval_seconds_a_window = (self.meter.clock.now() - before) / len(windows)
+        return bpb
+
+    def _checkpoint_is_due(self) -> bool:
+        if not self.checkpoints:
+            return False
+        seconds, step = self.last_checkpoint
+        every = self.checkpoints.every_steps
+        return self.meter.clock.now() - seconds >= self.checkpoints.every_seconds or bool(
+            every and self.position.step - step >= every
+        )
+
+    def _save(self) -> None:
+        assert self.checkpoints
+        optimizers = self.stepper.optimizers
+        save_checkpoint(self.checkpoints.folder, self.network, optimizers, self.position, as_dict(self.config))
+        self.last_checkpoint = (self.meter.clock.now(), self.position.step)
+
+    def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
+        model, meter = self.config.model, self.meter
+        tokens = self.sequences_done * model.context_length
+        with meter.during("other"):  # brings the meter's sums up to this moment
+            pass
+        return RunRecord(
+            run=self.label.run,
+            kind=self.label.kind,
+            trial=self.label.trial,
+            rung=self.label.rung,
+            state=state if bpb is None or math.isfinite(bpb) else "diverged",
+            recipe=self.label.recipe,
+            config=as_dict(self.config),
+            seed=self.config.seed,
+            target_seconds=self.label.target_seconds,
+            planned_seconds=self.config.seconds,
+            seconds=self.elapsed,
+            by_purpose={str(p): seconds - self.spent_before[p] for p, seconds in meter.spent.items()},
+            steps=self.position.step,
+            tokens=tokens,
+            parameters=parameters(model),
+            compute_parameters=compute_parameters(model),
+            flops=float(tokens * flops_per_token(model)),
+            tokens_per_second=self.train_tokens / self.train_seconds if self.train_seconds else 0.0,
+            bpb=bpb if bpb is not None and math.isfinite(bpb) else None,
+            bpb_full=full,
+            epochs=self.sequences_done / self.batches.sequences,
+            passport=self.label.passport,
+            error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",
+        )
