@@ -48,8 +48,12 @@ def main() -> None:
 
 @app.command()
 def search(
-    hours: Annotated[float | None, typer.Option(help="Device-hours that the search may spend in total, e.g. 24 or 0.1.")] = None,
-    target_hours: Annotated[float | None, typer.Option(help="Device-hours of the final that it searches for (default 24).")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Device-hours that the search may spend in total, e.g. 24 or 0.1.")
+    ] = None,
+    target_hours: Annotated[
+        float | None, typer.Option(help="Device-hours of the final that it searches for (default 24).")
+    ] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; repeat it to go on where it stopped.")] = None,
     file: Annotated[Path | None, typer.Option(help="A study file (TOML), e.g. studies/demo.toml.")] = None,
     data: Annotated[str | None, typer.Option(help="stdlib, site, a file or folder, or hf:owner/name.")] = None,
@@ -133,9 +137,7 @@ def final(
     try:
         from budgetlm.final import final as run_final
 
-        result = run_final(
-            name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed
-        )
+        result = run_final(name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed)
     finally:
         watcher.close()
     record = result.record
@@ -153,7 +155,9 @@ def final(
     said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})" if forecast else ""
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
     typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
-    typer.echo(f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs")
+    typer.echo(
+        f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs"
+    )
     for sample in result.samples:
         typer.echo(f"\n--- {sample['prompt']!r} goes on:\n{sample['continuation']}")
 
@@ -188,7 +192,9 @@ def status(as_json: JsonOption = False) -> None:
         typer.echo("no studies yet; `budgetlm search --hours 24` begins one")
     for row in rows:
         numbers = ["-" if v is None else f"{v:.4f}" for v in (row.best_forecast_bpb, row.final_bpb)]
-        typer.echo(f"{row.name:20} {row.state:10} {row.trials:4} trials   forecast {numbers[0]:>7}   final {numbers[1]:>7}   {row.report or ''}")
+        typer.echo(
+            f"{row.name:20} {row.state:10} {row.trials:4} trials   forecast {numbers[0]:>7}   final {numbers[1]:>7}   {row.report or ''}"
+        )
 
 
 @app.command()
@@ -199,7 +205,9 @@ def budget(study: StudyOption = "best", as_json: JsonOption = False) -> None:
     name = resolve(study)
     ledger = ledger_of(name)
     search_account = balance_as_dict(name, ledger.balance())
-    finals = {account: balance_as_dict(name, ledger.balance(account)) for account in ledger.accounts() if account != "search"}
+    finals = {
+        account: balance_as_dict(name, ledger.balance(account)) for account in ledger.accounts() if account != "search"
+    }
     if as_json:
         typer.echo(json.dumps({**search_account, "finals": finals}, indent=1))
         return
@@ -228,7 +236,9 @@ def generate(
         folder = open_config(resolve(study)).folder
         finals = finals_of(folder)
         if not finals:
-            raise BudgetlmError(f"study {folder.name!r} has no trained final. Run `budgetlm final --study {folder.name}` first.")
+            raise BudgetlmError(
+                f"study {folder.name!r} has no trained final. Run `budgetlm final --study {folder.name}` first."
+            )
         model = folder / "finals" / finals[-1].run / "model"
     from budgetlm.model.export import load_model
     from budgetlm.model.generate import generate as sample

@@ -59,7 +59,9 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         if self.context_length and not 8 <= self.context_length <= 2**17:
-            raise ConfigError(f"model.context_length is {self.context_length}; use 8 to {2**17}, or 0 for the device's default.")
+            raise ConfigError(
+                f"model.context_length is {self.context_length}; use 8 to {2**17}, or 0 for the device's default."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,9 @@ def read_study_file(path: Path) -> StudyConfig:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no study file {path}. Check the path; `studies/demo.toml` is one to begin with.") from None
+        raise ConfigError(
+            f"there is no study file {path}. Check the path; `studies/demo.toml` is one to begin with."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
     except OSError as error:

@@ -213,7 +213,9 @@ class _Final:
         config = miniature(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
         closing = min(MOST_CLOSING, max(LEAST_CLOSING, CLOSING_SHARE * self.seconds))
         if closing > self.seconds / 4:
-            raise ConfigError(f"{self.seconds:.1f} s are too short for a final. Give `--hours {10 * LEAST_CLOSING / 3600:.2g}` or more.")
+            raise ConfigError(
+                f"{self.seconds:.1f} s are too short for a final. Give `--hours {10 * LEAST_CLOSING / 3600:.2g}` or more."
+            )
         # The whole of the deadline is used, also where a miniature would stop early to keep its tokens per parameter.
         config = replace(config, seconds=self.seconds - closing, full_eval_tokens=plan.world.full_eval_tokens)
         write_json(path, as_dict(config))

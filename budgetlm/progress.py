@@ -53,7 +53,9 @@ class PlainWatcher(Watcher):
         if self._now() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = self._now()
             bpb = f", {point.bpb:.4f} bpb" if point.bpb is not None else ""
-            self._write(f"  {point.seconds:.0f} s: step {point.step}, loss {point.loss:.3f}{bpb}, {point.tokens_per_second:,.0f} tokens/s")
+            self._write(
+                f"  {point.seconds:.0f} s: step {point.step}, loss {point.loss:.3f}{bpb}, {point.tokens_per_second:,.0f} tokens/s"
+            )
 
     def best(self, text: str) -> None:
         """Print it when it is new."""
@@ -119,7 +121,9 @@ class LiveWatcher(Watcher):
         running = time.monotonic() - self._run_started if self._title else 0.0
         if self._total:
             spent = min(self._total, self._spent + running)
-            rows.append(_bar("budget", spent, self._total, f"{spent:.0f} of {self._total:.0f} s, {_clock(self._total - spent)} left"))
+            rows.append(
+                _bar("budget", spent, self._total, f"{spent:.0f} of {self._total:.0f} s, {_clock(self._total - spent)} left")
+            )
         if self._title:
             rows.append(Text(self._title, overflow="ellipsis", no_wrap=True))
             text = f"{running:.0f} of {self._planned:.0f} s"

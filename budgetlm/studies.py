@@ -50,7 +50,9 @@ def open_config(name: str) -> StudyConfig:
     path = STUDIES / checked_name(name) / STUDY_FILE
     if not path.exists():
         known = ", ".join(study_names()) or "none yet"
-        raise StudyError(f"there is no study {name!r} under {STUDIES}/ (known: {known}). `budgetlm search --study {name} --hours …` begins it.")
+        raise StudyError(
+            f"there is no study {name!r} under {STUDIES}/ (known: {known}). `budgetlm search --study {name} --hours …` begins it."
+        )
     return read_study_file(path)
 
 

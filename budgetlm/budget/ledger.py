@@ -102,9 +102,7 @@ class Ledger:
             )
         row = sqlite.insert(_ACCOUNTS).values(account=account, budget_seconds=seconds, stopped_because="")
         with self._engine.begin() as connection:
-            connection.execute(
-                row.on_conflict_do_update(index_elements=["account"], set_={"budget_seconds": seconds})
-            )
+            connection.execute(row.on_conflict_do_update(index_elements=["account"], set_={"budget_seconds": seconds}))
 
     def charge(self, account: str, run: str, purpose: Purpose, seconds: float) -> None:
         """Add `seconds` to what `run` has spent on `purpose`; durable when this returns."""

@@ -370,5 +370,9 @@ def _load(name: str, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"could not read {name}: {type(error).__name__}: {reason[:300]}. Check that it exists and can be read"
-            + (", its configuration and split, and your connection." if name.startswith("hf:") else ", and is what its ending says.")
+            + (
+                ", its configuration and split, and your connection."
+                if name.startswith("hf:")
+                else ", and is what its ending says."
+            )
         ) from error

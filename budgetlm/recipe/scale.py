@@ -100,7 +100,10 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
         return whole
     tokens_at_target = expected_tokens(recipe, whole.model, recipe.batch_tokens, target_seconds, world)
     kept = tokens_at_target / compute_parameters(whole.model)
-    shape = min(_shapes(whole.model, seconds / target_seconds), key=lambda s: _distance(s, kept, recipe, seconds, tokens_at_target, world))
+    shape = min(
+        _shapes(whole.model, seconds / target_seconds),
+        key=lambda s: _distance(s, kept, recipe, seconds, tokens_at_target, world),
+    )
     tokens = expected_tokens(recipe, shape, _batch(recipe, seconds / target_seconds), seconds, world)
     share = min(1.0, max(LEAST_SHARE, kept * compute_parameters(shape) / tokens))
     seconds, tokens = seconds * share, tokens * share

@@ -177,7 +177,9 @@ def default_space(default: Recipe, world: World) -> Space:
     return {
         "depth": Range(low=max(1, default.depth // 2), high=max(3, 2 * default.depth)),
         "width": Range(low=low_width, high=max(low_width + step, 2 * default.width // step * step), step=step),
-        "batch_tokens": Range(low=max(context, default.batch_tokens // 4), high=max(4 * context, 4 * default.batch_tokens), log=True),
+        "batch_tokens": Range(
+            low=max(context, default.batch_tokens // 4), high=max(4 * context, 4 * default.batch_tokens), log=True
+        ),
         "peak_lr": Range(low=default.peak_lr / 6, high=min(0.1, default.peak_lr * 6), log=True),
         "schedule": Choices(("linear", "cosine", "wsd")),
         "warmup": Range(low=0.01, high=0.15),
@@ -223,7 +225,9 @@ def _nearest(domain: Domain, value: Any) -> Any:
 
 def searched(space: Space) -> list[str]:
     """Names of the parameters that really vary."""
-    return [name for name, d in space.items() if not isinstance(d, Fixed) and not (isinstance(d, Choices) and len(d.values) == 1)]
+    return [
+        name for name, d in space.items() if not isinstance(d, Fixed) and not (isinstance(d, Choices) and len(d.values) == 1)
+    ]
 
 
 def suggest(trial: "optuna.Trial", space: Space) -> Recipe:

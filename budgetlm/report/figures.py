@@ -42,7 +42,20 @@ def base(x: str, y: str, **layout: object) -> go.Figure:
 
 def runs_table(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast]) -> pd.DataFrame:
     """A row a run: what it was, what it cost, what came out."""
-    columns = ["run", "kind", "trial", "rung", "state", "seconds", "bpb", "forecast", "parameters", "tokens", "text", "error"]
+    columns = [
+        "run",
+        "kind",
+        "trial",
+        "rung",
+        "state",
+        "seconds",
+        "bpb",
+        "forecast",
+        "parameters",
+        "tokens",
+        "text",
+        "error",
+    ]
     rows = []
     for r in records:
         known = forecasts.get(r.trial)
@@ -69,7 +82,9 @@ def budget_table(by_account: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 def plot_budget(table: pd.DataFrame) -> go.Figure:
     """Where the device-seconds went: one bar an account, a colour a purpose."""
     colours = {"train": BLUE, "evaluate": GREEN, "calibrate": ORANGE, "compile": PURPLE, "other": GREY}
-    figure = base("share of the account's device time (%)", "", barmode="stack", height=140 + 45 * table["account"].nunique())
+    figure = base(
+        "share of the account's device time (%)", "", barmode="stack", height=140 + 45 * table["account"].nunique()
+    )
     totals = table.groupby("account")["seconds"].sum()
     for purpose, rows in table.groupby("purpose"):
         share = 100 * rows["seconds"].to_numpy() / totals[rows["account"]].to_numpy()
@@ -162,7 +177,13 @@ def plot_history(table: pd.DataFrame) -> go.Figure:
     x = [*table["device_hours"], *table["device_hours"][::-1]]
     band = [*table["high"], *table["low"][::-1]]
     figure.add_scatter(
-        x=x, y=band, fill="toself", fillcolor="rgba(0,114,178,0.15)", line={"width": 0}, name="80 % interval", hoverinfo="skip"
+        x=x,
+        y=band,
+        fill="toself",
+        fillcolor="rgba(0,114,178,0.15)",
+        line={"width": 0},
+        name="80 % interval",
+        hoverinfo="skip",
     )
     figure.add_scatter(
         x=table["device_hours"],

@@ -165,10 +165,15 @@ def _verdict(facts: StudyFacts, records: Sequence[RunRecord], choice: Choice | N
         return "<p>No trial has finished a rung yet, so there is nothing to choose from.</p>"
     low, high = choice.forecast.interval
     cards = [
-        (f"{choice.forecast.mean:.3f}", f"bits per byte forecast at {facts.target_seconds / 3600:.3g} h ({low:.3f} to {high:.3f}, 80 %)"),
+        (
+            f"{choice.forecast.mean:.3f}",
+            f"bits per byte forecast at {facts.target_seconds / 3600:.3g} h ({low:.3f} to {high:.3f}, 80 %)",
+        ),
         (f"trial {choice.trial}", f"chosen of {len({r.trial for r in records if r.kind == 'rung'})} trials"),
     ]
-    reached = [r for r in finals if r.trial == choice.trial and r.bpb is not None] or [r for r in finals if r.bpb is not None]
+    reached = [r for r in finals if r.trial == choice.trial and r.bpb is not None] or [
+        r for r in finals if r.bpb is not None
+    ]
     if reached:
         final = reached[-1]
         kept = facts.forecast_kept
@@ -235,9 +240,7 @@ def _final_section(facts: StudyFacts, finals: Sequence[RunRecord], pictures: _Pi
         f"{final.tokens_per_parameter:.0f} a parameter), {final.tokens_per_second:,.0f} tokens/s, {final.flops:.2e} FLOP, "
         f"{final.seconds:.1f} of {final.planned_seconds:.1f} device-seconds."
     )
-    samples = "".join(
-        f"<pre><b>{html.escape(s['prompt'])}</b>{html.escape(s['continuation'])}</pre>" for s in facts.samples
-    )
+    samples = "".join(f"<pre><b>{html.escape(s['prompt'])}</b>{html.escape(s['continuation'])}</pre>" for s in facts.samples)
     return [
         "<h2>The final</h2>",
         f"<p>{html.escape(text)}</p>",
@@ -275,5 +278,7 @@ def _runs(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast], chose
 
 
 def _passport(facts: StudyFacts) -> str:
-    rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in facts.passport.items())
+    rows = "".join(
+        f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in facts.passport.items()
+    )
     return f'<div class="scroll"><table>{rows}</table></div>'

@@ -33,7 +33,9 @@ def plan_rungs(
     ladder = [target_seconds / RATIO**k for k in range(40)]
     affordable = [r for r in ladder if least_seconds <= r <= budget_seconds * TOP_SHARE]
     if len(affordable) < LEAST_RUNGS and not known:
-        top = min(r for r in [*ladder, target_seconds] if r / RATIO ** (LEAST_RUNGS - 1) >= least_seconds or r == target_seconds)
+        top = min(
+            r for r in [*ladder, target_seconds] if r / RATIO ** (LEAST_RUNGS - 1) >= least_seconds or r == target_seconds
+        )
         needed = top / TOP_SHARE
         raise BudgetExhausted(
             f"{budget_seconds:.0f} device-seconds do not pay for a ladder of {LEAST_RUNGS} rungs of at least "

@@ -61,12 +61,20 @@ class Plan:
     def learning(self, records: Sequence[RunRecord]) -> "Plan":
         """The plan with its throughput model fitted to the study's own runs as well."""
         measured = [
-            SpeedPoint(c.model, c.batch_tokens, c.micro_batch_sequences * c.model.context_length, c.optimizer.name, r.tokens_per_second)
+            SpeedPoint(
+                c.model,
+                c.batch_tokens,
+                c.micro_batch_sequences * c.model.context_length,
+                c.optimizer.name,
+                r.tokens_per_second,
+            )
             for r in records
             if r.tokens_per_second > 0 and r.steps >= 5
             for c in [run_config_from(r.config)]
         ]
-        return replace(self, world=replace(self.world, speed=_speed_model([*self.points, *measured], self.passport, self.world)))
+        return replace(
+            self, world=replace(self.world, speed=_speed_model([*self.points, *measured], self.passport, self.world))
+        )
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -85,7 +93,9 @@ def load_plan(folder: Path) -> Plan | None:
         target_seconds=values["target_seconds"],
         space={name: _domain_from_dict(domain) for name, domain in values["space"].items()},
         default=recipe_from(values["default"]),
-        points=[SpeedPoint(ModelConfig(**p["model"]), **{k: v for k, v in p.items() if k != "model"}) for p in values["points"]],
+        points=[
+            SpeedPoint(ModelConfig(**p["model"]), **{k: v for k, v in p.items() if k != "model"}) for p in values["points"]
+        ],
         data=values["data"],
     )
 

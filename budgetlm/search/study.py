@@ -144,7 +144,11 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher) ->
     if plan:
         check_machine(plan, passport)
         plan = dataclasses.replace(plan, rungs=rungs)
-    vocab_size = plan.world.vocab_size if plan else config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
+    vocab_size = (
+        plan.world.vocab_size
+        if plan
+        else config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
+    )
     tokens = prepare(config, vocab_size, cache, watcher)
     if plan and plan.data != tokens.facts.fingerprint:
         raise StudyError(
@@ -293,7 +297,9 @@ class _Search:
             self.study.enqueue_trial(parameters_of(recipe, self.site.plan.space))
         else:
             self.study.tell(number, state=FAIL)
-            self.site.watcher.note(f"trial {number} failed: {record.error.splitlines()[-1] if record.error else record.state}")
+            self.site.watcher.note(
+                f"trial {number} failed: {record.error.splitlines()[-1] if record.error else record.state}"
+            )
 
     def _tell(self, number: int, value: float) -> None:
         self.study.tell(number, value)

@@ -78,9 +78,7 @@ def load_newest(
     return Position(), faults
 
 
-def _load(
-    path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], config: dict[str, Any]
-) -> Position:
+def _load(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], config: dict[str, Any]) -> Position:
     try:
         state = json.loads((path / STATE).read_text())
         intact = _checksum(path / TENSORS) == state["checksum"]

@@ -201,7 +201,9 @@ class _Run:
         bpb = full = None
         if state == "done":
             bpb = self._evaluate(self.windows)
-            if len(self.all_windows) and (self.config.steps or self.elapsed + self._cost(self.all_windows) < self.config.seconds):
+            if len(self.all_windows) and (
+                self.config.steps or self.elapsed + self._cost(self.all_windows) < self.config.seconds
+            ):
                 full = self._evaluate(self.all_windows)
             if self.pending or on_point:
                 self._point(lr if self.step_seconds else 0.0, bpb, on_point)
