@@ -65,7 +65,7 @@ def search(
 
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
-    options = {
+    options: dict[str, dict[str, object]] = {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": data},
         "train": {"device": device, "threads": threads},

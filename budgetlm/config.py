@@ -182,10 +182,9 @@ def _section(name: str, table: Mapping[str, Any]) -> Any:
     for key, value in table.items():
         if key not in fields:
             raise unknown_key(key, list(fields), f"[{name}]")
-        wanted = type(fields[key].default)
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not wanted:
+        wanted: Any = type(fields[key].default)
+        whole = wanted is float and type(value) is int  # `hours = 24` means 24.0
+        if type(value) is not wanted and not whole:
             raise ConfigError(f"{name}.{key} is {value!r}, but it must be of type {wanted.__name__}.")
-        values[key] = value
+        values[key] = wanted(value)
     return SECTIONS[name](**values)

@@ -125,8 +125,9 @@ def _state(name: str, folder: Path) -> str:
 
 
 def resolve(name: str) -> str:
-    """A study's name from what a person asked for: `best` is the one with the best final, or forecast, among those of the
-    same data and machine as the newest.
+    """A study's name from what a person asked for.
+
+    `best` is the one with the best final, or forecast, among those of the same data and machine as the newest.
 
     Raises:
         StudyError: there is no such study, or none with a finished trial.

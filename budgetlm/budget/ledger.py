@@ -106,7 +106,8 @@ class Ledger:
 
     def charge(self, account: str, run: str, purpose: Purpose, seconds: float) -> None:
         """Add `seconds` to what `run` has spent on `purpose`; durable when this returns."""
-        assert purpose in PURPOSES and seconds >= 0
+        assert purpose in PURPOSES, purpose
+        assert seconds >= 0, seconds
         row = sqlite.insert(_CHARGES).values(account=account, run=run, purpose=purpose, seconds=seconds)
         with self._engine.begin() as connection:
             connection.execute(

@@ -191,8 +191,8 @@ def _read(source: _Source, config: DataConfig, key: str, folder: Path, tick: Tic
             )
         if not ends["validation"]:
             _move_to_validation(new, ends, total, first[1])
-        for split in ends:
-            np.save(new / f"{split}.npy", np.asarray(ends[split], dtype=np.int64))
+        for split, places in ends.items():
+            np.save(new / f"{split}.npy", np.asarray(places, dtype=np.int64))
         facts = CorpusFacts(
             source=source.name,
             fingerprint=key,
@@ -297,7 +297,7 @@ def _files_source(name: str, root: Path, paths: list[Path], config: DataConfig, 
                 arguments = {"paths": [str(f) for f in files], "column": config.column, "whole": whole}
                 yield from datasets.IterableDataset.from_generator(read_text_files, gen_kwargs=arguments)
             else:
-                yield from _load(name, kind, data_files=[str(f) for f in files], split="train")
+                yield from _load(name, path=kind, data_files=[str(f) for f in files], split="train")
 
     return _Source(name, _fingerprint(root, paths), rows, config.max_bytes)
 
@@ -352,27 +352,27 @@ def _hub_source(config: DataConfig) -> _Source:
     identity = [config.source, config.config, config.split]
 
     def rows() -> Iterator[dict[str, Any]]:
-        yield from _load(config.source, repository, name=config.config or None, split=config.split)
+        yield from _load(config.source, path=repository, name=config.config or None, split=config.split)
 
     return _Source(config.source, identity, rows, config.max_bytes or HUB_MAX_BYTES)
 
 
-def _load(name: str, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+def _load(source: str, **arguments: Any) -> Iterator[dict[str, Any]]:
     """Stream rows through `datasets`; whatever goes wrong in there is about the source, and is said so."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        yield from datasets.load_dataset(path, streaming=True, **arguments)
+        yield from datasets.load_dataset(streaming=True, **arguments)
     except (DataError, GeneratorExit, KeyboardInterrupt):
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"could not read {name}: {type(error).__name__}: {reason[:300]}. Check that it exists and can be read"
+            f"could not read {source}: {type(error).__name__}: {reason[:300]}. Check that it exists and can be read"
             + (
                 ", its configuration and split, and your connection."
-                if name.startswith("hf:")
+                if source.startswith("hf:")
                 else ", and is what its ending says."
             )
         ) from error

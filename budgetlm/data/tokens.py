@@ -58,7 +58,8 @@ class Tokens:
     @property
     def bytes_V(self) -> np.ndarray:
         """UTF-8 bytes behind each token id, int64, shape (V,); 0 for special tokens."""
-        return np.load(self.folder / "bytes.npy")
+        bytes_V: np.ndarray = np.load(self.folder / "bytes.npy")
+        return bytes_V
 
     @property
     def tokenizer_file(self) -> Path:

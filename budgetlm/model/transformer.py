@@ -60,7 +60,8 @@ class Attention(nn.Module):
             is_causal=True,
             enable_gqa=self.model.kv_groups > 1,
         )
-        return self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
+        out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
+        return out_BLD
 
 
 class MLP(nn.Module):
@@ -74,7 +75,8 @@ class MLP(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D), each position on its own."""
-        return self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+        out_BLD: Tensor = self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+        return out_BLD
 
 
 class Block(nn.Module):
@@ -90,11 +92,15 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS)
-        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
+        out_BLD: Tensor = x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
+        return out_BLD
 
 
 class Trunk(nn.Module):
     """Embedding, blocks, last norm: everything but the head (`model.` in a Hugging Face state dict)."""
+
+    cos_LS: Tensor
+    sin_LS: Tensor
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -113,7 +119,8 @@ class Trunk(nn.Module):
         x_BLD = self.embed_tokens(token_BL)
         for block in self.layers:
             x_BLD = block(x_BLD, self.cos_LS[:L], self.sin_LS[:L])
-        return self.norm(x_BLD)
+        out_BLD: Tensor = self.norm(x_BLD)
+        return out_BLD
 
 
 class LanguageModel(nn.Module):
@@ -129,7 +136,8 @@ class LanguageModel(nn.Module):
 
     def forward(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L) -> logits (B, L, V)."""
-        return self.lm_head(self.model(token_BL))
+        logits_BLV: Tensor = self.lm_head(self.model(token_BL))
+        return logits_BLV
 
     def loss(self, token_BL: Tensor, target_BL: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the targets in nats: a scalar, or shape (B·L,) with `reduction="none"`.

@@ -70,7 +70,8 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
 def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
     """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off."""
     speed = world.speed.tokens_per_second(model, batch_tokens, world.micro_batch_tokens, recipe.optimizer)
-    return max(0.5 * seconds, seconds - world.eval_tokens / (3 * speed) - START_SECONDS) * speed
+    training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
+    return max(0.5 * seconds, training) * speed
 
 
 def at_target(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> RunConfig:
@@ -102,7 +103,7 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
     kept = tokens_at_target / compute_parameters(whole.model)
     shape = min(
         _shapes(whole.model, seconds / target_seconds),
-        key=lambda s: _distance(s, kept, recipe, seconds, tokens_at_target, world),
+        key=lambda s: _distance(s, kept, recipe, seconds, world),
     )
     tokens = expected_tokens(recipe, shape, _batch(recipe, seconds / target_seconds), seconds, world)
     share = min(1.0, max(LEAST_SHARE, kept * compute_parameters(shape) / tokens))
@@ -160,7 +161,7 @@ def _run_config(
 
 def _batch(recipe: Recipe, share: float) -> float:
     """The batch at a share of the target's time, before the tokens are known: they fall by about its square root."""
-    return recipe.batch_tokens * share ** (BATCH_BY_TOKENS / 2)
+    return float(recipe.batch_tokens * share ** (BATCH_BY_TOKENS / 2))
 
 
 def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
@@ -177,9 +178,7 @@ def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
                         yield replace(target, depth=depth, width=width, kv_groups=1)
 
 
-def _distance(
-    shape: ModelConfig, kept: float, recipe: Recipe, seconds: float, tokens_at_target: float, world: World
-) -> float:
+def _distance(shape: ModelConfig, kept: float, recipe: Recipe, seconds: float, world: World) -> float:
     """How far a shape would be from the recipe at this budget, in logarithms of tokens per parameter and of aspect.
 
     Too many tokens for the shape are mended by stopping early, so up to LEAST_SHARE they count for little.

@@ -1,6 +1,7 @@
 """A study's folder -> what its page is told. Reads files and the ledger; never a live study, neither torch nor optuna."""
 
 from pathlib import Path
+from typing import Any
 
 from budgetlm.budget.ledger import SEARCH
 from budgetlm.config import STUDIES, STUDY_FILE
@@ -33,7 +34,9 @@ def collect(name: str) -> StudyFacts:
     choice = choice_of(folder)
     finals = finals_of(folder)
     home = folder / "finals" / finals[-1].run if finals else folder
-    importance = read_json(folder / IMPORTANCE) if (folder / IMPORTANCE).exists() else {"trials": 0, "importance": {}}
+    importance: dict[str, Any] = {"trials": 0, "importance": {}}
+    if (folder / IMPORTANCE).exists():
+        importance = read_json(folder / IMPORTANCE)
     chosen = next((r.recipe for r in read_records(folder) if choice and r.trial == choice.trial), None)
     return StudyFacts(
         name=name,

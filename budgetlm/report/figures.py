@@ -107,8 +107,7 @@ def plot_ladder(
     figure = base("device-seconds of the run (log scale)", "validation loss (bits per byte)", height=520)
     figure.update_xaxes(type="log")
     rungs = runs[(runs["kind"] == "rung") & runs["bpb"].notna()]
-    for first, (trial, rows) in enumerate(rungs.groupby("trial")):
-        rows = rows.sort_values("seconds")
+    for first, (trial, rows) in enumerate(rungs.sort_values("seconds").groupby("trial")):
         is_chosen = trial == chosen
         figure.add_scatter(
             x=rows["seconds"],
@@ -161,7 +160,7 @@ def history(records: Sequence[RunRecord], target_seconds: float) -> pd.DataFrame
     """Best forecast, with what was known then, against device-hours spent; pruned and failed runs cost too."""
     rungs = [r for r in records if r.kind == "rung"]
     hours = np.cumsum([r.seconds for r in rungs]) / 3600
-    places = np.unique(np.linspace(1, len(rungs), min(len(rungs), MOST_FITS)).astype(int)) if rungs else []
+    places = np.linspace(1, len(rungs), min(len(rungs), MOST_FITS)).astype(int).tolist() if rungs else []
     rows = []
     for place in places:
         forecasts = fit(rungs[:place], target_seconds)

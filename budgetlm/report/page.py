@@ -139,7 +139,7 @@ def page(facts: StudyFacts) -> str:
 
 @cache
 def _plotly() -> str:
-    return get_plotlyjs()
+    return str(get_plotlyjs())
 
 
 class _Pictures:
@@ -153,7 +153,7 @@ class _Pictures:
         name = f"figure{len(self.data)}"
         try:
             figure = make().to_json()
-        except Exception:  # one figure must never cost the page
+        except Exception:  # noqa: BLE001  # one figure must never cost the page
             return f'<pre class="error">This figure failed:\n{html.escape(traceback.format_exc(limit=-3))}</pre>'
         assert figure is not None
         self.data.append(f'<script type="application/json" id="{name}">{figure.replace("<", chr(92) + "u003c")}</script>')

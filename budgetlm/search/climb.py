@@ -118,7 +118,7 @@ def run_rung(site: Site, trial: int, recipe: Recipe, rung: int) -> RunRecord:
         except RuntimeError as error:
             memory = "can't allocate memory" in str(error) or "not enough memory" in str(error)
             record = _failed(label, config, site, seconds, f"out of memory: {error}" if memory else _tail(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a trial must not cost the study; the record keeps the traceback
             record = _failed(label, config, site, seconds, _tail(error))
     spent = {str(p): s - before[p] for p, s in site.meter.spent.items()}
     record = replace(record, seconds=site.meter.clock.now() - started, by_purpose=spent)

@@ -113,7 +113,7 @@ def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
 
 def _guessed_width(flops: float) -> float:
     """Width of a compute-optimal model at 20 tokens per parameter: 6·N·20·N FLOPs, N about 12·depth·width², width 40·depth."""
-    return (math.sqrt(flops / 120) * 40 / 12) ** (1 / 3)
+    return float((math.sqrt(flops / 120) * 40 / 12) ** (1 / 3))
 
 
 def make_plan(
@@ -154,26 +154,24 @@ def make_plan(
     )
     world = replace(world, speed=_speed_model(measured.points, passport, world))
     space, default = complete_space(wanted, default_recipe(target, world), world)
-    world = replace(world, **_evaluation_sizes(default, rungs[0], target, world, tokens))
+    sample, full = _evaluation_sizes(default, rungs[0], target, world, tokens)
+    world = replace(world, eval_tokens=sample, full_eval_tokens=full)
     plan = Plan(passport, world, rungs, target, space, default, measured.points, tokens.facts.fingerprint)
     return plan, measured
 
 
-def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World, tokens: Tokens) -> dict[str, int]:
+def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World, tokens: Tokens) -> tuple[int, int]:
     """Validation tokens for every run, and for a final's second look. A forward pass runs at about 3 times the speed of a step."""
-    small = miniature(default, rung, target, world)
     available = tokens.facts.tokens["validation"]
-    sizes = {}
-    for name, config, share in (
-        ("eval_tokens", small, EVALUATION_SHARE),
-        ("full_eval_tokens", miniature(default, target, target, world), FULL_EVALUATION_SHARE),
-    ):
-        speed = world.speed.tokens_per_second(
-            config.model, config.batch_tokens, world.micro_batch_tokens, config.optimizer.name
-        )
-        affordable = int(3 * speed * config.seconds * share)
-        sizes[name] = max(8 * world.context_length, min(available, MOST_EVAL_TOKENS, affordable))
-    return {**sizes, "eval_tokens": world.eval_tokens or sizes["eval_tokens"]}
+
+    def affordable(seconds: float, share: float) -> int:
+        config = miniature(default, seconds, target, world)
+        micro, name = world.micro_batch_tokens, config.optimizer.name
+        speed = world.speed.tokens_per_second(config.model, config.batch_tokens, micro, name)
+        return max(8 * world.context_length, min(available, MOST_EVAL_TOKENS, int(3 * speed * config.seconds * share)))
+
+    sample = world.eval_tokens or affordable(rung, EVALUATION_SHARE)
+    return sample, affordable(target, FULL_EVALUATION_SHARE)
 
 
 def _shapes_to_time(

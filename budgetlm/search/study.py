@@ -7,8 +7,8 @@ queued again if they say nothing.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -19,7 +19,7 @@ from budgetlm.budget.ledger import SEARCH, Ledger, database_url, open_database
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.tokens import Tokens, prepare_tokens
-from budgetlm.errors import BudgetExhausted, StudyError
+from budgetlm.errors import StudyError
 from budgetlm.files import write_json
 from budgetlm.forecast.choose import Choice, choose, highest_rungs
 from budgetlm.interrupt import StopRequest
@@ -183,7 +183,7 @@ def warm_up(device: str) -> None:
     import torch
 
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    weight.sum().backward()
+    torch.autograd.backward(weight.sum())
     torch.optim.AdamW([weight], fused=True).step()
     torch.optim.Muon([weight]).zero_grad()
     if device == "cuda":
@@ -191,6 +191,11 @@ def warm_up(device: str) -> None:
 
 
 def check_machine(plan: Plan, passport: Passport) -> None:
+    """Refuse to mix the device-seconds of two machines.
+
+    Raises:
+        StudyError: this is not the machine that the plan was made on.
+    """
     if plan.passport.id != passport.id:
         raise StudyError(
             f"this study was begun on another machine or set-up ({plan.passport.summary()}); this is {passport.summary()}. "
@@ -214,9 +219,10 @@ def _open_study(config: StudyConfig) -> optuna.Study:
     )
     study = optuna.create_study(study_name=config.name, storage=storage, direction="minimize", load_if_exists=True)
     # A continued search must not draw the same random numbers again, so the seed moves with the trials.
-    study.sampler = optuna.samplers.TPESampler(
-        seed=config.search.seed * 100_003 + len(study.get_trials(deepcopy=False)), multivariate=True, group=True
-    )
+    seed = config.search.seed * 100_003 + len(study.get_trials(deepcopy=False))
+    with warnings.catch_warnings():  # "experimental" for years, and what the documentation recommends
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
     return study
 
 
@@ -236,7 +242,8 @@ class _Search:
         while not self.site.should_stop():
             if not self.site.affords(0):
                 return self._spent()
-            self._climb_with_what_is_left() or self._new_trial()
+            if not self._climb_with_what_is_left():
+                self._new_trial()
             self._show_best()
             if self.bugs >= BUGS_IN_A_ROW:
                 last = self.site.records()[-1].error
@@ -308,7 +315,7 @@ class _Search:
         """Bits per byte of guessing every token alike."""
         facts = self.site.tokens.facts
         tokens_a_byte = facts.tokens["validation"] / facts.corpus["bytes"]["validation"]
-        return math.log2(facts.vocab_size) * tokens_a_byte
+        return float(math.log2(facts.vocab_size) * tokens_a_byte)
 
     def _settle_the_interrupted(self) -> None:
         """Bring trials that a crash left running into agreement with their records."""
@@ -344,6 +351,8 @@ def _keep_importance(config: StudyConfig) -> None:
     names = [n for n in names if all(n in t.params for t in trials) and len({t.params[n] for t in trials}) > 1]
     importance: dict[str, float] = {}
     if len(trials) >= 8 and len(names) >= 2:
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         importance = dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=names))
     write_json(config.folder / IMPORTANCE, {"trials": len(trials), "importance": importance})

@@ -67,7 +67,7 @@ def load_newest(
     Raises:
         CheckpointError: checkpoints are there, but none can be used.
     """
-    faults = []
+    faults: list[str] = []
     for path in _checkpoints(folder):
         try:
             return _load(path, network, optimizers, config), faults
@@ -91,7 +91,8 @@ def _load(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer
         raise CheckpointError(f"The checkpoint {path} belongs to another configuration.")
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     missing = network.load_state_dict(weights, strict=False)
-    assert not missing.unexpected_keys and set(missing.missing_keys) <= {_tied_copy(network)}
+    assert not missing.unexpected_keys, missing
+    assert set(missing.missing_keys) <= {_tied_copy(network)}, missing
     for number, (optimizer, groups) in enumerate(zip(optimizers, state["groups"], strict=True)):
         values: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():

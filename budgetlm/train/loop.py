@@ -85,7 +85,7 @@ class Stepper:
             tokens = torch.from_numpy(micro).to(config.device, non_blocking=True)
             with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss = self._loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
-            loss.backward()
+            torch.autograd.backward(loss)
             loss_sum += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
         set_lr(self.optimizers, lr)
@@ -164,6 +164,7 @@ class _Run:
         self.eval_seconds_a_window = 0.0
         self.train_seconds, self.train_tokens = 0.0, 0
         self.recent_loss: deque[float] = deque(maxlen=20)
+        self.last_loss = math.nan if before is None else before.loss
         self.pending: list[tuple[float, float]] = []  # loss and seconds of the steps since the last curve point
         self.last_checkpoint = (meter.clock.now(), self.position.step)
         # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
@@ -187,7 +188,7 @@ class _Run:
             if should_stop():
                 state = "interrupted"
                 break
-            lr = self.config.optimizer.peak_lr * lr_factor(self.config.schedule, self._progress_of_next_step())
+            lr = self._lr(self._progress_of_next_step())
             loss = self._step(lr)
             if self._diverged(loss):
                 state = "diverged"
@@ -205,11 +206,13 @@ class _Run:
                 self.config.steps or self.elapsed + self._cost(self.all_windows) < self.config.seconds
             ):
                 full = self._evaluate(self.all_windows)
-            if self.pending or on_point:
-                self._point(lr if self.step_seconds else 0.0, bpb, on_point)
+            self._point(self._lr(1.0), bpb, on_point)
         return Trained(self._record(state, bpb, full), self.network, self.notes)
 
     # --- one step ---
+
+    def _lr(self, progress: float) -> float:
+        return self.config.optimizer.peak_lr * lr_factor(self.config.schedule, progress)
 
     def _step(self, lr: float) -> float:
         compiling = self.config.compile and not self.step_seconds
@@ -277,12 +280,13 @@ class _Run:
 
     def _point(self, lr: float, bpb: float | None, on_point: Callable[[CurvePoint], None] | None) -> None:
         losses, seconds = [p[0] for p in self.pending], sum(p[1] for p in self.pending)
-        loss = statistics.fmean(losses) if losses else math.nan
+        if losses:
+            self.last_loss = statistics.fmean(losses)
         point = CurvePoint(
             step=self.position.step,
             seconds=self.elapsed,
             tokens=self.sequences_done * self.config.model.context_length,
-            loss=loss,
+            loss=self.last_loss,
             lr=lr,
             tokens_per_second=len(losses) * self.config.batch_tokens / seconds if seconds else 0.0,
             bpb=bpb,

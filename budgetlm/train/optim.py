@@ -30,7 +30,7 @@ class MuonFloat32(torch.optim.Muon):
                 if weight.grad is not None:
                     by_shape.setdefault(weight.shape, []).append(weight)
             for shape, weights in by_shape.items():
-                gradients = [weight.grad for weight in weights]
+                gradients = [weight.grad for weight in weights if weight.grad is not None]
                 momenta = [
                     self.state[w].setdefault("momentum_buffer", torch.zeros_like(g))
                     for w, g in zip(weights, gradients, strict=True)
