@@ -1,0 +1,130 @@
+"""Tiny worlds that the tests share: a corpus of made-up sentences, its tokens, and clocks that never wait."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from budgetlm.budget.clock import ManualClock
+from budgetlm.config import StudyConfig, study_config
+from budgetlm.data.corpus import DataConfig, prepare_corpus
+from budgetlm.data.tokens import Tokens, prepare_tokens
+from budgetlm.model.size import ModelConfig
+from budgetlm.records import RunRecord
+from budgetlm.train.config import OptimizerConfig, RunConfig
+
+torch.set_num_threads(2)
+
+
+class TickingClock(ManualClock):
+    """Every look at it takes the same time: real training under a deadline, the same on every machine."""
+
+    def __init__(self, tick: float = 0.001) -> None:
+        super().__init__()
+        self.tick = tick
+
+    def now(self) -> float:
+        self.move(self.tick)
+        return self.seconds
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Documents with some structure to learn: subject, verb, object, and a number that follows from them."""
+    chance = random.Random(seed)
+    words = ["tree", "river", "stone", "cloud", "engine", "paper", "letter", "garden"]
+    verbs = ["sees", "moves", "finds", "keeps"]
+    documents = []
+    for number in range(count):
+        lines = [
+            f"the {a} {verb} the {b} and counts {len(a) + len(b)}\n"
+            for a, verb, b in ((chance.choice(words), chance.choice(verbs), chance.choice(words)) for _ in range(12))
+        ]
+        documents.append(f"document {number}\n" + "".join(lines))
+    return documents
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, text in enumerate(sentences(300)):
+        (folder / f"{number:03d}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tokens(corpus_folder, cache) -> Tokens:
+    config = DataConfig(source=str(corpus_folder), vocab_size=320)
+    return prepare_tokens(config, prepare_corpus(config, cache), 320, cache)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty folder to run commands in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_study(corpus_folder, home):
+    """A study that a ticking clock gets through in seconds."""
+
+    def make(seconds: float = 8.0, **changes) -> StudyConfig:
+        table = {
+            "name": "tiny",
+            "budget": {"hours": seconds / 3600, "target_hours": 3.2 / 3600},
+            "data": {"source": str(corpus_folder), "vocab_size": 320},
+            "model": {"context_length": 32},
+            "train": {"eval_tokens": 512},
+            "search": {"least_rung_seconds": 0.15},
+            "space": {"depth": {"low": 1, "high": 2}, "width": {"low": 16, "high": 48, "step": 16}, "batch_tokens": 128},
+        }
+        return study_config(table | changes)
+
+    return make
+
+
+def tiny_model(**changes) -> ModelConfig:
+    return ModelConfig(**{"vocab_size": 320, "depth": 2, "width": 32, "context_length": 32, **changes})
+
+
+def tiny_run(**changes) -> RunConfig:
+    values = {
+        "model": tiny_model(),
+        "optimizer": OptimizerConfig(peak_lr=1e-2),
+        "batch_sequences": 4,
+        "micro_batch_sequences": 4,
+        "eval_tokens": 512,
+    }
+    return RunConfig(**{**values, **changes})
+
+
+def record(trial: int, rung: int, seconds: float, bpb: float | None, target: float = 1000.0, **changes) -> RunRecord:
+    """A record of a rung, as a search would have left it."""
+    values = {
+        "run": f"trial{trial:04d}-rung{rung}",
+        "kind": "rung",
+        "trial": trial,
+        "rung": rung,
+        "state": "done" if bpb is not None else "failed",
+        "recipe": {"depth": 2, "width": 32, "batch_tokens": 128, "peak_lr": 0.01 * (trial + 1)},
+        "config": {"model": {"depth": 2, "width": 32}},
+        "seed": 0,
+        "target_seconds": target,
+        "planned_seconds": seconds,
+        "seconds": seconds,
+        "by_purpose": {"train": seconds},
+        "steps": 10,
+        "tokens": 1000,
+        "parameters": 100,
+        "compute_parameters": 100,
+        "flops": 1e6,
+        "tokens_per_second": 100.0,
+        "bpb": bpb,
+    }
+    return RunRecord(**{**values, **changes})

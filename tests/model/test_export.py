@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from budgetlm.errors import StudyError
+from budgetlm.model.export import load_model, save_model
+from budgetlm.model.generate import generate
+from tests.conftest import tiny_model
+from tests.model.test_transformer import TOKENS_BL, trained_looking
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_embeddings": False}, {"width": 64, "kv_groups": 2}, {"width": 64, "kv_groups": 4, "tie_embeddings": False}],
+)
+def test_transformers_loads_the_folder_without_us_and_gives_the_same_logits(tmp_path, tokens, changes):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = trained_looking(tiny_model(**changes))
+    save_model(tmp_path, network, tokens.tokenizer_file, tokens.facts.end_of_text)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(theirs(TOKENS_BL).logits, network(TOKENS_BL), atol=1e-5)
+    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer("the tree sees")["input_ids"]) == "the tree sees"
+
+
+def test_what_is_saved_comes_back_the_same(tmp_path, tokens):
+    network = trained_looking(tiny_model(kv_groups=2, width=64, mlp_ratio=2.0))
+    save_model(tmp_path, network, tokens.tokenizer_file, 0)
+    again, _, end = load_model(tmp_path)
+    assert (again.config, end) == (network.config, 0)
+    assert torch.equal(again(TOKENS_BL), network(TOKENS_BL))
+
+
+def test_a_damaged_model_is_said_so(tmp_path, tokens):
+    save_model(tmp_path, trained_looking(tiny_model()), tokens.tokenizer_file, 0)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(StudyError, match="does not hold a model"):
+        load_model(tmp_path)
+    with pytest.raises(StudyError, match="missing"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_generation_is_repeatable_bounded_and_stops_at_the_end_of_text():
+    network = trained_looking(tiny_model())
+    first = list(generate(network, [1, 2], 50, seed=3))
+    assert first == list(generate(network, [1, 2], 50, seed=3))
+    assert len(first) == 50  # beyond the context length of 32 as well
+    assert first != list(generate(network, [1, 2], 50, seed=4))
+    greedy = list(generate(network, [1, 2], 5, temperature=0))
+    assert list(generate(network, [1, 2], 5, temperature=0, end_of_text=greedy[2])) == greedy[:2]
+    assert list(generate(network, [1], 50, should_stop=lambda: True)) == []

@@ -1,0 +1,58 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from budgetlm.model import transformer
+from budgetlm.model.transformer import LanguageModel, build
+from tests.conftest import tiny_model
+
+TOKENS_BL = torch.randint(320, (3, 32), generator=torch.Generator().manual_seed(0))
+
+
+def trained_looking(model) -> LanguageModel:
+    """A model whose blocks do something: fresh ones are the identity."""
+    network = build(model, seed=1)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+    return network
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_groups": 2, "tie_embeddings": False, "width": 64}])
+def test_no_position_sees_the_future(changes):
+    network = trained_looking(tiny_model(**changes))
+    embedded = network.model.embed_tokens(TOKENS_BL).detach().requires_grad_()
+    network.model.embed_tokens.forward = lambda _: embedded
+    network(TOKENS_BL)[:, 10].sum().backward()
+    reach_L = embedded.grad.abs().sum(dim=(0, 2))
+    assert torch.all(reach_L[:11] > 0)
+    assert torch.all(reach_L[11:] == 0)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others():
+    first, again, other = build(tiny_model(), 7), build(tiny_model(), 7), build(tiny_model(), 8)
+    pairs = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits_chunked_or_not(monkeypatch):
+    network = trained_looking(tiny_model())
+    inputs, targets = TOKENS_BL[:, :-1], TOKENS_BL[:, 1:]
+    wanted = F.cross_entropy(network(inputs).flatten(0, 1), targets.flatten())
+    assert torch.allclose(network.loss(inputs, targets), wanted, atol=1e-6)
+    assert torch.allclose(network.loss(inputs, targets, reduction="none").mean(), wanted, atol=1e-6)
+    network.loss(inputs, targets).backward()
+    plain = network.model.layers[0].mlp.up_proj.weight.grad.clone()
+    network.zero_grad()
+    monkeypatch.setattr(transformer, "LOGIT_BYTES_BEFORE_CHUNKING", 0)
+    chunked = network.loss(inputs, targets)
+    chunked.backward()
+    assert torch.allclose(chunked, wanted, atol=1e-6)
+    assert torch.allclose(network.model.layers[0].mlp.up_proj.weight.grad, plain, atol=1e-6)
+
+
+def test_a_fresh_model_guesses_about_uniformly_at_any_depth():
+    for depth in (1, 8):
+        loss = build(tiny_model(depth=depth), 0).loss(TOKENS_BL[:, :-1], TOKENS_BL[:, 1:])
+        assert abs(loss.item() - torch.log(torch.tensor(320.0)).item()) < 0.1
