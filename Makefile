@@ -36,7 +36,7 @@ lint: .venv/ready
 	$(RUN) -m mypy budgetlm
 
 bench: .venv/ready
-	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) "$$file" || exit 1; done
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit 1; done
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -120,9 +120,13 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Add `value` as one line of JSON to the end of a file."""
-    with disk_errors(path), path.open("a") as file:
-        file.write(json.dumps(value) + "\n")
+    """Add `value` as one line of JSON to the end of a file, on a line of its own also after one that a crash cut short."""
+    with disk_errors(path), path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(value).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[Any]:

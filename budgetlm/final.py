@@ -24,7 +24,7 @@ from budgetlm.interrupt import StopRequest
 from budgetlm.model.export import save_model
 from budgetlm.model.generate import generate
 from budgetlm.model.transformer import LanguageModel
-from budgetlm.passport import pick_device, take_passport
+from budgetlm.passport import identify, pick_device
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import miniature
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_curve, read_records
@@ -139,7 +139,7 @@ class _Final:
     def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]]]:
         """Prepare, resume, train, write model and samples, and keep the record."""
         device = pick_device(self.study.train.device, self.study.train.threads)
-        check_machine(self.plan, take_passport(device))
+        check_machine(self.plan, identify(device))
         tokens = prepare(self.study, self.plan.world.vocab_size, self.cache, self.watcher)
         if tokens.facts.fingerprint != self.plan.data:
             raise StudyError(f"the data of study {self.study.name!r} has changed since its search. Bring the old text back.")

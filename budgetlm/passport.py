@@ -7,7 +7,7 @@ passport itself. torch is imported only when a passport is taken.
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import budgetlm
@@ -73,8 +73,8 @@ def pick_device(wanted: str, threads: int) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def take_passport(device: str) -> Passport:
-    """Identify the device and measure its ceilings, in about half a second."""
+def identify(device: str) -> Passport:
+    """The passport without its measured ceilings: costs nothing, and its `id` is the same."""
     import torch
 
     if device == "cuda":
@@ -91,9 +91,15 @@ def take_passport(device: str) -> Passport:
         python=platform.python_version(),
         budgetlm=budgetlm.__version__,
         system=f"{platform.system()} {platform.machine()}",
-        fp32_gflops=_ceiling(device, "float32"),
-        bf16_gflops=_ceiling(device, "bfloat16"),
+        fp32_gflops=0.0,
+        bf16_gflops=0.0,
     )
+
+
+def take_passport(device: str) -> Passport:
+    """Identify the device and measure its ceilings, in about half a second."""
+    fp32, bf16 = _ceiling(device, "float32"), _ceiling(device, "bfloat16")
+    return replace(identify(device), fp32_gflops=fp32, bf16_gflops=bf16)
 
 
 def _processor() -> str:

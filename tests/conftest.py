@@ -10,23 +10,12 @@ from budgetlm.budget.clock import ManualClock
 from budgetlm.config import StudyConfig, study_config
 from budgetlm.data.corpus import DataConfig, prepare_corpus
 from budgetlm.data.tokens import Tokens, prepare_tokens
-from budgetlm.model.size import ModelConfig
+from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.records import RunRecord
+from budgetlm.train import loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
 
-torch.set_num_threads(2)
-
-
-class TickingClock(ManualClock):
-    """Every look at it takes the same time: real training under a deadline, the same on every machine."""
-
-    def __init__(self, tick: float = 0.001) -> None:
-        super().__init__()
-        self.tick = tick
-
-    def now(self) -> float:
-        self.move(self.tick)
-        return self.seconds
+torch.set_num_threads(1)  # models this small are slower with more
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -42,6 +31,30 @@ def sentences(count: int, seed: int = 0) -> list[str]:
         ]
         documents.append(f"document {number}\n" + "".join(lines))
     return documents
+
+
+@pytest.fixture
+def clock(monkeypatch) -> ManualClock:
+    """A clock that only training moves: real steps and evaluations, of a speed that is the same on every machine."""
+    clock = ManualClock()
+    step, measure = loop.Stepper.step, loop.evaluate
+
+    def timed_step(self, rows, lr):
+        clock.move(step_seconds(self.config.model, rows.size))
+        return step(self, rows, lr)
+
+    def timed_evaluate(network, windows, *arguments, **options):
+        clock.move(step_seconds(network.config, windows.size) / 3)
+        return measure(network, windows, *arguments, **options)
+
+    monkeypatch.setattr(loop.Stepper, "step", timed_step)
+    monkeypatch.setattr(loop, "evaluate", timed_evaluate)
+    return clock
+
+
+def step_seconds(model: ModelConfig, tokens: int) -> float:
+    """How long a step takes on the clock above."""
+    return tokens * (2e-5 + 1e-10 * flops_per_token(model))
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +85,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def tiny_study(corpus_folder, home):
-    """A study that a ticking clock gets through in seconds."""
+    """A study that takes seconds, on the clock above and in truth."""
 
     def make(seconds: float = 8.0, **changes) -> StudyConfig:
         table = {

@@ -12,6 +12,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,61 +150,76 @@ def prepare_corpus(config: DataConfig, cache: Path, tick: Tick | None = None) ->
 
 
 def _read(source: _Source, config: DataConfig, key: str, folder: Path, tick: Tick | None) -> None:
-    seen: set[bytes] = set()
-    ends: dict[str, list[int]] = {"train": [], "validation": []}
-    total = {"train": 0, "validation": 0}
-    duplicates = empty = invalid = 0
-    cut = False
-    first: tuple[bytes, bytes] | None = None  # the document that validates if chance sends it none
     with new_folder(folder) as new:
-        files = {split: (new / f"{split}.txt").open("wb") for split in ends}
-        for row in source.rows():
-            text, replaced = _text(row, config.column, source.name)
-            data = text.encode("utf-8", errors="replace")
-            invalid += replaced
-            if not text.strip():
-                empty += 1
-                continue
-            mark = hashlib.blake2b(data, digest_size=16).digest()
-            if mark in seen:
-                duplicates += 1
-                continue
-            seen.add(mark)
-            validates = int.from_bytes(mark[:8], "big") < config.validation_fraction * 2**64
-            split = "validation" if validates else "train"
-            if first is None or mark < first[0]:
-                first = (mark, data)
-            files[split].write(data)
-            total[split] += len(data)
-            ends[split].append(total[split])
-            if tick:
-                tick(len(data))
-            if source.max_bytes and sum(total.values()) >= source.max_bytes:
-                cut = True
-                break
-        for file in files.values():
-            file.close()
-        if len(seen) < 2 or first is None:
-            raise DataError(
-                f"{source.name} has {len(seen)} documents with text in them ({empty} were empty, {duplicates} "
-                "duplicates), but at least 2 are needed, one of them to validate. Give a larger source, or cut the text "
-                "into several documents."
-            )
-        if not ends["validation"]:
-            _move_to_validation(new, ends, total, first[1])
-        for split, places in ends.items():
-            np.save(new / f"{split}.npy", np.asarray(places, dtype=np.int64))
+        writer = _Writer(new, config.validation_fraction)
+        with writer:
+            for row in source.rows():
+                text, replaced = _text(row, config.column, source.name)
+                writer.invalid += replaced
+                size = writer.add(text)
+                if tick:
+                    tick(size)
+                if source.max_bytes and sum(writer.total.values()) >= source.max_bytes:
+                    writer.cut = True
+                    break
+        writer.finish(source.name)
         facts = CorpusFacts(
             source=source.name,
             fingerprint=key,
-            documents={split: len(ends[split]) for split in ends},
-            bytes=total,
-            duplicates=duplicates,
-            empty=empty,
-            invalid=invalid,
-            cut=cut,
+            documents={split: len(ends) for split, ends in writer.ends.items()},
+            bytes=writer.total,
+            duplicates=writer.duplicates,
+            empty=writer.empty,
+            invalid=writer.invalid,
+            cut=writer.cut,
         )
         write_json(new / "corpus.json", asdict(facts))
+
+
+class _Writer(ExitStack):
+    """Documents -> one file of text for each split, with the places where they end."""
+
+    def __init__(self, folder: Path, validation_fraction: float) -> None:
+        super().__init__()
+        self.folder, self.fraction = folder, validation_fraction
+        self.ends: dict[str, list[int]] = {"train": [], "validation": []}
+        self.total = dict.fromkeys(self.ends, 0)
+        self.duplicates = self.empty = self.invalid = 0
+        self.cut = False
+        self._files = {split: self.enter_context((folder / f"{split}.txt").open("wb")) for split in self.ends}
+        self._seen: set[bytes] = set()
+        self._first: tuple[bytes, bytes] | None = None  # the document that validates if chance sends it none
+
+    def add(self, text: str) -> int:
+        """Write a document to its split, unless it is empty or known. Returns its bytes."""
+        data = text.encode("utf-8", errors="replace")
+        mark = hashlib.blake2b(data, digest_size=16).digest()
+        if not text.strip():
+            self.empty += 1
+        elif mark in self._seen:
+            self.duplicates += 1
+        else:
+            self._seen.add(mark)
+            if self._first is None or mark < self._first[0]:
+                self._first = (mark, data)
+            split = "validation" if int.from_bytes(mark[:8], "big") < self.fraction * 2**64 else "train"
+            self._files[split].write(data)
+            self.total[split] += len(data)
+            self.ends[split].append(self.total[split])
+        return len(data)
+
+    def finish(self, name: str) -> None:
+        """See to it that both splits have something, and write where their documents end."""
+        if len(self._seen) < 2 or self._first is None:
+            raise DataError(
+                f"{name} has {len(self._seen)} documents with text in them ({self.empty} were empty, {self.duplicates} "
+                "duplicates), but at least 2 are needed, one of them to validate. Give a larger source, or cut the text "
+                "into several documents."
+            )
+        if not self.ends["validation"]:
+            _move_to_validation(self.folder, self.ends, self.total, self._first[1])
+        for split, ends in self.ends.items():
+            np.save(self.folder / f"{split}.npy", np.asarray(ends, dtype=np.int64))
 
 
 def _move_to_validation(folder: Path, ends: dict[str, list[int]], total: dict[str, int], document: bytes) -> None:

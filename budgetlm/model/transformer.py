@@ -32,6 +32,15 @@ def rotate(x_BHLS: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
     return (x_BHLS * cos_LS + torch.cat([-right, left], dim=-1) * sin_LS).to(x_BHLS.dtype)
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its input, so that under bf16 autocast it stays one fused kernel."""
+
+    def forward(self, x_BLHS: Tensor) -> Tensor:
+        """Each head's vector at length sqrt(S) times the weight."""
+        assert self.weight is not None
+        return F.rms_norm(x_BLHS, self.normalized_shape, self.weight.to(x_BLHS.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Causal self-attention with normalised queries and keys."""
 
@@ -43,8 +52,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(model.width, kv_width, bias=False)
         self.v_proj = nn.Linear(model.width, kv_width, bias=False)
         self.o_proj = nn.Linear(model.width, model.width, bias=False)
-        self.q_norm = nn.RMSNorm(model.head_size, eps=1e-6)
-        self.k_norm = nn.RMSNorm(model.head_size, eps=1e-6)
+        self.q_norm = HeadNorm(model.head_size, eps=1e-6)
+        self.k_norm = HeadNorm(model.head_size, eps=1e-6)
 
     def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
         """Mix each position with those before it: (B, L, D) -> (B, L, D)."""

@@ -32,11 +32,14 @@ def plan_rungs(
     """
     ladder = [target_seconds / RATIO**k for k in range(40)]
     affordable = [r for r in ladder if least_seconds <= r <= budget_seconds * TOP_SHARE]
-    if len(affordable) < LEAST_RUNGS and not known:
-        top = min(
-            r for r in [*ladder, target_seconds] if r / RATIO ** (LEAST_RUNGS - 1) >= least_seconds or r == target_seconds
+    if target_seconds / RATIO ** (LEAST_RUNGS - 1) < least_seconds:
+        raise BudgetExhausted(
+            f"a target of {target_seconds:g} s is too short for {LEAST_RUNGS} rungs of at least {least_seconds:g} s, each a "
+            f"quarter of the next. Give `--target-hours {RATIO * least_seconds / 3600:.2g}` or more."
         )
-        needed = top / TOP_SHARE
+    if len(affordable) < LEAST_RUNGS and not known:
+        top = min(r for r in ladder if r / RATIO ** (LEAST_RUNGS - 1) >= least_seconds)
+        needed = 1.005 * top / TOP_SHARE  # so that what is printed, rounded, is still enough
         raise BudgetExhausted(
             f"{budget_seconds:.0f} device-seconds do not pay for a ladder of {LEAST_RUNGS} rungs of at least "
             f"{least_seconds:g} s, each a power of {RATIO} below the target of {target_seconds:.0f} s. Give `--hours "

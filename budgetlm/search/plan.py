@@ -136,7 +136,16 @@ def make_plan(
     wanted = read_space(config.space)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
-    measured = calibrate(shapes, passport, optimizers, clock, cache, wanted_precision=config.train.precision, tick=tick)
+    measured = calibrate(
+        shapes,
+        passport,
+        optimizers,
+        clock,
+        cache,
+        budget_seconds=config.budget.seconds,
+        wanted_precision=config.train.precision,
+        tick=tick,
+    )
     world = World(
         vocab_size=tokens.facts.vocab_size,
         context_length=context,

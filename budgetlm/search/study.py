@@ -23,12 +23,12 @@ from budgetlm.errors import StudyError
 from budgetlm.files import write_json
 from budgetlm.forecast.choose import Choice, choose, highest_rungs
 from budgetlm.interrupt import StopRequest
-from budgetlm.passport import Passport, pick_device, take_passport
+from budgetlm.passport import Passport, identify, pick_device, take_passport
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.recipe.space import parameters_of, searched, suggest
 from budgetlm.records import RunRecord, read_records
-from budgetlm.search.climb import Site, climb
+from budgetlm.search.climb import MARGIN_SECONDS, Site, climb
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.plan import Plan, describe, load_plan, make_plan, suited_vocabulary
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK
@@ -66,6 +66,7 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher) -> 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = config.folder
     check_settings(config)
+    _rungs(config, load_plan(folder))  # an impossible budget is refused before anything is paid for or written
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -126,24 +127,28 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
     return prepare_tokens(config.data, corpus, vocab_size, cache, tick_tokens)
 
 
+def _rungs(config: StudyConfig, plan: Plan | None) -> list[float]:
+    budget = config.budget
+    known = plan.rungs if plan else ()
+    return plan_rungs(budget.seconds, budget.target_seconds, config.search.least_rung_seconds, known)
+
+
 def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher) -> SearchResult:
     folder = config.folder
     plan = load_plan(folder)
+    rungs = _rungs(config, plan)
     device = pick_device(config.train.device, config.train.threads)
-    # Impossible budgets are refused before anything is paid for or written.
-    rungs = plan_rungs(
-        config.budget.seconds, config.budget.target_seconds, config.search.least_rung_seconds, plan.rungs if plan else ()
-    )
     ledger = Ledger(open_database(folder / DATABASE))
     ledger.set_budget(SEARCH, config.budget.seconds)
     config.save(folder)
-    # Measuring the machine holds the device, if for a moment, and is charged like everything that does.
-    before = clock.now()
-    passport = take_passport(device)
-    ledger.charge(SEARCH, "study", "calibrate", clock.now() - before)
     if plan:
+        passport = identify(device)
         check_machine(plan, passport)
         plan = dataclasses.replace(plan, rungs=rungs)
+    else:  # measuring the machine holds the device, if for a moment, and is charged like everything that does
+        before = clock.now()
+        passport = take_passport(device)
+        ledger.charge(SEARCH, "study", "calibrate", clock.now() - before)
     vocab_size = (
         plan.world.vocab_size
         if plan
@@ -156,7 +161,9 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher) ->
             f"{tokens.facts.fingerprint}). Bring the old text back, or give the new search another name with `--study`."
         )
     warm_up(device)
-    meter = Meter(clock, ledger.charger(SEARCH))
+    # With nothing left that a run could be paid from, the device is not held, and looking on is not charged.
+    open_for_runs = plan is None or ledger.balance().remaining_seconds >= plan.rungs[0] + MARGIN_SECONDS
+    meter = Meter(clock, ledger.charger(SEARCH) if open_for_runs else None)
     with StopRequest() as stop:
         try:
             if plan is None:

@@ -23,6 +23,8 @@ from budgetlm.train.throughput import SpeedPoint
 MICRO_BATCH_TOKENS = (1_024, 4_096, 16_384, 65_536)
 """Tokens in one forward pass that are tried; larger ones only on a GPU."""
 SECONDS_A_MEASUREMENT = 0.25
+BUDGET_SHARE = 1 / 400
+"""Of the search's budget, the most that one of about ten measurements may take beyond its first two steps."""
 FORMAT = 1
 
 
@@ -45,6 +47,7 @@ def calibrate(
     clock: Clock,
     cache: Path,
     *,
+    budget_seconds: float,
     wanted_precision: str = "auto",
     tick: Callable[[], None] | None = None,
 ) -> Calibration:
@@ -53,6 +56,7 @@ def calibrate(
     Args:
         shapes: models to time, small to large; the middle one decides precision and micro-batch.
         optimizers: names of those that the search may use; each is timed.
+        budget_seconds: of the search, which must not be eaten up by this.
         wanted_precision: `auto` measures; `fp32` or `bf16` settles it.
     """
     started = clock.now()
@@ -68,10 +72,12 @@ def calibrate(
     sizes = [m for m in MICRO_BATCH_TOKENS if passport.device == "cuda" or m <= 4_096]
     sizes = [m for m in sizes if training_bytes(shapes[-1], m) < 0.6 * passport.memory_bytes] or [middle.context_length]
 
+    seconds = min(SECONDS_A_MEASUREMENT, BUDGET_SHARE * budget_seconds)
+
     def speed(shape: ModelConfig, precision: Precision, micro: int, optimizer: str = "adamw") -> float:
         if tick:
             tick()
-        return _measure(shape, precision, micro, optimizer, passport.device, clock, bf16_is_fast)
+        return _measure(shape, precision, micro, optimizer, passport.device, clock, bf16_is_fast, seconds)
 
     precision: Precision = "bf16" if wanted_precision == "bf16" else "fp32"
     by_size = {size: speed(middle, precision, size) for size in sizes}
@@ -90,7 +96,14 @@ def calibrate(
 
 
 def _measure(
-    shape: ModelConfig, precision: Precision, micro: int, optimizer: str, device: str, clock: Clock, bf16_is_fast: bool
+    shape: ModelConfig,
+    precision: Precision,
+    micro: int,
+    optimizer: str,
+    device: str,
+    clock: Clock,
+    bf16_is_fast: bool,
+    seconds: float,
 ) -> float:
     """Tokens per second of optimisation steps of one micro-batch, after one step to warm up; 0 if it does not fit."""
     sequences = max(1, micro // shape.context_length)
@@ -109,7 +122,7 @@ def _measure(
         stepper = Stepper(config, build(shape, 0, device))
         stepper.step(rows, lr=1e-4)
         times: list[float] = []
-        while not times or (sum(times) < SECONDS_A_MEASUREMENT and len(times) < 20):
+        while not times or (sum(times) < seconds and len(times) < 20):
             before = clock.now()
             stepper.step(rows, lr=1e-4)
             times.append(max(1e-9, clock.now() - before))

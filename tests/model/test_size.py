@@ -20,7 +20,9 @@ def test_counted_parameters_are_those_of_the_built_model(model):
     assert parameters(model) == sum(p.numel() for p in network.parameters())
     embeddings = {"model.embed_tokens.weight", "lm_head.weight"}
     assert body_parameters(model) == sum(p.numel() for n, p in network.named_parameters() if n not in embeddings)
-    matrices = sum(p.numel() for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n)
+    matrices = sum(
+        p.numel() for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
+    )
     assert compute_parameters(model) == matrices + model.vocab_size * model.width
 
 

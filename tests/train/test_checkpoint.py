@@ -30,7 +30,9 @@ def config(tokens):
     from tests.conftest import tiny_model
 
     base = tiny_run(steps=12, model=tiny_model(vocab_size=tokens.facts.vocab_size), micro_batch_sequences=3)
-    return lambda name="adamw", **changes: dataclasses.replace(base, optimizer=OptimizerConfig(name=name, peak_lr=0.01), **changes)
+    return lambda name="adamw", **changes: dataclasses.replace(
+        base, optimizer=OptimizerConfig(name=name, peak_lr=0.01), **changes
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

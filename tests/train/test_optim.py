@@ -39,7 +39,9 @@ def test_every_parameter_is_trained_once_and_only_matrices_decay(name, tied):
     assert len(muon) == (14 if name == "muon" else 0)  # 7 matrices a block, no embedding
 
 
-@pytest.mark.parametrize("bad", [{"name": "sgdd"}, {"peak_lr": 0.0}, {"peak_lr": float("nan")}, {"weight_decay": -1.0}, {"clip": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"name": "sgdd"}, {"peak_lr": 0.0}, {"peak_lr": float("nan")}, {"weight_decay": -1.0}, {"clip": 0.0}]
+)
 def test_impossible_optimizers_are_refused(bad):
     with pytest.raises(ConfigError):
         OptimizerConfig(**bad)

@@ -1,0 +1,46 @@
+from budgetlm.forecast.choose import can_win, choose, highest_rungs, probability_better
+from budgetlm.forecast.fit import fit
+from tests.conftest import record
+from tests.forecast.test_fit import ladder
+
+
+def test_the_least_forecast_of_those_that_climbed_highest_is_chosen():
+    records = ladder(0, 0.2)[0] + ladder(1, 0.0)[0] + ladder(2, 0.1)[0]
+    records += [record(3, 0, 1000 / 64, 0.9)]  # looks lucky on the cheapest rung, never climbed
+    choice = choose(records, 1000)
+    assert choice.trial == 1
+    assert "least forecast of the 3 of 4 trials" in choice.why
+    assert choose([], 1000) is None
+
+
+def test_trials_that_cannot_be_told_apart_are_named():
+    records = ladder(0, 0.0)[0] + ladder(1, 0.001)[0] + ladder(2, 0.6)[0]
+    choice = choose(records, 1000)
+    assert choice.trial == 0
+    assert choice.within_noise == [1]
+
+
+def test_a_trial_far_behind_stops_and_a_good_one_climbs():
+    records = [r for t in range(3) for r in ladder(t, 0.02 * t)[0]]
+    for trial, level in ((3, 0.5), (4, -0.3)):
+        now = records + ladder(trial, level, shares=(1 / 64,))[0]
+        assert can_win(trial, fit(now, 1000), now) == (trial == 4)
+
+
+def test_the_first_trial_of_all_may_climb():
+    records = ladder(0, 0.0, shares=(1 / 64,))[0]
+    assert can_win(0, fit(records, 1000), records)
+
+
+def test_better_is_judged_with_what_two_forecasts_share():
+    forecasts = fit(ladder(0, 0.0)[0] + ladder(1, 0.1)[0], 1000)
+    assert probability_better(forecasts[0], forecasts[1]) > 0.8
+    total = probability_better(forecasts[0], forecasts[1]) + probability_better(forecasts[1], forecasts[0])
+    assert abs(total - 1) < 1e-9
+    # Alone, each is far less sure than the two are of their order: E and the exponent are common to both.
+    assert forecasts[0].interval[1] > forecasts[1].interval[0]
+
+
+def test_the_highest_rung_is_the_highest_finished():
+    records = [record(0, 0, 10, 2.0), record(0, 1, 40, None), record(1, 0, 10, 2.0), record(1, 1, 40, 1.8)]
+    assert highest_rungs(records) == {0: 0, 1: 1}

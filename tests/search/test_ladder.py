@@ -1,0 +1,39 @@
+import itertools
+
+import pytest
+
+from budgetlm.errors import BudgetExhausted
+from budgetlm.search.ladder import plan_rungs
+
+
+@pytest.mark.parametrize(
+    ("budget", "target"),
+    [(360, 86_400), (150, 80), (3600, 600), (86_400, 86_400), (6 * 3600, 86_400), (720, 600), (7e5, 600)],
+)
+def test_rungs_are_powers_of_four_below_the_target_that_the_budget_can_pay_several_of(budget, target):
+    rungs = plan_rungs(budget, target, 4.0)
+    assert 2 <= len(rungs) <= 6
+    assert rungs == sorted(rungs)
+    assert all(b / a == pytest.approx(4) for a, b in itertools.pairwise(rungs))
+    assert rungs[0] >= 4.0
+    assert rungs[-1] <= min(target, budget / 6)
+
+
+def test_a_raised_budget_keeps_its_rungs_and_only_adds_higher_ones():
+    before = plan_rungs(360, 86_400, 4.0)
+    after = plan_rungs(3600, 86_400, 4.0, before)
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+    assert plan_rungs(370, 86_400, 4.0, before) == before
+
+
+def test_a_budget_too_small_says_how_much_would_do():
+    with pytest.raises(BudgetExhausted, match=r"--hours 0\.101`") as refused:
+        plan_rungs(30, 60, 4.0)
+    assert "30 device-seconds" in str(refused.value)
+    assert len(plan_rungs(0.101 * 3600, 60, 4.0)) == 2
+
+
+def test_a_target_too_short_for_two_rungs_is_said_so():
+    with pytest.raises(BudgetExhausted, match="target of 10 s is too short"):
+        plan_rungs(1000, 10, 4.0)

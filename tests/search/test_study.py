@@ -1,0 +1,275 @@
+import dataclasses
+import json
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from budgetlm.budget.clock import Clock
+from budgetlm.errors import BudgetExhausted, StudyError
+from budgetlm.forecast.fit import fit
+from budgetlm.records import read_curve, read_records
+from budgetlm.search import climb as climbing
+from budgetlm.search import study as searching
+from budgetlm.search.study import search
+from budgetlm.studies import ledger_of, status_of
+from budgetlm.train import loop
+from budgetlm.watch import Watcher
+
+
+class Notes(Watcher):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+def optuna_study(config) -> optuna.Study:
+    return optuna.load_study(study_name=config.name, storage=f"sqlite:///{config.folder / 'study.db'}")
+
+
+@pytest.fixture(autouse=True)
+def _no_time_for_the_passport(monkeypatch):
+    """Measuring the machine takes real time, which a hand-moved clock does not see."""
+    monkeypatch.setattr(climbing, "MARGIN_SECONDS", 0.01)
+    monkeypatch.setattr(searching, "MARGIN_SECONDS", 0.01)
+
+
+def test_a_search_spends_its_budget_and_never_more_and_goes_on_when_it_is_raised(tiny_study, cache, clock):
+    result = search(tiny_study(6.0), cache, clock, Notes())
+    balance = ledger_of("tiny").balance()
+    assert result.new_runs >= 10
+    assert "the budget is spent" in result.stopped_because
+    assert 0.9 * 6.0 < balance.charged_seconds <= 6.0
+    records = read_records(tiny_study().folder)
+    assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
+
+    again = search(tiny_study(6.0), cache, clock, Notes())
+    assert again.new_runs == 0
+    assert ledger_of("tiny").balance().charged_seconds == balance.charged_seconds
+
+    more = search(tiny_study(9.0), cache, clock, Notes())
+    assert more.new_runs > 0
+    assert 6.0 < ledger_of("tiny").balance().charged_seconds <= 9.0
+    after = read_records(tiny_study().folder)
+    assert after[: len(records)] == records
+    assert len({r.run for r in after}) == len(after)
+
+
+def _study_seconds():
+    """What was charged outside of runs: calibration and bookkeeping."""
+    rows = sqlite3.connect("studies/tiny/study.db").execute("select sum(seconds) from budgetlm_charges where run = 'study'")
+    return rows.fetchone()[0]
+
+
+def test_trial_0_is_the_default_and_climbs_to_the_top_and_others_only_if_they_can_win(tiny_study, cache, clock):
+    config = tiny_study(10.0)
+    search(config, cache, clock, Notes())
+    plan = json.loads((config.folder / "plan.json").read_text())
+    records = read_records(config.folder)
+    first = [r for r in records if r.trial == 0]
+    assert first[0].recipe == plan["default"]
+    assert [r.rung for r in first] == list(range(len(plan["rungs"])))
+    reached = {t: max(r.rung for r in records if r.trial == t) for t in {r.trial for r in records}}
+    assert min(reached.values()) == 0
+    for record in records:
+        assert record.seconds <= plan["rungs"][record.rung]
+        assert read_curve(config.folder, record.run)
+
+
+def test_optuna_is_told_every_trial_once_with_its_forecast(tiny_study, cache, clock):
+    config = tiny_study(6.0)
+    search(config, cache, clock, Notes())
+    trials = optuna_study(config).trials
+    records = read_records(config.folder)
+    assert {t.number for t in trials} == {r.trial for r in records}
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
+    last = max(trials, key=lambda t: t.number)
+    now = fit(records, config.budget.target_seconds)
+    assert last.value == pytest.approx(now[last.number].mean, rel=0.05)
+    assert all(math.isfinite(t.value) for t in trials)
+
+
+def test_the_device_seconds_that_failures_took_are_charged_and_the_search_goes_on(tiny_study, cache, clock, monkeypatch):
+    plain = loop.Stepper.step
+    calls = {"n": 0}
+
+    def breaks(self, rows, lr):
+        calls["n"] += 1
+        loss = plain(self, rows, lr)
+        if 200 < calls["n"] < 230:
+            return math.nan
+        if calls["n"] == 300:
+            raise MemoryError("no room")
+        return loss
+
+    monkeypatch.setattr(loop.Stepper, "step", breaks)
+    config = tiny_study(6.0)
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    failed = [r for r in records if r.state != "done"]
+    assert {"diverged", "failed"} == {r.state for r in failed}
+    assert all(r.seconds > 0 for r in failed)
+    assert any("out of memory: no room" in r.error for r in failed)
+    assert records[-1].state == "done"
+    charged = ledger_of("tiny").balance().charged_seconds
+    assert charged <= 6.0
+    assert sum(r.seconds for r in records) == pytest.approx(charged - _study_seconds(), rel=1e-3)
+
+
+def test_a_bug_in_every_trial_stops_the_study_with_its_traceback(tiny_study, cache, clock, monkeypatch):
+    def broken(self, rows, lr):
+        raise ZeroDivisionError("ours")
+
+    original = loop.Stepper.step
+    config = tiny_study(8.0)
+    search(tiny_study(5.0), cache, clock, Notes())  # calibrated while it still works
+    monkeypatch.setattr(loop.Stepper, "step", broken)
+    with pytest.raises(StudyError, match=r"3 trials in a row.*ZeroDivisionError: ours") as error:
+        search(config, cache, clock, Notes())
+    assert "File" in str(error.value)
+    monkeypatch.setattr(loop.Stepper, "step", original)
+    assert search(config, cache, clock, Notes()).new_runs > 0
+
+
+def test_an_interrupted_trial_is_recorded_settled_and_begun_again(tiny_study, cache, clock, monkeypatch):
+    config = tiny_study(6.0)
+    plain = loop.Stepper.step
+    calls = {"n": 0}
+
+    class StopSoon(searching.StopRequest):
+        def __call__(self):
+            return calls["n"] >= 150
+
+    def counted(self, rows, lr):
+        calls["n"] += 1
+        return plain(self, rows, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stepper, "step", counted)
+        patch.setattr(searching, "StopRequest", StopSoon)
+        result = search(config, cache, clock, Notes())
+    assert "interrupted" in result.stopped_because
+    records = read_records(config.folder)
+    assert records[-1].state == "interrupted"
+    assert not [t for t in optuna_study(config).trials if t.state == optuna.trial.TrialState.RUNNING]
+    cut = records[-1]
+    search(config, cache, clock, Notes())
+    after = read_records(config.folder)[len(records) :]
+    assert any(r.recipe == cut.recipe and r.state == "done" for r in after)
+    assert ledger_of("tiny").balance().charged_seconds <= 6.0
+
+
+def test_a_trial_that_a_crash_left_running_is_settled_by_the_next_search(tiny_study, cache, clock, monkeypatch):
+    config = tiny_study(6.0)
+    plain = searching._Search._settle
+    settled = []
+
+    def dies(self, number, record, recipe):
+        if len(settled) == 2:
+            raise SystemExit("kill -9")  # after the records were written, before Optuna was told
+        settled.append(number)
+        plain(self, number, record, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(searching._Search, "_settle", dies)
+        with pytest.raises(SystemExit):
+            search(config, cache, clock, Notes())
+    running = [t.number for t in optuna_study(config).trials if t.state == optuna.trial.TrialState.RUNNING]
+    assert len(running) == 1
+    search(config, cache, clock, Notes())
+    trials = optuna_study(config).trials
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
+    assert trials[running[0]].value is not None
+
+
+def test_other_settings_data_or_machine_are_refused_by_name(tiny_study, cache, clock, corpus_folder, monkeypatch):
+    search(tiny_study(5.0), cache, clock, Notes())
+    with pytest.raises(StudyError, match="model.context_length was 32, is 64"):
+        search(tiny_study(8.0, model={"context_length": 64}), cache, clock, Notes())
+    with pytest.raises(StudyError, match="less than the .* already spent"):
+        search(tiny_study(3.0), cache, clock, Notes())
+    passport = searching.take_passport("cpu")
+    monkeypatch.setattr(searching, "take_passport", lambda _: dataclasses.replace(passport, name="another"))
+    with pytest.raises(StudyError, match="another machine"):
+        search(tiny_study(8.0), cache, clock, Notes())
+    monkeypatch.setattr(searching, "take_passport", lambda _: passport)
+    extra = corpus_folder / "new.txt"
+    extra.write_text("something new\n")
+    try:
+        with pytest.raises(StudyError, match="the data of study 'tiny' has changed"):
+            search(tiny_study(8.0), cache, clock, Notes())
+    finally:
+        extra.unlink()
+
+
+def test_a_budget_that_pays_for_nothing_is_refused_before_anything_is_written(tiny_study, cache, clock, home):
+    with pytest.raises(BudgetExhausted, match="do not pay for a ladder"):
+        search(tiny_study(0.2), cache, clock, Notes())
+    assert not (home / "studies" / "tiny" / "study.db").exists()
+
+
+def test_two_searches_on_one_study_do_not_mix(tiny_study, cache, clock):
+    from filelock import FileLock
+
+    config = tiny_study(6.0)
+    config.folder.mkdir(parents=True)
+    with FileLock(config.folder / "search.lock"), pytest.raises(StudyError, match="another search is running"):
+        search(config, cache, clock, Notes())
+    config.save(config.folder)
+    with FileLock(config.folder / "search.lock"):
+        assert status_of("tiny").state == "searching"
+
+
+def test_data_that_the_final_would_repeat_often_is_warned_of(tiny_study, cache, clock):
+    notes = Notes()
+    table = {"budget": {"hours": 10 / 3600, "target_hours": 0.1}}
+    search(tiny_study(**table), cache, clock, notes)
+    assert any("would read its training data" in line and "2305.16264" in line for line in notes.lines)
+
+
+def test_kill_minus_9_loses_at_most_a_second_of_the_account_and_no_trial(tiny_study, cache, home):
+    """A real process on a real clock, killed in the middle, and continued."""
+    config = tiny_study(60.0, budget={"hours": 60 / 3600, "target_hours": 12 / 3600}, search={"least_rung_seconds": 0.5})
+    config.folder.mkdir(parents=True)
+    config.save(config.folder)
+    command = [sys.executable, "-m", "budgetlm", "search", "--study", "tiny"]
+    environment = {**_environment(), "BUDGETLM_CACHE": str(cache)}
+    with subprocess.Popen(
+        [*command, "--hours", str(60 / 3600)], env=environment, stderr=subprocess.DEVNULL, cwd=home
+    ) as process:
+        try:
+            before = _wait_for(lambda: len(read_records(config.folder)) >= 3 and len(read_records(config.folder)))
+        finally:
+            process.kill()
+    charged = ledger_of("tiny").balance().charged_seconds
+    recorded = sum(r.seconds for r in read_records(config.folder))
+    assert charged >= recorded - 1.5
+    less = charged + 4.0
+    done = subprocess.run([*command, "--hours", str(less / 3600)], env=environment, capture_output=True, text=True, cwd=home)
+    assert done.returncode == 0, done.stderr
+    balance = ledger_of("tiny").balance()
+    assert balance.charged_seconds <= balance.budget_seconds
+    assert len(read_records(config.folder)) > before
+    assert not [t for t in optuna_study(config).trials if t.state == optuna.trial.TrialState.RUNNING]
+
+
+def _environment():
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def _wait_for(condition, seconds=90.0):
+    clock = Clock()
+    end = clock.now() + seconds
+    while clock.now() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")

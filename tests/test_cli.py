@@ -1,0 +1,195 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from budgetlm.cli import app, main
+from budgetlm.records import read_records
+from budgetlm.studies import ledger_of
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+def budgetlm(*arguments, **options):
+    command = [sys.executable, "-m", "budgetlm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options)
+
+
+@pytest.fixture
+def study_file(home, corpus_folder, cache, monkeypatch):
+    """A study of seconds on the real clock."""
+    monkeypatch.setitem(ENVIRONMENT, "BUDGETLM_CACHE", str(cache))
+    path = home / "small.toml"
+    path.write_text(f"""
+        [budget]
+        hours = {24 / 3600}
+        target_hours = {8 / 3600}
+        [data]
+        source = "{corpus_folder}"
+        vocab_size = 320
+        [model]
+        context_length = 32
+        [train]
+        threads = 1
+        eval_tokens = 512
+        [search]
+        least_rung_seconds = 0.5
+        [space]
+        depth = {{ low = 1, high = 2 }}
+        width = {{ low = 16, high = 48, step = 16 }}
+        batch_tokens = 256
+    """)
+    return path
+
+
+def test_help_is_instant_because_it_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['budgetlm', '--help']\nfrom budgetlm.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    heavy = "print({'torch', 'optuna', 'plotly', 'datasets', 'pandas', 'numpy', 'sqlalchemy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.strip().endswith("set()")
+    for command in ("search", "final", "report", "status", "budget", "generate"):
+        assert command in done.stdout
+
+
+def test_every_command_explains_itself():
+    for command in app.registered_commands:
+        name = command.callback.__name__
+        result = CliRunner().invoke(app, [name, "--help"])
+        assert result.exit_code == 0
+        assert command.callback.__doc__.splitlines()[0].rstrip(".") in result.output
+
+
+def test_from_a_study_file_to_a_report_and_generated_text(study_file, home):
+    searched = budgetlm("search", "--file", study_file)
+    assert searched.returncode == 0, searched.stderr
+    assert "chosen: trial" in searched.stdout
+    spent = json.loads(budgetlm("budget", "--study", "small", "--json").stdout)
+    assert {"study", "budget_seconds", "charged_seconds", "remaining_seconds", "by_purpose", "stopped_because"} <= set(spent)
+    assert spent["charged_seconds"] <= spent["budget_seconds"]
+    assert spent["charged_seconds"] == pytest.approx(sum(spent["by_purpose"].values()))
+    assert "the budget is spent" in spent["stopped_because"]
+
+    again = budgetlm("search", "--file", study_file)
+    assert (again.returncode, "nothing left to do" in again.stdout) == (0, True)
+    assert json.loads(budgetlm("budget", "--study", "small", "--json").stdout) == spent
+
+    final = budgetlm("final")
+    assert final.returncode == 0, final.stderr
+    assert "bits per byte" in final.stdout
+    assert "forecast" in final.stdout
+    assert json.loads(budgetlm("budget", "--json").stdout)["finals"]
+
+    report = budgetlm("report")
+    assert report.stdout.strip() == "reports/small.html"
+    assert "Train this" in (home / "reports" / "small.html").read_text()
+    status = json.loads(budgetlm("status", "--json").stdout)
+    assert len(status) == 1
+    assert status[0]["name"] == "small"
+    assert status[0]["state"] == "spent"
+    assert status[0]["trials"] > 1
+    assert status[0]["final_bpb"] < status[0]["best_forecast_bpb"] * 2
+    assert status[0]["report"] == "reports/small.html"
+    assert "small" in budgetlm("status").stdout
+    assert "device-seconds charged" in budgetlm("budget").stdout
+
+    text = budgetlm("generate", "the tree", "--tokens", 20, "--seed", 1)
+    assert text.stdout.startswith("the tree")
+    assert text.stdout == budgetlm("generate", "the tree", "--tokens", 20, "--seed", 1).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_within_seconds_settled_and_the_next_command_goes_on(study_file, home, number):
+    command = [sys.executable, "-m", "budgetlm", "search", "--file", str(study_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        end = time.monotonic() + 60
+        while not read_records(Path("studies/small")) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(number)
+        asked = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 20
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    first = read_records(Path("studies/small"))
+    assert ledger_of("small").balance().charged_seconds >= sum(r.seconds for r in first) - 0.1
+    assert budgetlm("search", "--file", study_file).returncode == 0
+    assert len(read_records(Path("studies/small"))) > len(first)
+
+
+MISTAKES = [
+    (["search"], "how much may the search spend"),
+    (["search", "--hours", "-1"], "a number of hours"),
+    (["search", "--hours", "nan"], "a number of hours"),
+    (["search", "--hours", "1", "--study", "../up"], "cannot name a study"),
+    (["search", "--hours", "1", "--data", "missing.txt"], "no file or folder"),
+    (["search", "--hours", "1", "--data", "empty"], "no file that can be read"),
+    (["search", "--hours", "1", "--data", "blank.txt"], "documents with text"),
+    (["search", "--hours", "1", "--data", "table.jsonl"], "no column 'text'. Its columns are: body"),
+    (["search", "--hours", "1", "--data", "small.txt"], "too few for one sequence|a context of"),
+    (["search", "--hours", "0.001"], "do not pay for a ladder"),
+    (["search", "--hours", "1", "--target-hours", "0.001"], "too short for 2 rungs"),
+    (["search", "--hours", "1", "--file", "none.toml"], "there is no study file"),
+    (["search", "--file", "typo.toml"], "Did you mean `width`"),
+    (["search", "--hours", "1", "--device", "cuda"], "sees no GPU"),
+    (["search", "--hours", "1", "--device", "tpu"], "train.device cannot be 'tpu'"),
+    (["final", "--study", "nobody"], "there is no study 'nobody'"),
+    (["final"], "no study here has a finished trial"),
+    (["report"], "there is no study to report on"),
+    (["report", "--study", "nobody"], "there is no study 'nobody'"),
+    (["budget", "--study", "nobody"], "there is no study 'nobody'"),
+    (["generate", "x", "--model", "empty"], "missing"),
+]
+
+
+@pytest.fixture
+def mess(home):
+    (home / "empty").mkdir()
+    (home / "blank.txt").write_text(" \n")
+    (home / "small.txt").write_text("only a few words")
+    (home / "small.jsonl").write_text("")
+    (home / "table.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    (home / "typo.toml").write_text("[budget]\nhours = 1\n[space]\nwidht = 64\n")
+    two = "\n".join(json.dumps({"text": t}) for t in ["a few words", "some others"])
+    (home / "small.jsonl").write_text(two)
+    return home
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_persons_mistake_is_one_line_exit_code_1_and_no_damage(mess, cache, monkeypatch, capsys, arguments, message):
+    if arguments[-1] == "cuda":
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ["small.jsonl" if a == "small.txt" else a for a in arguments]
+    monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
+    monkeypatch.setattr(sys, "argv", ["budgetlm", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("budgetlm: ")]
+    assert left.value.code == 1
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors[0]
+    assert not list(mess.glob("studies/*/runs.jsonl"))
+
+
+def test_a_bug_keeps_its_traceback(home, monkeypatch):
+    monkeypatch.setattr("budgetlm.studies.study_names", lambda: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["budgetlm", "status"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_no_terminal_means_plain_lines_on_stderr(study_file):
+    done = budgetlm("search", "--file", study_file)
+    assert "\x1b[" not in done.stderr
+    assert "trial 0, rung 0" in done.stderr
+    assert "best so far" in done.stderr

@@ -1,0 +1,119 @@
+import json
+import shutil
+
+import pytest
+
+from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.errors import StudyError
+from budgetlm.final import final
+from budgetlm.records import read_curve, read_records
+from budgetlm.search import climb as climbing
+from budgetlm.search import study as searching
+from budgetlm.search.study import search
+from budgetlm.studies import finals_of, resolve, status_of
+from budgetlm.train import loop
+from budgetlm.watch import Watcher
+
+
+@pytest.fixture
+def searched(tiny_study, cache, clock, monkeypatch):
+    monkeypatch.setattr(climbing, "MARGIN_SECONDS", 0.01)
+    monkeypatch.setattr(searching, "MARGIN_SECONDS", 0.01)
+    config = tiny_study(5.0)
+    search(config, cache, clock, Watcher())
+    return config
+
+
+def run(config, cache, clock, **options):
+    return final("tiny", cache, clock, Watcher(), config=config, **options)
+
+
+def test_a_final_trains_the_chosen_recipe_to_its_deadline_and_leaves_a_model(searched, cache, clock, tokens):
+    from transformers import AutoModelForCausalLM
+
+    before = clock.seconds
+    result = run(searched, cache, clock)
+    assert clock.seconds - before <= 3.2
+    assert result.record.state == "done"
+    assert result.record.seconds > 0.7 * 3.2
+    rungs = [r.bpb for r in read_records(searched.folder) if r.kind == "rung" and r.bpb]
+    assert result.record.bpb < min(rungs)
+    assert result.record.bpb_full is not None
+    assert AutoModelForCausalLM.from_pretrained(result.folder / "model").config.vocab_size == tokens.facts.vocab_size
+    assert len(result.samples) == 3
+    assert json.loads((result.folder / "forecast.json").read_text())["mean"] == pytest.approx(result.forecast.mean)
+    assert status_of("tiny").final_bpb == result.record.bpb
+    again = run(searched, cache, clock)
+    assert again.already_done
+    assert again.record == result.record
+    assert len(finals_of(searched.folder)) == 1
+
+
+def test_a_final_killed_at_any_moment_goes_on_and_keeps_its_deadline(searched, cache, clock, monkeypatch):
+    plain = loop.Stepper.step
+    calls = {"n": 0, "die": {40, 90}}
+
+    def dies(self, rows, lr):
+        calls["n"] += 1
+        if calls["n"] in calls["die"]:
+            raise SystemExit("kill -9")
+        return plain(self, rows, lr)
+
+    monkeypatch.setattr(loop.Stepper, "step", dies)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            run(searched, cache, clock)
+    result = run(searched, cache, clock)
+    assert result.record.state == "done"
+    ledger = Ledger(open_database(searched.folder / "study.db"))
+    assert ledger.balance(result.record.run).charged_seconds <= 3.2
+    assert result.record.seconds <= 3.2
+    curve = read_curve(searched.folder, result.record.run)
+    assert [p.seconds for p in curve] == sorted(p.seconds for p in curve)
+
+
+def test_an_interrupted_final_keeps_its_checkpoint_and_goes_on(searched, cache, clock, monkeypatch):
+    from budgetlm import final as module
+
+    class StopSoon(module.StopRequest):
+        def __call__(self):
+            return clock.seconds > began + 1.0
+
+    began = clock.seconds
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "StopRequest", StopSoon)
+        part = run(searched, cache, clock)
+    assert part.record.state == "interrupted"
+    assert list(part.folder.glob("checkpoints/step-*"))
+    whole = run(searched, cache, clock)
+    assert whole.record.state == "done"
+    assert whole.record.steps > part.record.steps
+    assert clock.seconds - began <= 3.2
+
+
+def test_other_trials_hours_and_seeds_are_finals_of_their_own(searched, cache, clock):
+    first = run(searched, cache, clock, trial=0, seed=1)
+    longer = run(searched, cache, clock, trial=0, hours=6.4 / 3600)
+    assert first.folder != longer.folder
+    assert longer.record.tokens > first.record.tokens
+    assert longer.forecast is None  # made for another target
+    with pytest.raises(StudyError, match="no trial 999"):
+        run(searched, cache, clock, trial=999)
+
+
+def test_a_study_without_trials_has_nothing_to_train(tiny_study, cache, clock):
+    config = tiny_study(5.0)
+    config.folder.mkdir(parents=True)
+    config.save(config.folder)
+    with pytest.raises(StudyError, match="no finished trial to choose from"):
+        run(config, cache, clock)
+    with pytest.raises(StudyError, match="no study here has a finished trial"):
+        resolve("best")
+    with pytest.raises(StudyError, match="there is no study 'other' under studies/ \\(known: tiny\\)"):
+        resolve("other")
+
+
+def test_best_is_the_study_with_the_least_final_or_forecast(searched, cache, clock):
+    shutil.copytree(searched.folder, searched.folder.parent / "worse")
+    run(searched, cache, clock, hours=6.4 / 3600)
+    assert resolve("best") == "tiny"

@@ -1,0 +1,39 @@
+import pytest
+
+from budgetlm.train.throughput import SpeedModel, SpeedPoint
+from tests.conftest import tiny_model
+
+TRUE = SpeedModel((3e-11, 2e-9, 2e-3, 4e-11))
+
+
+def point(depth, width, batch=1024, micro=1024, optimizer="adamw"):
+    model = tiny_model(depth=depth, width=width, context_length=64)
+    return SpeedPoint(model, batch, micro, optimizer, TRUE.tokens_per_second(model, batch, micro, optimizer))
+
+
+def test_prices_fitted_to_a_few_shapes_predict_others():
+    known = [
+        point(1, 32),
+        point(2, 128),
+        point(6, 128),
+        point(4, 256),
+        point(4, 256, optimizer="muon"),
+        point(2, 64, 256, 256),
+    ]
+    fitted = SpeedModel.fit(known, ceiling_gflops=40)
+    for new in (point(3, 96), point(8, 192), point(2, 256, 4096, 1024), point(5, 160, 512, 512, "muon")):
+        predicted = fitted.tokens_per_second(new.model, new.batch_tokens, new.micro_batch_tokens, new.optimizer)
+        assert predicted == pytest.approx(new.tokens_per_second, rel=0.15)
+
+
+def test_without_measurements_the_ceiling_gives_a_sensible_guess():
+    guess = SpeedModel.fit([], ceiling_gflops=100)
+    small, large = (
+        guess.tokens_per_second(tiny_model(depth=d, width=w), 1024, 1024, "adamw") for d, w in ((1, 32), (8, 256))
+    )
+    assert small > 5 * large > 0
+
+
+def test_no_shape_is_believed_to_pass_the_ceiling():
+    absurd = [SpeedPoint(tiny_model(depth=4, width=256), 1024, 1024, "adamw", 1e9)]
+    assert SpeedModel.fit(absurd, ceiling_gflops=50).prices[0] >= 1 / 50e9
