@@ -92,6 +92,7 @@ def search(
         typer.echo(f"study {name}: {result.new_runs} runs; {result.stopped_because}.")
     if result.choice:
         typer.echo(f"chosen: trial {result.choice.trial}, {result.choice.why}.")
+        typer.echo(f"recipe: {result.recipe}")
         typer.echo(f"next: budgetlm report --study {name}; budgetlm final --study {name}")
     else:
         typer.echo("no trial has finished a rung, so there is nothing to choose from.")
@@ -150,6 +151,7 @@ def final(
             f"Try another trial (`--trial N`), or another seed."
         )
     typer.echo(f"study {name}: {'already trained' if result.already_done else 'trained'} {record.run}")
+    typer.echo(f"recipe: {result.recipe}")
     typer.echo(f"model: {result.folder / 'model'}")
     forecast = result.forecast
     said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})" if forecast else ""

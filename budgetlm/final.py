@@ -26,10 +26,10 @@ from budgetlm.model.generate import generate
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import miniature
+from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_curve, read_records
 from budgetlm.search.plan import Plan, load_plan
-from budgetlm.search.study import check_machine, prepare, warm_up
+from budgetlm.search.study import check_machine, prepare, repetition_warning, warm_up
 from budgetlm.studies import DATABASE
 from budgetlm.train.config import RunConfig, as_dict, run_config_from
 from budgetlm.train.loop import Checkpoints, Label, train
@@ -45,6 +45,8 @@ SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
 class FinalResult:
     """How a final ended."""
 
+    recipe: str
+    """The recipe, in words."""
     record: RunRecord
     folder: Path
     forecast: Forecast | None
@@ -98,10 +100,10 @@ def final(
         forecast = forecasts.get(number) if seconds == plan.target_seconds else None
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (home / "samples.json").exists():
-            return FinalResult(done, home, forecast, read_json(home / "samples.json"), already_done=True)
+            return FinalResult(recipe.summary(), done, home, forecast, read_json(home / "samples.json"), already_done=True)
         run = _Final(config, plan, recipe, number, name, home, seconds, seed, cache, clock, watcher)
         record, samples = run.go(forecast)
-        return FinalResult(record, home, forecast, samples, already_done=False)
+        return FinalResult(recipe.summary(), record, home, forecast, samples, already_done=False)
     finally:
         watcher.close()
         lock.release()
@@ -143,6 +145,8 @@ class _Final:
         tokens = prepare(self.study, self.plan.world.vocab_size, self.cache, self.watcher)
         if tokens.facts.fingerprint != self.plan.data:
             raise StudyError(f"the data of study {self.study.name!r} has changed since its search. Bring the old text back.")
+        if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
+            self.watcher.note(repetition_warning("this final", epochs))
         warm_up(device)
         config = self._config()
         self._keep_forecast(forecast)

@@ -71,7 +71,7 @@ class LiveWatcher(Watcher):
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True)
         self._started = False
-        self._spent = self._total = self._run_started = self._planned = 0.0
+        self._spent = self._total = self._run_started = self._planned = self._done = self._amount = 0.0
         self._working, self._title, self._best = "", "", ""
         self._point: CurvePoint | None = None
 
@@ -82,7 +82,7 @@ class LiveWatcher(Watcher):
     def working(self, what: str, done: float, total: float) -> None:
         """Show it."""
         self._start()
-        self._working = f"{what}: {done:.1f} MB" + (f" of {total:.1f}" if total else "")
+        self._working, self._done, self._amount = what, done, total
 
     def budget(self, spent_seconds: float, total_seconds: float) -> None:
         """Show it as a bar."""
@@ -117,7 +117,8 @@ class LiveWatcher(Watcher):
     def _draw(self) -> Group:
         rows: list[Table | Text] = []
         if self._working:
-            rows.append(Text(self._working))
+            of = f" of {self._amount:.1f}" if self._amount else ""
+            rows.append(_bar(self._working, self._done, self._amount or None, f"{self._done:.1f}{of} MB"))
         running = time.monotonic() - self._run_started if self._title else 0.0
         if self._total:
             spent = min(self._total, self._spent + running)
@@ -135,12 +136,12 @@ class LiveWatcher(Watcher):
         return Group(*rows)
 
 
-def _bar(name: str, done: float, total: float, text: str) -> Table:
+def _bar(name: str, done: float, total: float | None, text: str) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_column(width=8)
+    table.add_column(width=12)
     table.add_column(width=30)
     table.add_column()
-    table.add_row(name, ProgressBar(total=max(total, 1e-9), completed=done, width=30), text)
+    table.add_row(name, ProgressBar(total=total, completed=done, width=30, pulse=total is None), text)
     return table
 
 

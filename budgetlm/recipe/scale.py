@@ -4,7 +4,7 @@ A miniature is the recipe at a share c of the target's device time. It keeps wha
 the rest:
 
 - tokens per parameter are kept, at the throughput that each size really has, so both fall roughly by sqrt(c);
-- the aspect ratio width/depth is kept; rounding of the shape is corrected by stopping a little early;
+- the aspect ratio width/depth is kept, but never below two blocks; rounding of the shape is corrected by stopping a little early;
 - learning rate and batch move by the exponents of Step Law: `lr ~ N^-0.71 D^0.31`, `batch ~ D^0.57` (arXiv:2503.04715),
   with D the tokens and N the parameters that compute. (Step Law leaves the output head out of N; in models this small the
   head is most of what computes, and without it the rate of a miniature came out up to 2.7 times the target's.)
@@ -28,6 +28,9 @@ LR_BY_PARAMETERS, LR_BY_TOKENS, BATCH_BY_TOKENS = -0.712, 0.307, 0.571
 """Exponents of Step Law (arXiv:2503.04715, equation 1)."""
 LEAST_SHARE = 0.7
 """A miniature whose rounded shape is too small stops early to keep tokens per parameter, at this share of its rung or later."""
+LEAST_DEPTH = 2
+"""Miniatures of deeper recipes keep at least two blocks: what two attention layers can do together (induction heads,
+arXiv:2209.11895) one cannot, so a single block is another kind of model rather than a smaller one."""
 START_SECONDS = 0.1
 """What building a model and its optimizer takes of a run."""
 MANY_EPOCHS = 4.0
@@ -167,7 +170,7 @@ def _batch(recipe: Recipe, share: float) -> float:
 def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
     """Shapes up to the target's, with an aspect within a factor of two of it; larger ones for more than the target's time."""
     aspect, reach = target.width / target.depth, max(1.0, share ** (1 / 3))
-    for depth in range(1, math.ceil(target.depth * reach) + 1):
+    for depth in range(min(LEAST_DEPTH, target.depth), math.ceil(target.depth * reach) + 1):
         for width in range(WIDTH_STEP, int(target.width * reach) + 1, WIDTH_STEP * (4 if target.width >= 512 else 1)):
             if 0.5 <= width / depth / aspect <= 2:
                 groups = target.kv_groups

@@ -33,6 +33,7 @@ def base(x: str, y: str, **layout: object) -> go.Figure:
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#6b7280"},
         legend={"orientation": "h", "y": 1.12},
         hoverlabel={"align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
         **layout,
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False)

@@ -48,7 +48,7 @@ SCRIPT = """
   document.head.appendChild(script);
   for (const place of document.querySelectorAll(".figure")) {
     const figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
-    await Plotly.newPlot(place, figure.data, figure.layout, { responsive: true, displaylogo: false });
+    await Plotly.newPlot(place, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
   }
   document.body.dataset.ready = "yes";
 })();

@@ -52,6 +52,8 @@ class SearchResult:
     stopped_because: str
     interrupted: bool
     choice: Choice | None
+    recipe: str
+    """The chosen recipe, in words."""
     new_runs: int
 
 
@@ -173,16 +175,19 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher) ->
                 watcher.note(f"speed     {cost}")
             plan.save(folder)
             watcher.note(describe(plan))
-            _warn_of_repetition(plan, watcher)
+            if (epochs := epochs_at_target(plan.default, plan.target_seconds, plan.world)) > MANY_EPOCHS:
+                watcher.note(repetition_warning("the default recipe's final", epochs))
             site = Site(folder, plan, tokens, ledger, meter, watcher, stop, config.search.seed)
             before_runs = len(site.records())
             because = _Search(site, _open_study(config)).run()
         finally:
             meter.flush()
     ledger.stop(SEARCH, because)
-    choice = choose(read_records(folder), plan.target_seconds)
     _keep_importance(config)
-    return SearchResult(because, stop.requested, choice, len(read_records(folder)) - before_runs)
+    records = read_records(folder)
+    choice = choose(records, plan.target_seconds)
+    recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
+    return SearchResult(because, stop.requested, choice, recipe, len(records) - before_runs)
 
 
 def warm_up(device: str) -> None:
@@ -210,14 +215,12 @@ def check_machine(plan: Plan, passport: Passport) -> None:
         )
 
 
-def _warn_of_repetition(plan: Plan, watcher: Watcher) -> None:
-    epochs = epochs_at_target(plan.default, plan.target_seconds, plan.world)
-    if epochs > MANY_EPOCHS:
-        watcher.note(
-            f"warning   the default recipe's final would read its training data {epochs:.1f} times; beyond about "
-            f"{MANY_EPOCHS:.0f} times repeated text teaches clearly less (arXiv:2305.16264). More text would help: "
-            "`--data site`, or a source of your own."
-        )
+def repetition_warning(who: str, epochs: float) -> str:
+    """What to say of a final that reads its data too often."""
+    return (
+        f"warning   {who} would read its training data {epochs:.1f} times; beyond about {MANY_EPOCHS:.0f} times repeated text "
+        "teaches clearly less (arXiv:2305.16264). More text would help: `--data site`, or a source of your own."
+    )
 
 
 def _open_study(config: StudyConfig) -> optuna.Study:
