@@ -72,7 +72,7 @@ class LiveWatcher(Watcher):
         self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True)
         self._started = False
         self._spent = self._total = self._run_started = self._planned = self._done = self._amount = 0.0
-        self._working, self._title, self._best = "", "", ""
+        self._working = self._title = self._best = ""
         self._point: CurvePoint | None = None
 
     def note(self, text: str) -> None:

@@ -12,7 +12,7 @@ from budgetlm.data.corpus import DataConfig, prepare_corpus
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.records import RunRecord
-from budgetlm.train import loop
+from budgetlm.train import calibrate, loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
 
 torch.set_num_threads(1)  # models this small are slower with more
@@ -49,12 +49,13 @@ def clock(monkeypatch) -> ManualClock:
 
     monkeypatch.setattr(loop.Stepper, "step", timed_step)
     monkeypatch.setattr(loop, "evaluate", timed_evaluate)
+    monkeypatch.setattr(calibrate, "MICRO_BATCH_TOKENS", (128,))
     return clock
 
 
 def step_seconds(model: ModelConfig, tokens: int) -> float:
     """How long a step takes on the clock above."""
-    return tokens * (2e-5 + 1e-10 * flops_per_token(model))
+    return tokens * (1e-4 + 4e-10 * flops_per_token(model))
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +94,7 @@ def tiny_study(corpus_folder, home):
             "budget": {"hours": seconds / 3600, "target_hours": 3.2 / 3600},
             "data": {"source": str(corpus_folder), "vocab_size": 320},
             "model": {"context_length": 32},
-            "train": {"eval_tokens": 512},
+            "train": {"eval_tokens": 256},
             "search": {"least_rung_seconds": 0.15},
             "space": {"depth": {"low": 1, "high": 2}, "width": {"low": 16, "high": 48, "step": 16}, "batch_tokens": 128},
         }

@@ -51,7 +51,7 @@ def test_a_final_trains_the_chosen_recipe_to_its_deadline_and_leaves_a_model(sea
 
 def test_a_final_killed_at_any_moment_goes_on_and_keeps_its_deadline(searched, cache, clock, monkeypatch):
     plain = loop.Stepper.step
-    calls = {"n": 0, "die": {40, 90}}
+    calls = {"n": 0, "die": {30, 60}}
 
     def dies(self, rows, lr):
         calls["n"] += 1

@@ -31,6 +31,9 @@ LEAST_SHARE = 0.7
 LEAST_DEPTH = 2
 """Miniatures of deeper recipes keep at least two blocks: what two attention layers can do together (induction heads,
 arXiv:2209.11895) one cannot, so a single block is another kind of model rather than a smaller one."""
+MOST_ASPECT = 4.0
+"""How far a miniature's aspect may be from the recipe's. With a factor of 2, small miniatures of two blocks had no shape
+narrow enough to keep their tokens per parameter (2 instead of 27)."""
 START_SECONDS = 0.1
 """What building a model and its optimizer takes of a run."""
 MANY_EPOCHS = 4.0
@@ -168,11 +171,11 @@ def _batch(recipe: Recipe, share: float) -> float:
 
 
 def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
-    """Shapes up to the target's, with an aspect within a factor of two of it; larger ones for more than the target's time."""
+    """Shapes up to the target's, with an aspect not far from it; larger ones for more than the target's time."""
     aspect, reach = target.width / target.depth, max(1.0, share ** (1 / 3))
     for depth in range(min(LEAST_DEPTH, target.depth), math.ceil(target.depth * reach) + 1):
         for width in range(WIDTH_STEP, int(target.width * reach) + 1, WIDTH_STEP * (4 if target.width >= 512 else 1)):
-            if 0.5 <= width / depth / aspect <= 2:
+            if 1 / MOST_ASPECT <= width / depth / aspect <= MOST_ASPECT:
                 groups = target.kv_groups
                 try:
                     yield replace(target, depth=depth, width=width)

@@ -104,9 +104,9 @@ def test_the_device_seconds_that_failures_took_are_charged_and_the_search_goes_o
     def breaks(self, rows, lr):
         calls["n"] += 1
         loss = plain(self, rows, lr)
-        if 200 < calls["n"] < 230:
+        if 60 < calls["n"] < 75:
             return math.nan
-        if calls["n"] == 300:
+        if calls["n"] == 120:
             raise MemoryError("no room")
         return loss
 
@@ -146,7 +146,7 @@ def test_an_interrupted_trial_is_recorded_settled_and_begun_again(tiny_study, ca
 
     class StopSoon(searching.StopRequest):
         def __call__(self):
-            return calls["n"] >= 150
+            return calls["n"] >= 60
 
     def counted(self, rows, lr):
         calls["n"] += 1

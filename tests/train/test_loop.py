@@ -18,7 +18,7 @@ def config(tokens):
     return lambda **changes: tiny_run(**{"model": model, **changes})
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.2, 1.0, 5.0])
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 5.0])
 def test_a_run_ends_on_its_deadline_last_evaluation_included(tokens, config, clock, seconds):
     points = []
     record = train(config(seconds=seconds), LABEL, tokens, Meter(clock), on_point=points.append).record
