@@ -69,11 +69,11 @@ class LiveWatcher(Watcher):
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True)
         self._started = False
         self._spent = self._total = self._run_started = self._planned = self._done = self._amount = 0.0
         self._working = self._title = self._best = ""
         self._point: CurvePoint | None = None
+        self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True)
 
     def note(self, text: str) -> None:
         """Print it above the panel."""

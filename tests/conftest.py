@@ -1,6 +1,7 @@
 """Tiny worlds that the tests share: a corpus of made-up sentences, its tokens, and clocks that never wait."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from budgetlm.data.corpus import DataConfig, prepare_corpus
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.records import RunRecord
+from budgetlm.search import climb, study
 from budgetlm.train import calibrate, loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
+from budgetlm.watch import Watcher
 
 torch.set_num_threads(1)  # models this small are slower with more
 
@@ -33,8 +36,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return documents
 
 
-@pytest.fixture
-def clock(monkeypatch) -> ManualClock:
+def install_clock(monkeypatch) -> ManualClock:
     """A clock that only training moves: real steps and evaluations, of a speed that is the same on every machine."""
     clock = ManualClock()
     step, measure = loop.Stepper.step, loop.evaluate
@@ -50,7 +52,15 @@ def clock(monkeypatch) -> ManualClock:
     monkeypatch.setattr(loop.Stepper, "step", timed_step)
     monkeypatch.setattr(loop, "evaluate", timed_evaluate)
     monkeypatch.setattr(calibrate, "MICRO_BATCH_TOKENS", (128,))
+    monkeypatch.setattr(climb, "MARGIN_SECONDS", 0.01)  # what surrounds a run takes no time on this clock
+    monkeypatch.setattr(study, "MARGIN_SECONDS", 0.01)
     return clock
+
+
+@pytest.fixture
+def clock(monkeypatch) -> ManualClock:
+    """A clock that only training moves."""
+    return install_clock(monkeypatch)
 
 
 def step_seconds(model: ModelConfig, tokens: int) -> float:
@@ -84,23 +94,41 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def study_of(corpus_folder: Path, seconds: float, **changes) -> StudyConfig:
+    """A study that takes seconds, on the clock above and in truth."""
+    table = {
+        "name": "tiny",
+        "budget": {"hours": seconds / 3600, "target_hours": 3.2 / 3600},
+        "data": {"source": str(corpus_folder), "vocab_size": 320},
+        "model": {"context_length": 32},
+        "train": {"eval_tokens": 256, "threads": 1},
+        "search": {"least_rung_seconds": 0.15},
+        "space": {"depth": {"low": 1, "high": 2}, "width": {"low": 16, "high": 48, "step": 16}, "batch_tokens": 128},
+    }
+    return study_config(table | changes)
+
+
 @pytest.fixture
 def tiny_study(corpus_folder, home):
-    """A study that takes seconds, on the clock above and in truth."""
+    """Makes studies of a given budget."""
+    return lambda seconds=6.0, **changes: study_of(corpus_folder, seconds, **changes)
 
-    def make(seconds: float = 8.0, **changes) -> StudyConfig:
-        table = {
-            "name": "tiny",
-            "budget": {"hours": seconds / 3600, "target_hours": 3.2 / 3600},
-            "data": {"source": str(corpus_folder), "vocab_size": 320},
-            "model": {"context_length": 32},
-            "train": {"eval_tokens": 256},
-            "search": {"least_rung_seconds": 0.15},
-            "space": {"depth": {"low": 1, "high": 2}, "width": {"low": 16, "high": 48, "step": 16}, "batch_tokens": 128},
-        }
-        return study_config(table | changes)
 
-    return make
+@pytest.fixture(scope="session")
+def searched_folder(corpus_folder, cache, tmp_path_factory) -> Path:
+    """A folder with one finished study, made once."""
+    folder = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        study.search(study_of(corpus_folder, 6.0), cache, install_clock(patch), Watcher())
+    return folder
+
+
+@pytest.fixture
+def searched(searched_folder, corpus_folder, home) -> StudyConfig:
+    """A finished study of one's own."""
+    shutil.copytree(searched_folder / "studies", home / "studies")
+    return study_of(corpus_folder, 6.0)
 
 
 def tiny_model(**changes) -> ModelConfig:

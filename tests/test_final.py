@@ -6,22 +6,11 @@ import pytest
 from budgetlm.budget.ledger import Ledger, open_database
 from budgetlm.errors import StudyError
 from budgetlm.final import final
-from budgetlm.records import read_curve, read_records
-from budgetlm.search import climb as climbing
-from budgetlm.search import study as searching
-from budgetlm.search.study import search
+from budgetlm.records import append_record, read_curve, read_records
 from budgetlm.studies import finals_of, resolve, status_of
 from budgetlm.train import loop
 from budgetlm.watch import Watcher
-
-
-@pytest.fixture
-def searched(tiny_study, cache, clock, monkeypatch):
-    monkeypatch.setattr(climbing, "MARGIN_SECONDS", 0.01)
-    monkeypatch.setattr(searching, "MARGIN_SECONDS", 0.01)
-    config = tiny_study(5.0)
-    search(config, cache, clock, Watcher())
-    return config
+from tests.conftest import record
 
 
 def run(config, cache, clock, **options):
@@ -113,7 +102,9 @@ def test_a_study_without_trials_has_nothing_to_train(tiny_study, cache, clock):
         resolve("other")
 
 
-def test_best_is_the_study_with_the_least_final_or_forecast(searched, cache, clock):
-    shutil.copytree(searched.folder, searched.folder.parent / "worse")
-    run(searched, cache, clock, hours=6.4 / 3600)
+def test_best_is_the_study_with_the_least_final_or_forecast(searched, tmp_path):
+    shutil.copytree(searched.folder, searched.folder.parent / "other")
+    append_record(searched.folder, record(0, -1, 3.2, 0.01, kind="final", run="final-a"))
     assert resolve("best") == "tiny"
+    append_record(searched.folder.parent / "other", record(0, -1, 3.2, 0.005, kind="final", run="final-b"))
+    assert resolve("best") == "other"

@@ -12,6 +12,7 @@ from typing import Any
 
 from budgetlm.budget.clock import Clock
 from budgetlm.config import StudyConfig
+from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
 from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
@@ -128,11 +129,15 @@ def make_plan(
 
     Raises:
         BudgetExhausted: the budget does not pay for a ladder.
+        DataError: the text is too short for the context.
         ConfigError: the space and the device cannot be brought together.
     """
     target = config.budget.target_seconds
     rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds)
     context = config.model.context_length or (1024 if passport.device == "cuda" else 256)
+    # Too little text is noticed before anything is measured on its behalf.
+    Batches(tokens.split("train"), context, config.search.seed)
+    validation_windows(tokens.split("validation"), context, context)
     wanted = read_space(config.space)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)

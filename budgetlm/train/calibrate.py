@@ -13,7 +13,7 @@ import torch
 
 from budgetlm.budget.clock import Clock
 from budgetlm.files import digest, read_json, write_json
-from budgetlm.model.size import ModelConfig, training_bytes
+from budgetlm.model.size import ModelConfig, flops_per_token, training_bytes
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
@@ -25,7 +25,7 @@ MICRO_BATCH_TOKENS = (1_024, 4_096, 16_384, 65_536)
 SECONDS_A_MEASUREMENT = 0.25
 BUDGET_SHARE = 1 / 400
 """Of the search's budget, the most that one of about ten measurements may take beyond its first two steps."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ def calibrate(
     sizes = [m for m in sizes if training_bytes(shapes[-1], m) < 0.6 * passport.memory_bytes] or [middle.context_length]
 
     seconds = min(SECONDS_A_MEASUREMENT, BUDGET_SHARE * budget_seconds)
+    ceiling = 1e9 * max(passport.fp32_gflops, passport.bf16_gflops)
+
+    def bounded(shape: ModelConfig, micro: int) -> int:
+        """Fewer tokens where one step of them would take longer than a measurement may; always whole sequences."""
+        affordable = int(seconds * 0.5 * ceiling / flops_per_token(shape))
+        return max(1, min(micro, affordable) // shape.context_length) * shape.context_length
 
     def speed(shape: ModelConfig, precision: Precision, micro: int, optimizer: str = "adamw") -> float:
         if tick:
@@ -80,15 +86,16 @@ def calibrate(
         return _measure(shape, precision, micro, optimizer, passport.device, clock, bf16_is_fast, seconds)
 
     precision: Precision = "bf16" if wanted_precision == "bf16" else "fp32"
-    by_size = {size: speed(middle, precision, size) for size in sizes}
+    by_size = {size: speed(middle, precision, size) for size in sorted({bounded(middle, size) for size in sizes})}
     micro = max(by_size, key=lambda size: by_size[size])
     # An emulated bf16 can be a hundred times slower: where even a bare matrix product loses, a whole step is not tried.
     if wanted_precision == "auto" and bf16_is_fast and speed(middle, "bf16", micro) > by_size[micro]:
         precision = "bf16"
     points = [
-        SpeedPoint(shape, micro, micro, name, speed(shape, precision, micro, name))
+        SpeedPoint(shape, tokens, tokens, name, speed(shape, precision, tokens, name))
         for name in sorted(set(optimizers))
-        for shape in (shapes if name == "adamw" or "adamw" not in optimizers else shapes[:: max(1, len(shapes) - 1)])
+        for shape in (shapes if name == "adamw" or "adamw" not in optimizers else shapes[:: len(shapes) - 1])
+        for tokens in [bounded(shape, micro)]
     ]
     result = Calibration(precision, bf16_is_fast, micro, points, clock.now() - started)
     write_json(path, dataclasses.asdict(result))

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -14,8 +15,8 @@ import pytest
 from budgetlm.budget.clock import Clock
 from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.forecast.fit import fit
+from budgetlm.passport import identify
 from budgetlm.records import read_curve, read_records
-from budgetlm.search import climb as climbing
 from budgetlm.search import study as searching
 from budgetlm.search.study import search
 from budgetlm.studies import ledger_of, status_of
@@ -35,66 +36,58 @@ def optuna_study(config) -> optuna.Study:
     return optuna.load_study(study_name=config.name, storage=f"sqlite:///{config.folder / 'study.db'}")
 
 
-@pytest.fixture(autouse=True)
-def _no_time_for_the_passport(monkeypatch):
-    """Measuring the machine takes real time, which a hand-moved clock does not see."""
-    monkeypatch.setattr(climbing, "MARGIN_SECONDS", 0.01)
-    monkeypatch.setattr(searching, "MARGIN_SECONDS", 0.01)
-
-
-def test_a_search_spends_its_budget_and_never_more_and_goes_on_when_it_is_raised(tiny_study, cache, clock):
-    result = search(tiny_study(6.0), cache, clock, Notes())
+def test_a_search_spends_its_budget_and_never_more(searched):
     balance = ledger_of("tiny").balance()
-    assert result.new_runs >= 10
-    assert "the budget is spent" in result.stopped_because
+    records = read_records(searched.folder)
+    assert len(records) >= 8
+    assert "the budget is spent" in balance.stopped_because
     assert 0.9 * 6.0 < balance.charged_seconds <= 6.0
-    records = read_records(tiny_study().folder)
     assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
 
-    again = search(tiny_study(6.0), cache, clock, Notes())
-    assert again.new_runs == 0
-    assert ledger_of("tiny").balance().charged_seconds == balance.charged_seconds
 
-    more = search(tiny_study(9.0), cache, clock, Notes())
+def test_the_same_command_again_does_and_charges_nothing_and_a_raised_budget_goes_on(searched, tiny_study, cache, clock):
+    before, records = ledger_of("tiny").balance().charged_seconds, read_records(searched.folder)
+    again = search(searched, cache, clock, Notes())
+    assert again.new_runs == 0
+    assert "the budget is spent" in again.stopped_because
+    assert ledger_of("tiny").balance().charged_seconds == before
+
+    more = search(tiny_study(8.0), cache, clock, Notes())
     assert more.new_runs > 0
-    assert 6.0 < ledger_of("tiny").balance().charged_seconds <= 9.0
-    after = read_records(tiny_study().folder)
+    assert 6.0 < ledger_of("tiny").balance().charged_seconds <= 8.0
+    after = read_records(searched.folder)
     assert after[: len(records)] == records
     assert len({r.run for r in after}) == len(after)
 
 
 def _study_seconds():
     """What was charged outside of runs: calibration and bookkeeping."""
-    rows = sqlite3.connect("studies/tiny/study.db").execute("select sum(seconds) from budgetlm_charges where run = 'study'")
-    return rows.fetchone()[0]
+    with closing(sqlite3.connect("studies/tiny/study.db")) as database:
+        return database.execute("select sum(seconds) from budgetlm_charges where run = 'study'").fetchone()[0]
 
 
-def test_trial_0_is_the_default_and_climbs_to_the_top_and_others_only_if_they_can_win(tiny_study, cache, clock):
-    config = tiny_study(10.0)
-    search(config, cache, clock, Notes())
-    plan = json.loads((config.folder / "plan.json").read_text())
-    records = read_records(config.folder)
+def test_trial_0_is_the_default_and_climbs_to_the_top_and_others_only_if_they_can_win(searched):
+    plan = json.loads((searched.folder / "plan.json").read_text())
+    records = read_records(searched.folder)
     first = [r for r in records if r.trial == 0]
     assert first[0].recipe == plan["default"]
     assert [r.rung for r in first] == list(range(len(plan["rungs"])))
     reached = {t: max(r.rung for r in records if r.trial == t) for t in {r.trial for r in records}}
     assert min(reached.values()) == 0
     for record in records:
-        assert record.seconds <= plan["rungs"][record.rung]
-        assert read_curve(config.folder, record.run)
+        assert record.seconds <= plan["rungs"][record.rung] * 1.001
+        assert read_curve(searched.folder, record.run)
 
 
-def test_optuna_is_told_every_trial_once_with_its_forecast(tiny_study, cache, clock):
-    config = tiny_study(6.0)
-    search(config, cache, clock, Notes())
-    trials = optuna_study(config).trials
-    records = read_records(config.folder)
+def test_optuna_is_told_every_trial_once_with_its_forecast(searched):
+    trials = optuna_study(searched).trials
+    records = read_records(searched.folder)
     assert {t.number for t in trials} == {r.trial for r in records}
     assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
-    last = max(trials, key=lambda t: t.number)
-    now = fit(records, config.budget.target_seconds)
-    assert last.value == pytest.approx(now[last.number].mean, rel=0.05)
     assert all(math.isfinite(t.value) for t in trials)
+    last = max(trials, key=lambda t: t.number)
+    now = fit(records, searched.budget.target_seconds)
+    assert last.value == pytest.approx(now[last.number].mean, rel=0.1)
 
 
 def test_the_device_seconds_that_failures_took_are_charged_and_the_search_goes_on(tiny_study, cache, clock, monkeypatch):
@@ -124,15 +117,14 @@ def test_the_device_seconds_that_failures_took_are_charged_and_the_search_goes_o
     assert sum(r.seconds for r in records) == pytest.approx(charged - _study_seconds(), rel=1e-3)
 
 
-def test_a_bug_in_every_trial_stops_the_study_with_its_traceback(tiny_study, cache, clock, monkeypatch):
+def test_a_bug_in_every_trial_stops_the_study_with_its_traceback(searched, tiny_study, cache, clock, monkeypatch):
     def broken(self, rows, lr):
         raise ZeroDivisionError("ours")
 
     original = loop.Stepper.step
     config = tiny_study(8.0)
-    search(tiny_study(5.0), cache, clock, Notes())  # calibrated while it still works
     monkeypatch.setattr(loop.Stepper, "step", broken)
-    with pytest.raises(StudyError, match=r"3 trials in a row.*ZeroDivisionError: ours") as error:
+    with pytest.raises(StudyError, match=r"(?s)3 trials in a row.*ZeroDivisionError: ours") as error:
         search(config, cache, clock, Notes())
     assert "File" in str(error.value)
     monkeypatch.setattr(loop.Stepper, "step", original)
@@ -141,19 +133,14 @@ def test_a_bug_in_every_trial_stops_the_study_with_its_traceback(tiny_study, cac
 
 def test_an_interrupted_trial_is_recorded_settled_and_begun_again(tiny_study, cache, clock, monkeypatch):
     config = tiny_study(6.0)
-    plain = loop.Stepper.step
     calls = {"n": 0}
 
     class StopSoon(searching.StopRequest):
-        def __call__(self):
-            return calls["n"] >= 60
-
-    def counted(self, rows, lr):
-        calls["n"] += 1
-        return plain(self, rows, lr)
+        def __call__(self):  # in the third run, which is trial 1 on its first rung
+            calls["n"] += len(read_records(config.folder)) == 2
+            return calls["n"] > 6
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Stepper, "step", counted)
         patch.setattr(searching, "StopRequest", StopSoon)
         result = search(config, cache, clock, Notes())
     assert "interrupted" in result.stopped_because
@@ -190,17 +177,15 @@ def test_a_trial_that_a_crash_left_running_is_settled_by_the_next_search(tiny_st
     assert trials[running[0]].value is not None
 
 
-def test_other_settings_data_or_machine_are_refused_by_name(tiny_study, cache, clock, corpus_folder, monkeypatch):
-    search(tiny_study(5.0), cache, clock, Notes())
+def test_other_settings_data_or_machine_are_refused_by_name(searched, tiny_study, cache, clock, corpus_folder, monkeypatch):
     with pytest.raises(StudyError, match="model.context_length was 32, is 64"):
         search(tiny_study(8.0, model={"context_length": 64}), cache, clock, Notes())
     with pytest.raises(StudyError, match="less than the .* already spent"):
         search(tiny_study(3.0), cache, clock, Notes())
-    passport = searching.take_passport("cpu")
-    monkeypatch.setattr(searching, "take_passport", lambda _: dataclasses.replace(passport, name="another"))
-    with pytest.raises(StudyError, match="another machine"):
-        search(tiny_study(8.0), cache, clock, Notes())
-    monkeypatch.setattr(searching, "take_passport", lambda _: passport)
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "identify", lambda _: dataclasses.replace(identify("cpu"), name="another"))
+        with pytest.raises(StudyError, match="another machine"):
+            search(tiny_study(8.0), cache, clock, Notes())
     extra = corpus_folder / "new.txt"
     extra.write_text("something new\n")
     try:
