@@ -79,7 +79,7 @@ class TrainSettings:
     clip: float = 1.0
     """Largest norm of a gradient."""
     eval_tokens: int = 0
-    """Tokens of the validation sample; 0 for as many as about 3 % of the cheapest rung can pay for."""
+    """Tokens of the validation sample; 0 for as many as about 2 % of the cheapest rung can pay for."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("device", ("auto", "cpu", "cuda")), ("precision", ("auto", "fp32", "bf16"))):

@@ -29,7 +29,7 @@ from budgetlm.train.throughput import SpeedModel, SpeedPoint
 
 UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
-EVALUATION_SHARE = 0.03
+EVALUATION_SHARE = 0.02
 """Share of the cheapest rung that its evaluation may take."""
 MOST_EVAL_TOKENS = 2**21
 FULL_EVALUATION_SHARE = 0.02

@@ -21,11 +21,12 @@ from budgetlm.train.loop import Stepper
 from budgetlm.train.throughput import SpeedPoint
 
 MICRO_BATCH_TOKENS = (1_024, 4_096, 16_384, 65_536)
-"""Tokens in one forward pass that are tried; larger ones only on a GPU."""
+"""Tokens in one forward pass that are tried."""
+MOST_ON_A_CPU = 4_096
 SECONDS_A_MEASUREMENT = 0.25
 BUDGET_SHARE = 1 / 400
 """Of the search's budget, the most that one of about ten measurements may take beyond its first two steps."""
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def calibrate(
     """Measure, or remember, how this machine trains models like `shapes`.
 
     Args:
-        shapes: models to time, small to large; the middle one decides precision and micro-batch.
+        shapes: models to time, small to large; the second one decides precision and micro-batch.
         optimizers: names of those that the search may use; each is timed.
         budget_seconds: of the search, which must not be eaten up by this.
         wanted_precision: `auto` measures; `fp32` or `bf16` settles it.
@@ -67,18 +68,23 @@ def calibrate(
         points = [SpeedPoint(ModelConfig(**p.pop("model")), **p) for p in kept.pop("points")]
         return Calibration(points=points, **{**kept, "seconds": 0.0})
 
-    middle = shapes[len(shapes) // 2]
     bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
-    sizes = [m for m in MICRO_BATCH_TOKENS if passport.device == "cuda" or m <= 4_096]
-    sizes = [m for m in sizes if training_bytes(shapes[-1], m) < 0.6 * passport.memory_bytes] or [middle.context_length]
-
     seconds = min(SECONDS_A_MEASUREMENT, BUDGET_SHARE * budget_seconds)
     ceiling = 1e9 * max(passport.fp32_gflops, passport.bf16_gflops)
 
-    def bounded(shape: ModelConfig, micro: int) -> int:
-        """Fewer tokens where one step of them would take longer than a measurement may; always whole sequences."""
-        affordable = int(seconds * 0.5 * ceiling / flops_per_token(shape))
-        return max(1, min(micro, affordable) // shape.context_length) * shape.context_length
+    def affordable(shape: ModelConfig, most: float) -> int:
+        """Tokens that one step may take within `most` seconds; whole sequences, at least one."""
+        tokens = int(most * 0.5 * ceiling / flops_per_token(shape))
+        return max(1, tokens // shape.context_length) * shape.context_length
+
+    usual = shapes[1]  # like a miniature, of which there will be many
+    sizes = [
+        size
+        for size in MICRO_BATCH_TOKENS
+        if (passport.device == "cuda" or size <= MOST_ON_A_CPU)
+        and size <= affordable(usual, 4 * seconds)
+        and training_bytes(shapes[-1], size) < 0.6 * passport.memory_bytes
+    ] or [max(usual.context_length, MICRO_BATCH_TOKENS[0])]
 
     def speed(shape: ModelConfig, precision: Precision, micro: int, optimizer: str = "adamw") -> float:
         if tick:
@@ -86,16 +92,16 @@ def calibrate(
         return _measure(shape, precision, micro, optimizer, passport.device, clock, bf16_is_fast, seconds)
 
     precision: Precision = "bf16" if wanted_precision == "bf16" else "fp32"
-    by_size = {size: speed(middle, precision, size) for size in sorted({bounded(middle, size) for size in sizes})}
+    by_size = {size: speed(usual, precision, size) for size in sizes}
     micro = max(by_size, key=lambda size: by_size[size])
     # An emulated bf16 can be a hundred times slower: where even a bare matrix product loses, a whole step is not tried.
-    if wanted_precision == "auto" and bf16_is_fast and speed(middle, "bf16", micro) > by_size[micro]:
+    if wanted_precision == "auto" and bf16_is_fast and speed(usual, "bf16", micro) > by_size[micro]:
         precision = "bf16"
     points = [
         SpeedPoint(shape, tokens, tokens, name, speed(shape, precision, tokens, name))
         for name in sorted(set(optimizers))
         for shape in (shapes if name == "adamw" or "adamw" not in optimizers else shapes[:: len(shapes) - 1])
-        for tokens in [bounded(shape, micro)]
+        for tokens in [min(micro, affordable(shape, seconds))]
     ]
     result = Calibration(precision, bf16_is_fast, micro, points, clock.now() - started)
     write_json(path, dataclasses.asdict(result))

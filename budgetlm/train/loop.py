@@ -33,6 +33,8 @@ CURVE_POINTS = 100
 """Points that a curve has, about."""
 EVALUATION_SHARE = 0.02
 """Share of a run that evaluations on the way may take, the last one apart."""
+EVALUATION_TOKENS = 2_048
+"""Tokens in one forward pass of an evaluation, at least: without gradients there is room for more than in training."""
 HOPELESS_NATS = 1.5
 """A smoothed loss this far above that of a uniform guess means that the run has diverged."""
 
@@ -311,7 +313,8 @@ class _Run:
 
     def _evaluate(self, windows: np.ndarray) -> float:
         logits_a_sequence = 4 * self.config.model.vocab_size * self.config.model.context_length
-        micro = max(1, min(self.config.micro_batch_sequences, LOGIT_BYTES_BEFORE_CHUNKING // logits_a_sequence))
+        wanted = max(self.config.micro_batch_sequences, EVALUATION_TOKENS // self.config.model.context_length)
+        micro = max(1, min(wanted, LOGIT_BYTES_BEFORE_CHUNKING // logits_a_sequence))
         before = self.meter.clock.now()
         with self.meter.during("evaluate"):
             bpb = evaluate(self.network, windows, self.bytes_V, micro_batch=micro, precision=self.config.precision)
