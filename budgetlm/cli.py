@@ -104,12 +104,13 @@ def _search_config(study: str | None, file: Path | None, options: dict[str, dict
 
     from budgetlm.config import STUDIES, STUDY_FILE, read_study_file, study_config
     from budgetlm.files import checked_name
+    from budgetlm.studies import PLAN
 
     base = dataclasses.asdict(read_study_file(file)) if file else {}
     name = checked_name(study or str(base.get("name", "default")))
-    known = STUDIES / name / STUDY_FILE
-    if known.exists() and not file:
-        base = dataclasses.asdict(read_study_file(known))
+    known = STUDIES / name
+    if (known / PLAN).exists() and not file:
+        base = dataclasses.asdict(read_study_file(known / STUDY_FILE))
     table = {**base, "name": name}
     for section, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}

@@ -11,6 +11,13 @@ Purpose = Literal["calibrate", "compile", "train", "evaluate", "other"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
+def duration(seconds: float) -> str:
+    """A length of time for people: `80 s`, `10 min`, `24 h`."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.4g} h"
+
+
 class Clock:
     """Seconds that only move forward, whatever happens to the date."""
 

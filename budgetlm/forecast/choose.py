@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from budgetlm.budget.clock import duration
 from budgetlm.forecast.fit import Forecast, fit, usable
 from budgetlm.records import RunRecord
 
@@ -73,7 +74,7 @@ def choose(records: Sequence[RunRecord], target_seconds: float) -> Choice | None
     low, high = forecast.interval
     why = (
         f"least forecast of the {len(finalists)} of {len(forecasts)} trials that reached the highest rung: "
-        f"{forecast.mean:.3f} bits per byte at {target_seconds / 3600:.3g} h (80 % interval {low:.3f} to {high:.3f})"
+        f"{forecast.mean:.3f} bits per byte after {duration(target_seconds)} (80 % interval {low:.3f} to {high:.3f})"
     )
     return Choice(best, forecast, within, why)
 

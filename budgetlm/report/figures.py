@@ -108,7 +108,8 @@ def plot_ladder(
     figure = base("device-seconds of the run (log scale)", "validation loss (bits per byte)", height=520)
     figure.update_xaxes(type="log")
     rungs = runs[(runs["kind"] == "rung") & runs["bpb"].notna()]
-    for first, (trial, rows) in enumerate(rungs.sort_values("seconds").groupby("trial")):
+    others = [trial for trial in rungs["trial"].unique() if trial != chosen]
+    for trial, rows in rungs.sort_values("seconds").groupby("trial"):
         is_chosen = trial == chosen
         figure.add_scatter(
             x=rows["seconds"],
@@ -119,7 +120,7 @@ def plot_ladder(
             opacity=1 if is_chosen else 0.45,
             name=f"trial {trial} (chosen)" if is_chosen else "trials",
             legendgroup="chosen" if is_chosen else "trials",
-            showlegend=bool(is_chosen or first == 0),
+            showlegend=bool(is_chosen or trial == others[0]),
             text=rows["text"],
             hovertemplate="%{text}<br>%{y:.4f} bpb in %{x:.1f} s<extra></extra>",
         )

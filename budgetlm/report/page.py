@@ -17,6 +17,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from budgetlm.budget.clock import duration
 from budgetlm.files import write_atomic
 from budgetlm.forecast.choose import Choice, choose
 from budgetlm.forecast.fit import Forecast, fit
@@ -99,7 +100,7 @@ def page(facts: StudyFacts) -> str:
     pictures = _Pictures()
     parts = [
         f"<h1>{html.escape(facts.name)}</h1>",
-        f'<p class="soft">What to train for {facts.target_seconds / 3600:.3g} h on {html.escape(str(facts.passport.get("name")))}, '
+        f'<p class="soft">What to train for {duration(facts.target_seconds)} on {html.escape(str(facts.passport.get("name")))}, '
         f"and why. Written by budgetlm {html.escape(str(facts.passport.get('budgetlm')))}.</p>",
         _verdict(facts, records, choice, finals),
         "<h2>Where the budget went</h2>",
@@ -167,7 +168,7 @@ def _verdict(facts: StudyFacts, records: Sequence[RunRecord], choice: Choice | N
     cards = [
         (
             f"{choice.forecast.mean:.3f}",
-            f"bits per byte forecast at {facts.target_seconds / 3600:.3g} h ({low:.3f} to {high:.3f}, 80 %)",
+            f"bits per byte forecast after {duration(facts.target_seconds)} ({low:.3f} to {high:.3f}, 80 %)",
         ),
         (f"trial {choice.trial}", f"chosen of {len({r.trial for r in records if r.kind == 'rung'})} trials"),
     ]
@@ -184,7 +185,7 @@ def _verdict(facts: StudyFacts, records: Sequence[RunRecord], choice: Choice | N
         full = f", {final.bpb_full:.3f} on a larger sample" if final.bpb_full else ""
         cards.append((f"{final.bpb:.3f}", f"bits per byte reached by the final{full}{verdict}"))
     spent = sum(facts.by_account.get("search", {}).values())
-    cards.append((f"{spent / 3600:.3g} h", f"of {facts.budget_seconds / 3600:.3g} device-hours spent on the search"))
+    cards.append((duration(spent), f"of {duration(facts.budget_seconds)} of device time spent on the search"))
     shown = "".join(f'<div class="card"><b>{html.escape(a)}</b><span>{html.escape(b)}</span></div>' for a, b in cards)
     near = ", ".join(f"trial {n}" for n in choice.within_noise[:8])
     more = f" and {len(choice.within_noise) - 8} more" if len(choice.within_noise) > 8 else ""

@@ -31,7 +31,7 @@ from budgetlm.records import RunRecord, read_records
 from budgetlm.search.climb import MARGIN_SECONDS, Site, climb
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.plan import Plan, describe, load_plan, make_plan, suited_vocabulary
-from budgetlm.studies import DATABASE, IMPORTANCE, LOCK
+from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
 from budgetlm.watch import Watcher
 
 BUGS_IN_A_ROW = 3
@@ -90,7 +90,7 @@ def check_settings(config: StudyConfig) -> None:
     Raises:
         StudyError: they differ; the message says where.
     """
-    if not (config.folder / STUDY_FILE).exists():
+    if not (config.folder / PLAN).exists():  # it never got as far as a plan: there is nothing to compare with
         return
     before, now = (dataclasses.asdict(c) for c in (read_study_file(config.folder / STUDY_FILE), config))
     for values in (before, now):

@@ -205,7 +205,7 @@ class _Run:
         if state == "done":
             bpb = self._evaluate(self.windows)
             if len(self.all_windows) and (
-                self.config.steps or self.elapsed + self._cost(self.all_windows) < self.config.seconds
+                self.config.steps or self.elapsed + self._cost(self.all_windows) / 1.1 < self.config.seconds
             ):
                 full = self._evaluate(self.all_windows)
             self._point(self._lr(1.0), bpb, on_point)

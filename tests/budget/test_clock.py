@@ -1,6 +1,6 @@
 import pytest
 
-from budgetlm.budget.clock import ManualClock, Meter
+from budgetlm.budget.clock import ManualClock, Meter, duration
 
 
 def test_every_moment_is_charged_to_exactly_one_purpose():
@@ -44,3 +44,10 @@ def test_time_goes_to_the_run_that_pays_also_when_it_fails():
     for run, seconds in charges:
         by_run[run] = by_run.get(run, 0) + seconds
     assert by_run == {"study": 4, "trial0": 2}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.5, "0.5 s"), (80, "80 s"), (119.9, "120 s"), (600, "10 min"), (7200, "2 h"), (86_400, "24 h")]
+)
+def test_lengths_of_time_are_said_as_people_say_them(seconds, said):
+    assert duration(seconds) == said

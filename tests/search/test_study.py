@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from budgetlm.budget.clock import Clock
-from budgetlm.errors import BudgetExhausted, StudyError
+from budgetlm.errors import BudgetExhausted, DataError, StudyError
 from budgetlm.forecast.fit import fit
 from budgetlm.passport import identify
 from budgetlm.records import read_curve, read_records
@@ -193,6 +193,12 @@ def test_other_settings_data_or_machine_are_refused_by_name(searched, tiny_study
             search(tiny_study(8.0), cache, clock, Notes())
     finally:
         extra.unlink()
+
+
+def test_a_beginning_that_failed_does_not_stand_in_the_way_of_the_next(tiny_study, cache, clock):
+    with pytest.raises(DataError, match="no file or folder"):
+        search(tiny_study(6.0, data={"source": "missing.txt"}), cache, clock, Notes())
+    assert search(tiny_study(4.9), cache, clock, Notes()).new_runs > 0
 
 
 def test_a_budget_that_pays_for_nothing_is_refused_before_anything_is_written(tiny_study, cache, clock, home):
