@@ -171,9 +171,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML file per study under reports/."""
     from budgetlm.report.facts import report as write
-    from budgetlm.studies import resolve, study_names
+    from budgetlm.studies import begun_studies, resolve
 
-    names = [resolve(study)] if study else study_names()
+    names = [resolve(study)] if study else begun_studies()
     if not names:
         raise BudgetlmError("there is no study to report on. Run `budgetlm search --hours …` first.")
     for name in names:

@@ -41,6 +41,11 @@ def study_names() -> list[str]:
     return sorted(p.parent.name for p in STUDIES.glob(f"*/{STUDY_FILE}"))
 
 
+def begun_studies() -> list[str]:
+    """Names of those that have settled their plan, so that there is something to report on."""
+    return [name for name in study_names() if (STUDIES / name / PLAN).exists()]
+
+
 def open_config(name: str) -> StudyConfig:
     """The configuration that a study was begun with.
 
