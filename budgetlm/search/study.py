@@ -252,7 +252,7 @@ class _Search:
         while not self.site.should_stop():
             if not self.site.affords(0):
                 return self._spent()
-            if not self._climb_with_what_is_left():
+            if not self._climb_again():
                 self._new_trial()
             self._show_best()
             if self.bugs >= BUGS_IN_A_ROW:
@@ -275,28 +275,28 @@ class _Search:
         record = climb(self.site, trial.number, recipe)
         self._settle(trial.number, record, recipe)
 
-    def _climb_with_what_is_left(self) -> bool:
-        """When the rest of the budget pays for a higher rung but hardly for a new trial beside it, the best climb on.
+    def _climb_again(self) -> bool:
+        """Let a trial that was stopped climb on, where that is worth more than a new trial.
 
-        Optuna has been told what these trials were worth and is not told again; the records are what the choice is made from.
+        That is so when nobody has reached the top yet, as after a budget was raised and has added a rung, and when the rest of
+        the budget pays for a higher rung but hardly for a new trial beside it. Optuna has been told what these trials were
+        worth and is not told again; the records are what the choice is made from.
         """
-        site, top = self.site, len(self.site.plan.rungs) - 1
-        forecasts, standing = site.forecasts(), highest_rungs(site.records())
-        if not any(rung == top for rung in standing.values()):
-            return False
+        site, rungs = self.site, self.site.plan.rungs
+        records, forecasts = site.records(), site.forecasts()
+        standing = highest_rungs(records)
+        broken = {(r.trial, r.rung) for r in records if r.state in ("failed", "diverged")}
+        unreached = len(rungs) - 1 not in standing.values()
         left = site.remaining()
         for trial in sorted(forecasts, key=lambda n: forecasts[n].mean):
             rung = standing[trial] + 1
-            if rung > top:
+            if rung == len(rungs) or (trial, rung) in broken:
                 continue
-            fits = site.affords(rung)
-            both = left >= site.plan.rungs[rung] + site.plan.rungs[0] + 1.0
-            if fits and not both:
-                recipe = next(r.recipe for r in site.records() if r.trial == trial)
+            last_chance = left < rungs[rung] + rungs[0] + 1.0
+            if (unreached or last_chance) and site.affords(rung):
+                recipe = next(r.recipe for r in records if r.trial == trial)
                 climb(site, trial, recipe_from(recipe), rung)
                 return True
-            if rung == top:
-                return False
         return False
 
     def _settle(self, number: int, record: RunRecord, recipe: Recipe) -> None:

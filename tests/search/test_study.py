@@ -14,6 +14,7 @@ import pytest
 
 from budgetlm.budget.clock import Clock
 from budgetlm.errors import BudgetExhausted, DataError, StudyError
+from budgetlm.forecast.choose import choose
 from budgetlm.forecast.fit import fit
 from budgetlm.passport import identify
 from budgetlm.records import read_curve, read_records
@@ -58,6 +59,33 @@ def test_the_same_command_again_does_and_charges_nothing_and_a_raised_budget_goe
     after = read_records(searched.folder)
     assert after[: len(records)] == records
     assert len({r.run for r in after}) == len(after)
+
+
+def test_a_raised_budget_that_adds_a_rung_sends_the_best_up_to_it_first(searched, tiny_study, cache, clock, monkeypatch):
+    monkeypatch.setattr("budgetlm.search.ladder.TOP_SHARE", 0.4)
+    before = read_records(searched.folder)
+    best = choose(before, searched.budget.target_seconds).trial
+    search(tiny_study(10.0), cache, clock, Notes())
+    plan = json.loads((searched.folder / "plan.json").read_text())
+    first = read_records(searched.folder)[len(before)]
+    assert len(plan["rungs"]) == 3
+    assert (first.trial, first.rung) == (best, 2)
+
+
+def test_a_trial_that_broke_on_a_rung_is_not_sent_there_again(searched, tiny_study, cache, clock, monkeypatch):
+    before = read_records(searched.folder)
+    plain = loop.Stepper.step
+
+    def breaks(self, rows, lr):
+        loss = plain(self, rows, lr)
+        return math.nan if self.config.seconds > 1.0 else loss
+
+    monkeypatch.setattr(loop.Stepper, "step", breaks)
+    monkeypatch.setattr("budgetlm.search.ladder.TOP_SHARE", 0.4)
+    search(tiny_study(10.0), cache, clock, Notes())
+    broken = [r.trial for r in read_records(searched.folder)[len(before) :] if r.state == "diverged" and r.rung == 2]
+    assert broken
+    assert len(set(broken)) == len(broken)
 
 
 def _study_seconds():
