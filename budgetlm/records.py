@@ -5,7 +5,7 @@ read records, never a live study. A folder of records becomes a DataFrame here.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +71,6 @@ class RunRecord:
     passport: str = ""
     error: str = ""
     """Why it failed, with the end of its traceback."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens_per_parameter(self) -> float:

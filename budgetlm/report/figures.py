@@ -15,10 +15,8 @@ from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.records import CurvePoint, RunRecord
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8a8f98"
-STATE_COLOURS = {"done": BLUE, "diverged": RED, "failed": ORANGE, "interrupted": GREY}
 MOST_FITS = 60
 """Points of the history for which the forecast is fitted anew; more would cost time and show nothing."""
-MOST_CURVES = 12
 
 
 def base(x: str, y: str, **layout: object) -> go.Figure:

@@ -24,6 +24,8 @@ from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.records import CurvePoint, RunRecord, read_curve, read_records
 from budgetlm.report import figures
 
+MOST_RUNGS_DRAWN = 8
+"""Trials whose curves are drawn, best first."""
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2937; --soft: #6b7280; --line: #e5e7eb; --back: #ffffff; --card: #f8fafc; --accent: #0072B2; }
 @media (prefers-color-scheme: dark) { :root { --text: #e5e7eb; --soft: #9ca3af; --line: #374151; --back: #111827; --card: #1f2937; --accent: #56B4E9; } }
@@ -225,9 +227,6 @@ def _curves(
     best = sorted(top.values(), key=lambda r: forecasts[r.trial].mean)[:MOST_RUNGS_DRAWN]
     finals = [r for r in records if r.kind == "final"][-4:]
     return {r.run: read_curve(folder, r.run) for r in [*finals, *best]}
-
-
-MOST_RUNGS_DRAWN = 8
 
 
 def _final_section(facts: StudyFacts, finals: Sequence[RunRecord], pictures: _Pictures) -> list[str]:

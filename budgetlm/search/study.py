@@ -37,12 +37,7 @@ from budgetlm.watch import Watcher
 BUGS_IN_A_ROW = 3
 """So many trials in a row that end in what looks like a bug end the study: it would only burn the budget."""
 
-RUNNING, COMPLETE, FAIL, WAITING = (
-    optuna.trial.TrialState.RUNNING,
-    optuna.trial.TrialState.COMPLETE,
-    optuna.trial.TrialState.FAIL,
-    optuna.trial.TrialState.WAITING,
-)
+TrialState = optuna.trial.TrialState
 
 
 @dataclass(frozen=True)
@@ -304,22 +299,19 @@ class _Search:
         self.bugs = self.bugs + 1 if record.error.startswith("bug:") else 0
         forecasts = self.site.forecasts()
         if number in forecasts:
-            self._tell(number, forecasts[number].mean)
+            self.study.tell(number, forecasts[number].mean)
         elif record.state == "diverged":
             # As bad as knowing nothing: a finite value teaches the sampler to stay away, which a failure would not.
-            self._tell(number, self._uniform_bpb())
+            self.study.tell(number, self._uniform_bpb())
             self.site.watcher.note(f"trial {number} diverged")
         elif record.state == "interrupted":
-            self.study.tell(number, state=FAIL)
+            self.study.tell(number, state=TrialState.FAIL)
             self.study.enqueue_trial(parameters_of(recipe, self.site.plan.space))
         else:
-            self.study.tell(number, state=FAIL)
+            self.study.tell(number, state=TrialState.FAIL)
             self.site.watcher.note(
                 f"trial {number} failed: {record.error.splitlines()[-1] if record.error else record.state}"
             )
-
-    def _tell(self, number: int, value: float) -> None:
-        self.study.tell(number, value)
 
     def _uniform_bpb(self) -> float:
         """Bits per byte of guessing every token alike."""
@@ -331,13 +323,13 @@ class _Search:
         """Bring trials that a crash left running into agreement with their records."""
         forecasts = self.site.forecasts()
         last = {r.trial: r for r in self.site.records() if r.kind == "rung"}
-        for trial in self.study.get_trials(deepcopy=False, states=[RUNNING]):
+        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             if trial.number in forecasts:
-                self._tell(trial.number, forecasts[trial.number].mean)
+                self.study.tell(trial.number, forecasts[trial.number].mean)
             elif trial.number in last and last[trial.number].state == "diverged":
-                self._tell(trial.number, self._uniform_bpb())
+                self.study.tell(trial.number, self._uniform_bpb())
             else:
-                self.study.tell(trial.number, state=FAIL)
+                self.study.tell(trial.number, state=TrialState.FAIL)
                 if set(trial.params) == set(parameters_of(self.site.plan.default, self.site.plan.space)):
                     self.study.enqueue_trial(trial.params)
                 self.site.watcher.note(f"trial {trial.number} was cut off by a crash and begins again")
@@ -355,7 +347,7 @@ class _Search:
 def _keep_importance(config: StudyConfig) -> None:
     """Parameter importances by Optuna's PED-ANOVA, kept for the report, which knows no Optuna."""
     study = _open_study(config)
-    trials = study.get_trials(deepcopy=False, states=[COMPLETE])
+    trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     plan = load_plan(config.folder)
     names = searched(plan.space) if plan else []
     names = [n for n in names if all(n in t.params for t in trials) and len({t.params[n] for t in trials}) > 1]
