@@ -257,9 +257,8 @@ def test_data_that_the_final_would_repeat_often_is_warned_of(tiny_study, cache, 
 def test_kill_minus_9_loses_at_most_a_second_of_the_account_and_no_trial(tiny_study, cache, home):
     """A real process on a real clock, killed in the middle, and continued."""
     config = tiny_study(60.0, budget={"hours": 60 / 3600, "target_hours": 12 / 3600}, search={"least_rung_seconds": 0.5})
-    config.folder.mkdir(parents=True)
-    config.save(config.folder)
-    command = [sys.executable, "-m", "budgetlm", "search", "--study", "tiny"]
+    config.save(home)
+    command = [sys.executable, "-m", "budgetlm", "search", "--file", "study.toml"]
     environment = {**_environment(), "BUDGETLM_CACHE": str(cache)}
     with subprocess.Popen(
         [*command, "--hours", str(60 / 3600)], env=environment, stderr=subprocess.DEVNULL, cwd=home
