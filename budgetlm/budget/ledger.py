@@ -94,7 +94,10 @@ class Ledger:
         Raises:
             StudyError: `seconds` is less than what the account has spent already.
         """
-        charged = self.balance(account).charged_seconds if account in self.accounts() else 0.0
+        before = self.balance(account) if account in self.accounts() else None
+        if before and before.budget_seconds == seconds:
+            return  # why it stopped still holds
+        charged = before.charged_seconds if before else 0.0
         if seconds < charged:
             raise StudyError(
                 f"a budget of {seconds / 3600:.4g} h is less than the {charged / 3600:.4g} h already spent. "
@@ -102,7 +105,11 @@ class Ledger:
             )
         row = sqlite.insert(_ACCOUNTS).values(account=account, budget_seconds=seconds, stopped_because="")
         with self._engine.begin() as connection:
-            connection.execute(row.on_conflict_do_update(index_elements=["account"], set_={"budget_seconds": seconds}))
+            connection.execute(
+                row.on_conflict_do_update(
+                    index_elements=["account"], set_={"budget_seconds": seconds, "stopped_because": ""}
+                )
+            )
 
     def charge(self, account: str, run: str, purpose: Purpose, seconds: float) -> None:
         """Add `seconds` to what `run` has spent on `purpose`; durable when this returns."""

@@ -59,6 +59,7 @@ def test_an_unknown_account_and_a_file_that_is_no_database_are_said_so(ledger, t
 
 def test_why_it_stopped_is_kept_until_a_new_budget_opens_it(ledger):
     ledger.stop(SEARCH, "the budget is spent")
+    ledger.set_budget(SEARCH, 100.0)
     assert ledger.balance().stopped_because == "the budget is spent"
-    ledger.stop(SEARCH, "")
+    ledger.set_budget(SEARCH, 200.0)
     assert ledger.balance().stopped_because == ""

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import re
 
@@ -140,4 +139,3 @@ def test_budget_shares_of_an_account_sum_to_a_hundred():
         for account, share in zip(bar.y, bar.x, strict=True):
             totals[account] = totals.get(account, 0) + share
     assert totals == pytest.approx({"search": 100.0, "final": 100.0})
-    assert dataclasses.is_dataclass(StudyFacts)
