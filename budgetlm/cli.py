@@ -1,11 +1,12 @@
 """The commands. Each parses, calls one function, prints; results go to stdout, progress to stderr.
 
 Exit codes: 0 done, 1 a mistake or shortage that a person can put right (one line says what to do), 2 options that cannot
-be parsed, 130 interrupted. Heavy imports happen inside the commands, so that `--help` is instant.
+be parsed, 75 stopped by SIGTERM and to be run again, 130 interrupted. Heavy imports happen inside the commands, so that `--help` is instant.
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from budgetlm.errors import BudgetlmError, ConfigError
+from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
 if TYPE_CHECKING:
     from budgetlm.config import StudyConfig
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +33,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 def main() -> None:
     """Run the command line: a person's mistake is one line, a bug keeps its traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    signal.signal(signal.SIGTERM, _leave)  # until a command knows better
     try:
         app()
     except BudgetlmError as error:
@@ -44,6 +45,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def _leave(_number: int, _frame: object) -> None:
+    raise SystemExit(RESUME_ME)
 
 
 @app.command()
@@ -58,6 +63,9 @@ def search(
     file: Annotated[Path | None, typer.Option(help="A study file (TOML), e.g. studies/demo.toml.")] = None,
     data: Annotated[str | None, typer.Option(help="stdlib, site, a file or folder, or hf:owner/name.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0 for one per core.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
 ) -> None:
@@ -68,7 +76,7 @@ def search(
     options: dict[str, dict[str, object]] = {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": data},
-        "train": {"device": device, "threads": threads},
+        "train": {"device": device, "devices": devices, "threads": threads},
         "search": {"seed": seed},
     }
     config = _search_config(study, file, options)
@@ -83,9 +91,9 @@ def search(
     finally:
         watcher.close()
     name = config.name
-    if result.interrupted:
+    if result.exit_code:
         print(f"budgetlm: study {name!r} is interrupted and settled; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(result.exit_code)
     if result.new_runs == 0:
         typer.echo(f"study {name}: nothing left to do; {result.stopped_because}. Raise --hours to go on.")
     else:
@@ -145,7 +153,7 @@ def final(
     record = result.record
     if record.state == "interrupted":
         print("budgetlm: the final is interrupted, its checkpoint written; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(result.exit_code)
     if record.state == "diverged":
         raise BudgetlmError(
             f"the final of study {name!r} diverged after {record.steps:,} steps and {record.seconds:.0f} s: {record.error}. "

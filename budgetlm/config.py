@@ -70,8 +70,13 @@ class TrainSettings:
 
     device: str = "auto"
     """`cpu`, `cuda`, or `auto` for a GPU where there is one."""
+    devices: int = 0
+    """Devices that a search uses at once, a worker on each; every one of them is charged. 0 for all GPUs, or one CPU. More than
+    one CPU worker share the cores."""
     threads: int = 0
-    """CPU threads; 0 for one per core."""
+    """CPU threads of a worker; 0 for one per core, shared out among the workers."""
+    memory_gb: float = 0.0
+    """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
     """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster."""
     compile: bool = False
@@ -85,8 +90,10 @@ class TrainSettings:
         for name, allowed in (("device", ("auto", "cpu", "cuda")), ("precision", ("auto", "fp32", "bf16"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
-        if self.threads < 0 or self.eval_tokens < 0 or self.clip <= 0:
-            raise ConfigError("train.threads and train.eval_tokens must not be negative, and train.clip must be above 0.")
+        if min(self.devices, self.threads, self.memory_gb, self.eval_tokens) < 0 or self.clip <= 0:
+            raise ConfigError(
+                "train.devices, threads, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +104,16 @@ class SearchSettings:
     """Decides what is sampled and how the runs are initialised."""
     least_rung_seconds: float = 4.0
     """Shorter rungs than this measure start-up rather than learning."""
+    max_restarts: int = 3
+    """How often a run that its machine has cut off is gone on with."""
+    hang_seconds: float = 300.0
+    """A run that nothing is heard of for so long is ended. More than its longest step, compilation included."""
 
     def __post_init__(self) -> None:
-        if self.least_rung_seconds <= 0 or self.seed < 0:
-            raise ConfigError("search.least_rung_seconds must be above 0, and search.seed must not be negative.")
+        if min(self.least_rung_seconds, self.hang_seconds) <= 0:
+            raise ConfigError("search.least_rung_seconds and search.hang_seconds must be above 0.")
+        if min(self.seed, self.max_restarts) < 0:
+            raise ConfigError("search.seed and search.max_restarts must not be negative.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,17 @@ class BudgetExhausted(BudgetlmError):
     """The device-seconds that are left do not pay for what was asked."""
 
 
+class DiskFull(BudgetlmError):
+    """What has to be written next would not fit the disk."""
+
+
 class EvaluationError(BudgetlmError):
     """There is nothing to measure a model on."""
 
 
 class CheckpointError(BudgetlmError):
     """A checkpoint cannot be written, or what lies on disk is not one."""
+
+
+class LeaseLost(StudyError):
+    """This process was taken for dead by another one."""

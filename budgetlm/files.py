@@ -119,14 +119,21 @@ def read_json(path: Path) -> Any:
         raise StudyError(f"{path} is damaged ({error}). Delete it to have it made again.") from error
 
 
-def append_line(path: Path, value: Any) -> None:
-    """Add `value` as one line of JSON to the end of a file, on a line of its own also after one that a crash cut short."""
+def append_line(path: Path, value: Any, *, durable: bool = False) -> None:
+    """Add `value` as one line of JSON to the end of a file, on a line of its own also after one that a crash cut short.
+
+    Args:
+        durable: whether to wait until it is on the disk, and not only safe from the end of this process.
+    """
     with disk_errors(path), path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
         file.write(json.dumps(value).encode() + b"\n")
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -4,6 +4,8 @@ A final has an account of its own in the study's ledger. What is charged there c
 crash has lost it: a resumed final goes on from its newest checkpoint with the device-seconds that are really left.
 """
 
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,17 +29,16 @@ from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
-from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_curve, read_records
+from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
-from budgetlm.search.study import check_machine, prepare, repetition_warning, warm_up
+from budgetlm.search.study import check_machine, prepare, repetition_warning
 from budgetlm.studies import DATABASE
-from budgetlm.train.config import RunConfig, as_dict, run_config_from
-from budgetlm.train.loop import Checkpoints, Label, train
+from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
+from budgetlm.train.loop import Checkpoints, train, warm_up
 from budgetlm.watch import Watcher
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
-CHECKPOINTS_A_RUN, MOST_SECONDS_BETWEEN = 20, 900.0
 SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
 
 
@@ -52,6 +53,8 @@ class FinalResult:
     forecast: Forecast | None
     samples: list[dict[str, str]]
     already_done: bool
+    exit_code: int = 0
+    """0, or what the process should end with because it was asked to stop (`interrupt.py`)."""
 
 
 def final(
@@ -102,8 +105,8 @@ def final(
         if done and (home / "samples.json").exists():
             return FinalResult(recipe.summary(), done, home, forecast, read_json(home / "samples.json"), already_done=True)
         run = _Final(config, plan, recipe, number, name, home, seconds, seed, cache, clock, watcher)
-        record, samples = run.go(forecast)
-        return FinalResult(recipe.summary(), record, home, forecast, samples, already_done=False)
+        record, samples, code = run.go(forecast)
+        return FinalResult(recipe.summary(), record, home, forecast, samples, already_done=False, exit_code=code)
     finally:
         watcher.close()
         lock.release()
@@ -138,8 +141,8 @@ class _Final:
         self.name, self.home, self.seconds, self.seed = name, home, seconds, seed
         self.cache, self.clock, self.watcher = cache, clock, watcher
 
-    def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]]]:
-        """Prepare, resume, train, write model and samples, and keep the record."""
+    def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]], int]:
+        """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
         device = pick_device(self.study.train.device, self.study.train.threads)
         check_machine(self.plan, identify(device))
         tokens = prepare(self.study, self.plan.world.vocab_size, self.cache, self.watcher)
@@ -147,19 +150,27 @@ class _Final:
             raise StudyError(f"the data of study {self.study.name!r} has changed since its search. Bring the old text back.")
         if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
             self.watcher.note(repetition_warning("this final", epochs))
-        warm_up(device)
+        warm_up()
         config = self._config()
         self._keep_forecast(forecast)
         ledger = Ledger(open_database(self.study.folder / DATABASE))
+        ledger.release_the_dead(time.sleep)
         ledger.set_budget(self.name, max(self.seconds, self._charged(ledger)))
         charged = self._charged(ledger)
         if charged:
             self.watcher.note(f"resuming  {charged:.0f} of {self.seconds:.0f} device-seconds are used up")
-        meter = Meter(self.clock, ledger.charger(self.name))
-        with StopRequest() as stop, meter.paying(self.name):
-            record, samples = self._train(config, tokens, meter, charged, stop)
+        lease = ledger.lease(self.name, ledger.balance(self.name).remaining_seconds, run=self.name)
+        meter = Meter(self.clock, lease.charge, run=self.name)
+        try:
+            with StopRequest() as stop:
+                record, samples = self._train(config, tokens, meter, charged, stop)
+        finally:
+            meter.flush()
+            lease.settle()
+        if record.state == "done":  # what it has learnt is in the model now
+            shutil.rmtree(self.home / "checkpoints", ignore_errors=True)
         ledger.stop(self.name, "the deadline is reached" if record.state == "done" else record.state)
-        return record, samples
+        return record, samples, stop.exit_code if record.state == "interrupted" else 0
 
     def _train(
         self, config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]
@@ -176,14 +187,12 @@ class _Final:
         )
         folder = self.study.folder
         curve_path(folder, self.name).parent.mkdir(parents=True, exist_ok=True)
-        earlier = read_curve(folder, self.name)
 
         def on_point(point: CurvePoint) -> None:
             append_point(folder, self.name, point)
             self.watcher.point(point)
 
         self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
-        every = min(MOST_SECONDS_BETWEEN, self.seconds / CHECKPOINTS_A_RUN)
         trained = train(
             config,
             label,
@@ -191,9 +200,8 @@ class _Final:
             meter,
             on_point=on_point,
             should_stop=stop,
-            checkpoints=Checkpoints(folder=self.home / "checkpoints", every_seconds=every),
+            checkpoints=Checkpoints(folder=self.home / "checkpoints"),
             spent_seconds=charged,
-            before=earlier[-1] if earlier else None,
         )
         for note in trained.notes:
             self.watcher.note(f"warning   {note} The one before it is used.")

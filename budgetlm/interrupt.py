@@ -1,11 +1,16 @@
-"""Ctrl-C and SIGTERM as a polite request: finish the step, settle the ledger, leave.
+"""Ctrl-C and SIGTERM as a polite request: save what there is, settle the ledger, leave.
 
-The second Ctrl-C is not polite, and raises as usual.
+The second request is not polite, and raises as usual.
 """
 
 import signal
 from types import FrameType, TracebackType
 from typing import Any
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+RESUME_ME = 75
+"""Exit code after SIGTERM, which schedulers and spot instances send: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
 class StopRequest:
@@ -13,6 +18,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.exit_code = 0
+        """What the process should end with; 0 while nobody has asked it to stop."""
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
@@ -28,7 +35,7 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.exit_code = True, RESUME_ME if number == signal.SIGTERM else INTERRUPTED

@@ -73,6 +73,16 @@ def pick_device(wanted: str, threads: int) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; found without touching one."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
 def identify(device: str) -> Passport:
     """The passport without its measured ceilings: costs nothing, and its `id` is the same."""
     import torch

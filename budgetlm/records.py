@@ -53,8 +53,9 @@ class RunRecord:
     planned_seconds: float
     """Device-seconds that the run could use."""
     seconds: float
-    """Device-seconds that it used."""
+    """Device-seconds that it used; where it was resumed, those of this part."""
     by_purpose: dict[str, float]
+    """The same by purpose."""
     steps: int
     tokens: int
     parameters: int
@@ -69,8 +70,10 @@ class RunRecord:
     epochs: float = 0.0
     """How often each training token that the run could see was read."""
     passport: str = ""
+    cause: str = ""
+    """What ended it, where it is not done: a cause of `workers/job.py`, `diverged`, or `stopped` when it was asked to."""
     error: str = ""
-    """Why it failed, with the end of its traceback."""
+    """What happened, with the end of the traceback where there is one."""
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -79,8 +82,8 @@ class RunRecord:
 
 
 def append_record(folder: Path, record: RunRecord) -> None:
-    """Add a record to a study's folder."""
-    append_line(folder / RUNS, dataclasses.asdict(record))
+    """Add a record to a study's folder; it is on the disk when this returns."""
+    append_line(folder / RUNS, dataclasses.asdict(record), durable=True)
 
 
 def read_records(folder: Path) -> list[RunRecord]:
@@ -100,5 +103,11 @@ def append_point(folder: Path, run: str, point: CurvePoint) -> None:
 
 
 def read_curve(folder: Path, run: str) -> list[CurvePoint]:
-    """A run's curve in the order it was written; empty if it left none."""
-    return [CurvePoint(**line) for line in read_lines(curve_path(folder, run))]
+    """A run's curve by step; empty if it left none. Where a resumed run went over old ground, the newer points count."""
+    points: list[CurvePoint] = []
+    for line in read_lines(curve_path(folder, run)):
+        point = CurvePoint(**line)
+        while points and points[-1].step >= point.step:
+            points.pop()
+        points.append(point)
+    return points

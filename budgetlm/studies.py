@@ -79,6 +79,7 @@ def balance_as_dict(name: str, balance: Balance) -> dict[str, Any]:
         "study": name,
         "budget_seconds": balance.budget_seconds,
         "charged_seconds": balance.charged_seconds,
+        "leased_seconds": balance.leased_seconds,
         "remaining_seconds": balance.remaining_seconds,
         "by_purpose": balance.by_purpose,
         "stopped_because": balance.stopped_because,

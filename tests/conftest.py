@@ -13,10 +13,11 @@ from budgetlm.data.corpus import DataConfig, prepare_corpus
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.records import RunRecord
-from budgetlm.search import climb, study
+from budgetlm.search import scheduler, study
 from budgetlm.train import calibrate, loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.watch import Watcher
+from budgetlm.workers.inline import Inline
 
 torch.set_num_threads(1)  # models this small are slower with more
 
@@ -52,8 +53,8 @@ def install_clock(monkeypatch) -> ManualClock:
     monkeypatch.setattr(loop.Stepper, "step", timed_step)
     monkeypatch.setattr(loop, "evaluate", timed_evaluate)
     monkeypatch.setattr(calibrate, "MICRO_BATCH_TOKENS", (128,))
-    monkeypatch.setattr(climb, "MARGIN_SECONDS", 0.01)  # what surrounds a run takes no time on this clock
-    monkeypatch.setattr(study, "MARGIN_SECONDS", 0.01)
+    monkeypatch.setattr(scheduler, "MARGIN_SECONDS", 0.01)  # what surrounds a run takes no time on this clock
+    monkeypatch.setattr(study, "processes", lambda _config, clock, should_stop: Inline(clock, should_stop))
     return clock
 
 

@@ -1,14 +1,21 @@
 """Monotonic time that a test can move by hand, and the meter that gives every moment to exactly one purpose."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-Purpose = Literal["calibrate", "compile", "train", "evaluate", "other"]
-"""What a device-second was for. `train` is optimisation steps and nothing else."""
+Purpose = Literal["start", "calibrate", "compile", "train", "evaluate", "checkpoint", "other", "lost"]
+"""What a device-second was for. `train` is optimisation steps and nothing else; `start` is a process on its way to the
+first of them; `lost` is time of a process that was gone before it could say what it had been doing."""
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+
+STOPPED_SECONDS, STOPPED_SHARE = 3.0, 0.25
+"""A gap this long between two readings, in which the process had less than this share of one processor, means that it was
+stopped, not working."""
+SAMPLE_SECONDS = 0.2
+"""How often the processor time is looked at, which takes longer than to look at the clock."""
 
 
 def duration(seconds: float) -> str:
@@ -19,11 +26,28 @@ def duration(seconds: float) -> str:
 
 
 class Clock:
-    """Seconds that only move forward, whatever happens to the date."""
+    """Seconds of running: they only move forward, whatever happens to the date, and stand still while the process does.
+
+    A process that is stopped (Ctrl-Z, SIGSTOP, a frozen container) uses no processor time, and that is how it is told from
+    one that works or waits: callers read the clock at least every second or so. A suspended machine needs no such care,
+    because Linux's monotonic clock stands still with it.
+    """
+
+    def __init__(self) -> None:
+        self._stopped = 0.0
+        self._last = self._sampled = time.monotonic()
+        self._worked = time.process_time()
 
     def now(self) -> float:
-        """Seconds since some fixed instant."""
-        return time.monotonic()
+        """Seconds since some fixed instant, those left out in which the process was stopped."""
+        now = time.monotonic()
+        gap, self._last = now - self._last, now
+        if now - self._sampled > SAMPLE_SECONDS:
+            worked = time.process_time()
+            if gap > STOPPED_SECONDS and worked - self._worked < STOPPED_SHARE * gap:
+                self._stopped += gap
+            self._sampled, self._worked = now, worked
+        return now - self._stopped
 
 
 class ManualClock(Clock):
@@ -42,62 +66,77 @@ class ManualClock(Clock):
         self.seconds += seconds
 
 
+Charge = Callable[[str, Mapping[Purpose, float]], None]
+"""Takes a run and what it has spent since the last time, in seconds by purpose."""
+
+
 class Meter:
     """Charges the time that a device is held, every moment to exactly one run and purpose.
 
-    The meter runs from its making to the last `flush`. `during(purpose)` says what the time inside is for, `paying(run)`
-    whose it is; time outside of both is `other`, of `study`. What has run up is handed to `charge` about once a second, so
-    that a process killed at any instant leaves at most that much unaccounted.
+    The meter runs from its making to the last `flush`. `during(purpose)` says what the time inside is for, `bill(run)`
+    whose it is from now on. What has run up is handed to `charge` about once a second, so that a process killed at any
+    instant leaves at most that much unaccounted. Where another process does the work, its own account arrives through
+    `explain`, and moves time from `other`, where it ran up, to what it was for: the sum stays what this clock has seen.
     """
 
     def __init__(
-        self, clock: Clock, charge: Callable[[str, Purpose, float], None] | None = None, flush_seconds: float = 1.0
+        self,
+        clock: Clock,
+        charge: Charge | None = None,
+        *,
+        flush_seconds: float = 1.0,
+        run: str = "study",
+        purpose: Purpose = "other",
     ) -> None:
         self.clock = clock
         self.spent: dict[Purpose, float] = dict.fromkeys(PURPOSES, 0.0)
         self._charge = charge
         self._flush_seconds = flush_seconds
         self._pending: dict[Purpose, float] = {}
-        self._purpose: Purpose = "other"
-        self._run = "study"
+        self._purpose, self._run = purpose, run
         self._since = self._flushed = clock.now()
 
     @contextmanager
     def during(self, purpose: Purpose) -> Iterator[None]:
         """Charge the time inside the block to `purpose`."""
         outer = self._purpose
-        self._switch(purpose)
+        self.switch(purpose)
         try:
             yield
         finally:
-            self._switch(outer)
+            self.switch(outer)
 
-    @contextmanager
-    def paying(self, run: str) -> Iterator[None]:
-        """Charge the time inside the block to `run`; all of it is handed over when the block ends."""
-        outer = self._run
+    def switch(self, purpose: Purpose) -> None:
+        """Charge the time from now on to `purpose`."""
+        self._account()
+        self._purpose = purpose
+        self.tick()
+
+    def bill(self, run: str) -> None:
+        """Charge the time from now on to `run`; all of the time before is handed over."""
         self.flush()
         self._run = run
-        try:
-            yield
-        finally:
+
+    def explain(self, spent: Mapping[Purpose, float]) -> None:
+        """Take seconds, by purpose, that have run up here as `other` for what they really were."""
+        for purpose, seconds in spent.items():
+            for name, change in ((purpose, seconds), ("other", -seconds)):
+                self.spent[name] += change
+                self._pending[name] = self._pending.get(name, 0.0) + change
+
+    def tick(self) -> None:
+        """Hand over what has run up if that was not done for a while."""
+        self._account()
+        if self._since - self._flushed >= self._flush_seconds:
             self.flush()
-            self._run = outer
 
     def flush(self) -> None:
         """Hand over all that has run up so far."""
         self._account()
         pending, self._pending = self._pending, {}
         self._flushed = self._since
-        if self._charge:
-            for purpose, seconds in pending.items():
-                self._charge(self._run, purpose, seconds)
-
-    def _switch(self, purpose: Purpose) -> None:
-        self._account()
-        self._purpose = purpose
-        if self._since - self._flushed >= self._flush_seconds:
-            self.flush()
+        if self._charge and pending:
+            self._charge(self._run, pending)
 
     def _account(self) -> None:
         now = self.clock.now()

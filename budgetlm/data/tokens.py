@@ -4,6 +4,7 @@ The tokenizer is a byte-level BPE, trained on the training split alone or given 
 comes one end-of-text token, which stands for no bytes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -42,6 +43,11 @@ class TokenFacts:
     """Tokens in each split."""
     corpus: dict[str, Any]
     """Facts of the corpus, as a dictionary."""
+
+    @property
+    def uniform_bpb(self) -> float:
+        """Bits per byte of guessing every token alike: what knowing nothing is worth."""
+        return math.log2(self.vocab_size) * self.tokens["validation"] / float(self.corpus["bytes"]["validation"])
 
 
 @dataclass(frozen=True)

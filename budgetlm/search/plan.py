@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from budgetlm.budget.clock import Clock
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
@@ -23,9 +22,8 @@ from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
-from budgetlm.train.calibrate import Calibration, calibrate
 from budgetlm.train.config import run_config_from
-from budgetlm.train.throughput import SpeedModel, SpeedPoint
+from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint
 
 UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
@@ -34,6 +32,10 @@ EVALUATION_SHARE = 0.02
 MOST_EVAL_TOKENS = 2**21
 FULL_EVALUATION_SHARE = 0.02
 """Share of a final that the evaluation on a larger part of the validation split may take."""
+
+
+Measure = Callable[[Sequence[ModelConfig], Sequence[str]], Calibration]
+"""Calibrates a device for models of some shapes, and for optimizers by name."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,12 @@ def make_plan(
     config: StudyConfig,
     passport: Passport,
     tokens: Tokens,
-    clock: Clock,
-    cache: Path,
-    tick: Callable[[], None] | None = None,
+    measure: Measure,
 ) -> tuple[Plan, Calibration]:
     """Calibrate, and settle rungs, space and default recipe.
+
+    Args:
+        measure: calibrates the device for models of some shapes, and for optimizers by name.
 
     Raises:
         BudgetExhausted: the budget does not pay for a ladder.
@@ -141,16 +144,7 @@ def make_plan(
     wanted = read_space(config.space)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
-    measured = calibrate(
-        shapes,
-        passport,
-        optimizers,
-        clock,
-        cache,
-        budget_seconds=config.budget.seconds,
-        wanted_precision=config.train.precision,
-        tick=tick,
-    )
+    measured = measure(shapes, optimizers)
     world = World(
         vocab_size=tokens.facts.vocab_size,
         context_length=context,

@@ -5,7 +5,6 @@ Measured once per machine and kind of model, remembered in the cache, charged to
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
 from budgetlm.train.loop import Stepper
-from budgetlm.train.throughput import SpeedPoint
+from budgetlm.train.throughput import Calibration, SpeedPoint
 
 MICRO_BATCH_TOKENS = (1_024, 4_096, 16_384, 65_536)
 """Tokens in one forward pass that are tried."""
@@ -27,18 +26,6 @@ SECONDS_A_MEASUREMENT = 0.25
 BUDGET_SHARE = 1 / 400
 """Of the search's budget, the most that one of about ten measurements may take beyond its first two steps."""
 FORMAT = 3
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was measured."""
-
-    precision: Precision
-    bf16_is_fast: bool
-    micro_batch_tokens: int
-    points: list[SpeedPoint]
-    seconds: float
-    """What the measurement cost; 0 when it was remembered."""
 
 
 def calibrate(

@@ -1,15 +1,16 @@
 """Save and resume a run: weights, optimizers, position. Whole or absent, checked on reading, never a pickle.
 
 A checkpoint is a folder `step-00000123` with `tensors.safetensors` and `state.json`, which holds the checksum of the
-former. The data position is the number of sequences read, and the data order is a function of it, so there is no
-generator's state to keep.
+former. The data position is the number of sequences read, and the data order is a function of it; PyTorch's own random
+state goes along.
 """
 
 import hashlib
 import json
+import math
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from budgetlm.errors import CheckpointError
+from budgetlm.errors import CheckpointError, DiskFull
 from budgetlm.files import digest, new_folder, write_json
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+RESERVE_BYTES = 8 * 2**20
+"""Room that a checkpoint leaves on the disk, for records and the ledger."""
 KEEP = 2
 """Checkpoints kept: the newest, and one before it in case the newest is damaged."""
 
@@ -32,12 +35,20 @@ class Position:
     step: int = 0
     sequences: int = 0
     """Training sequences read so far; the next batch begins there."""
+    seconds: float = 0.0
+    """Device-seconds of the run when this was written."""
+    loss: float = math.nan
+    """Training loss of the last step."""
 
 
 def save_checkpoint(
     folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], position: Position, config: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint and drop all but the newest few."""
+    """Write a checkpoint and drop all but the newest few.
+
+    Raises:
+        DiskFull: it would not fit; nothing was written.
+    """
     tensors = {f"model.{name}": value for name, value in network.state_dict().items() if name != _tied_copy(network)}
     groups: list[list[dict[str, Any]]] = []
     for number, optimizer in enumerate(optimizers):
@@ -45,10 +56,12 @@ def save_checkpoint(
         groups.append(state["param_groups"])
         for index, values in state["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
+    tensors["random"] = torch.get_rng_state()
+    _make_room(folder, sum(value.nbytes for value in tensors.values()))
     path = folder / f"step-{position.step:08d}"
     with new_folder(path) as new:
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, new / TENSORS)
-        state = {"step": position.step, "sequences": position.sequences, "config": digest(config)}
+        state = {**asdict(position), "config": digest(config)}
         state |= {"groups": groups, "checksum": _checksum(new / TENSORS)}
         write_json(new / STATE, state)
     for old in _checkpoints(folder)[KEEP:]:
@@ -100,7 +113,26 @@ def _load(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer
                 index, key = name.split(".")[2:]
                 values.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": values, "param_groups": groups})
-    return Position(state["step"], state["sequences"])
+    torch.set_rng_state(tensors["random"])
+    return Position(state["step"], state["sequences"], state["seconds"], state["loss"])
+
+
+def _make_room(folder: Path, needed: int) -> None:
+    """See that a checkpoint of so many bytes fits, at the price of the older one if it must be.
+
+    Raises:
+        DiskFull: it does not fit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    needed += RESERVE_BYTES
+    if shutil.disk_usage(folder).free < needed:
+        for old in _checkpoints(folder)[1:]:
+            shutil.rmtree(old, ignore_errors=True)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise DiskFull(
+            f"a checkpoint under {folder} needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free. Nothing was written or "
+            f"damaged. Free {(needed - free) / 1e6:.0f} MB, then repeat the command: it goes on from the checkpoint before."
+        )
 
 
 def _tied_copy(network: nn.Module) -> str:

@@ -40,6 +40,19 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a record says of a run beside its configuration."""
+
+    run: str
+    kind: Literal["rung", "final"]
+    trial: int
+    rung: int
+    recipe: dict[str, Any]
+    target_seconds: float
+    passport: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A model, how it is trained, and for how long."""
 

@@ -9,9 +9,8 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from budgetlm.model.size import compute_parameters, flops_per_token, parameters
 from budgetlm.model.transformer import LOGIT_BYTES_BEFORE_CHUNKING, LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
-from budgetlm.train.config import RunConfig, as_dict
+from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.optim import build_optimizers, set_lr
 from budgetlm.train.schedule import lr_factor
@@ -35,30 +34,23 @@ EVALUATION_SHARE = 0.02
 """Share of a run that evaluations on the way may take, the last one apart."""
 EVALUATION_TOKENS = 2_048
 """Tokens in one forward pass of an evaluation, at least: without gradients there is room for more than in training."""
+LEAST_CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND = 0.01, 3e8
+"""What a checkpoint is taken to cost before one was written: so much, and its bytes at this rate."""
 HOPELESS_NATS = 1.5
 """A smoothed loss this far above that of a uniform guess means that the run has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
-    """What a record says of a run beside its configuration."""
-
-    run: str
-    kind: Literal["rung", "final"]
-    trial: int
-    rung: int
-    recipe: dict[str, Any]
-    target_seconds: float
-    passport: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """Where checkpoints go, and how often they are written."""
+    """Where checkpoints go, and how often they are written.
+
+    Without `every_steps` the interval is the one that costs least in the long run, sqrt(2 · cost of a checkpoint · mean time
+    between failures). Source: Young 1974, "A first order approximation to the optimum checkpoint interval".
+    """
 
     folder: Path
-    every_seconds: float = math.inf
     every_steps: int = 0
+    seconds_between_failures: float = 4 * 3600
 
 
 @dataclass(frozen=True)
@@ -68,6 +60,14 @@ class Trained:
     record: RunRecord
     network: LanguageModel
     notes: list[str]
+
+
+def warm_up() -> None:
+    """Load what PyTorch loads at the first step of a process, before a device's time is counted. On the CPU alone."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    torch.autograd.backward(weight.sum())
+    torch.optim.AdamW([weight], fused=True).step()
+    torch.optim.Muon([weight]).zero_grad()
 
 
 class Stepper:
@@ -106,20 +106,21 @@ def train(
     on_point: Callable[[CurvePoint], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoints: Checkpoints | None = None,
-    spent_seconds: float = 0.0,
-    before: CurvePoint | None = None,
+    spent_seconds: float | None = None,
+    began: float | None = None,
 ) -> Trained:
     """Train a model until its deadline, or for its steps, and measure it.
 
     Args:
-        config: what to train. With `seconds` the deadline counts from this call.
+        config: what to train. With `seconds` the deadline counts from `began`.
         label: who the run is, for its record.
         meter: is told what every moment was for; its clock is the only one used.
         on_point: called with each point of the curve as it is reached.
         should_stop: asked after every step; the run then ends as `interrupted`, its checkpoint written.
         checkpoints: write them, and begin from the newest one there.
-        spent_seconds: device-seconds that earlier parts of a resumed run have used up.
-        before: the last curve point of those earlier parts.
+        spent_seconds: device-seconds that earlier parts of a resumed run have used up, so that the deadline stands whatever
+            was lost. Without it a resumed run has all the time that was left when its checkpoint was written.
+        began: the clock when the device began to be held for this run; this call if left out.
 
     Returns:
         The record, whose `bpb` is None if the run was stopped or diverged, and the network.
@@ -128,7 +129,8 @@ def train(
         CheckpointError: there are checkpoints, and none can be used.
         ConfigError: compilation is wanted and does not work here.
     """
-    return _Run(config, label, tokens, meter, checkpoints, spent_seconds, before).go(on_point, should_stop)
+    began = meter.clock.now() if began is None else began
+    return _Run(config, label, tokens, meter, checkpoints, spent_seconds, began).go(on_point, should_stop)
 
 
 class _Run:
@@ -141,11 +143,10 @@ class _Run:
         tokens: Tokens,
         meter: Meter,
         checkpoints: Checkpoints | None,
-        spent_seconds: float,
-        before: CurvePoint | None,
+        spent_seconds: float | None,
+        began: float,
     ) -> None:
         self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
-        self.started = meter.clock.now() - spent_seconds
         self.spent_before = dict(meter.spent)
         context = config.model.context_length
         self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)
@@ -162,15 +163,17 @@ class _Run:
         if checkpoints:
             network, optimizers = self.network, self.stepper.optimizers
             self.position, self.notes = load_newest(checkpoints.folder, network, optimizers, as_dict(config))
+        self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.step_seconds: deque[float] = deque(maxlen=9)
         self.eval_seconds_a_window = 0.0
         self.train_seconds, self.train_tokens = 0.0, 0
         self.recent_loss: deque[float] = deque(maxlen=20)
-        self.last_loss = math.nan if before is None else before.loss
+        self.last_loss = self.position.loss
         self.pending: list[tuple[float, float]] = []  # loss and seconds of the steps since the last curve point
         self.last_checkpoint = (meter.clock.now(), self.position.step)
+        self.checkpoint_seconds = LEAST_CHECKPOINT_SECONDS + 12 * parameters(config.model) / DISK_BYTES_PER_SECOND
         # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
-        self.next_point = 0.0 if before is None else self._progress() + 1 / CURVE_POINTS
+        self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None
 
     @property
@@ -185,6 +188,7 @@ class _Run:
 
     def go(self, on_point: Callable[[CurvePoint], None] | None, should_stop: Callable[[], bool]) -> Trained:
         """Steps, points, evaluations and checkpoints until the end."""
+        self.meter.switch("other")
         state: State = "done"
         while not self._finished():
             if should_stop():
@@ -229,7 +233,9 @@ class _Run:
                     "false, or install a C compiler."
                 ) from error
         seconds = self.meter.clock.now() - before
-        self.position = Position(self.position.step + 1, self.position.sequences + len(rows))
+        self.position = replace(
+            self.position, step=self.position.step + 1, sequences=self.position.sequences + len(rows), loss=loss
+        )
         self.step_seconds.append(seconds)
         self.pending.append((loss, seconds))
         if not compiling:
@@ -325,16 +331,19 @@ class _Run:
         if not self.checkpoints:
             return False
         seconds, step = self.last_checkpoint
-        every = self.checkpoints.every_steps
-        return self.meter.clock.now() - seconds >= self.checkpoints.every_seconds or bool(
-            every and self.position.step - step >= every
-        )
+        if self.checkpoints.every_steps:
+            return self.position.step - step >= self.checkpoints.every_steps
+        interval = math.sqrt(2 * self.checkpoint_seconds * self.checkpoints.seconds_between_failures)
+        return self.meter.clock.now() - seconds >= interval
 
     def _save(self) -> None:
         assert self.checkpoints
-        optimizers = self.stepper.optimizers
-        save_checkpoint(self.checkpoints.folder, self.network, optimizers, self.position, as_dict(self.config))
+        optimizers, before = self.stepper.optimizers, self.meter.clock.now()
+        self.position = replace(self.position, seconds=self.elapsed)
+        with self.meter.during("checkpoint"):
+            save_checkpoint(self.checkpoints.folder, self.network, optimizers, self.position, as_dict(self.config))
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
+        self.checkpoint_seconds = max(LEAST_CHECKPOINT_SECONDS, self.last_checkpoint[0] - before)
 
     def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
         model, meter = self.config.model, self.meter
@@ -364,5 +373,6 @@ class _Run:
             bpb_full=full,
             epochs=self.sequences_done / self.batches.sequences,
             passport=self.label.passport,
+            cause={"diverged": "diverged", "interrupted": "stopped"}.get(state, ""),
             error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",
         )

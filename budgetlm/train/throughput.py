@@ -18,6 +18,7 @@ from budgetlm.model.size import (
     flops_per_token,
     parameters,
 )
+from budgetlm.train.config import Precision
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class SpeedPoint:
     micro_batch_tokens: int
     optimizer: str
     tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `train/calibrate.py` found out about a device."""
+
+    precision: Precision
+    bf16_is_fast: bool
+    micro_batch_tokens: int
+    points: list[SpeedPoint]
+    seconds: float
+    """What the measurement cost; 0 when it was remembered."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from budgetlm.forecast.choose import choose
 from budgetlm.forecast.fit import fit
 from budgetlm.passport import identify
 from budgetlm.records import read_curve, read_records
+from budgetlm.search import jobs
 from budgetlm.search import study as searching
+from budgetlm.search.scheduler import Scheduler
 from budgetlm.search.study import search
+from budgetlm.search.unfinished import unfinished_runs
 from budgetlm.studies import ledger_of, status_of
 from budgetlm.train import loop
 from budgetlm.watch import Watcher
@@ -91,7 +94,7 @@ def test_a_trial_that_broke_on_a_rung_is_not_sent_there_again(searched, tiny_stu
 def _study_seconds():
     """What was charged outside of runs: calibration and bookkeeping."""
     with closing(sqlite3.connect("studies/tiny/study.db")) as database:
-        return database.execute("select sum(seconds) from budgetlm_charges where run = 'study'").fetchone()[0]
+        return database.execute("select sum(seconds) from budgetlm_charges where run = 'study'").fetchone()[0] or 0.0
 
 
 def test_trial_0_is_the_default_and_climbs_to_the_top_and_others_only_if_they_can_win(searched):
@@ -152,57 +155,75 @@ def test_a_bug_in_every_trial_stops_the_study_with_its_traceback(searched, tiny_
     original = loop.Stepper.step
     config = tiny_study(8.0)
     monkeypatch.setattr(loop.Stepper, "step", broken)
-    with pytest.raises(StudyError, match=r"(?s)3 trials in a row.*ZeroDivisionError: ours") as error:
+    with pytest.raises(StudyError, match=r"(?s)3 runs in a row.*ZeroDivisionError: ours") as error:
         search(config, cache, clock, Notes())
     assert "File" in str(error.value)
     monkeypatch.setattr(loop.Stepper, "step", original)
     assert search(config, cache, clock, Notes()).new_runs > 0
 
 
-def test_an_interrupted_trial_is_recorded_settled_and_begun_again(tiny_study, cache, clock, monkeypatch):
+def test_an_interrupted_run_goes_on_where_it_was_and_its_trial_is_told_once(tiny_study, cache, clock, monkeypatch):
     config = tiny_study(6.0)
     calls = {"n": 0}
 
     class StopSoon(searching.StopRequest):
-        def __call__(self):  # in the third run, which is trial 1 on its first rung
+        def __call__(self):  # in the third run
             calls["n"] += len(read_records(config.folder)) == 2
-            return calls["n"] > 6
+            return calls["n"] > 12
 
     with monkeypatch.context() as patch:
         patch.setattr(searching, "StopRequest", StopSoon)
         result = search(config, cache, clock, Notes())
     assert "interrupted" in result.stopped_because
-    records = read_records(config.folder)
-    assert records[-1].state == "interrupted"
-    assert not [t for t in optuna_study(config).trials if t.state == optuna.trial.TrialState.RUNNING]
-    cut = records[-1]
+    cut = read_records(config.folder)[-1]
+    assert (cut.state, cut.cause) == ("interrupted", "stopped")
+    assert [r.label.run for r in unfinished_runs(config.folder)] == [cut.run]
     search(config, cache, clock, Notes())
-    after = read_records(config.folder)[len(records) :]
-    assert any(r.recipe == cut.recipe and r.state == "done" for r in after)
+    again = next(r for r in read_records(config.folder) if r.run == cut.run and r.state != "interrupted")
+    assert again.state == "done"
+    assert again.steps > cut.steps > 0
+    assert cut.seconds + again.seconds <= again.planned_seconds * 1.001  # nothing was done twice
+    assert [p.step for p in read_curve(config.folder, cut.run)] == sorted(
+        {p.step for p in read_curve(config.folder, cut.run)}
+    )
+    assert not unfinished_runs(config.folder)
+    trials = optuna_study(config).trials
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
+    assert len({r.recipe["peak_lr"] for r in read_records(config.folder) if r.trial == cut.trial}) == 1
     assert ledger_of("tiny").balance().charged_seconds <= 6.0
 
 
-def test_a_trial_that_a_crash_left_running_is_settled_by_the_next_search(tiny_study, cache, clock, monkeypatch):
+@pytest.mark.parametrize("moment", ["_conclude", "_decide", "_end", "_settle", "_occupy"])
+def test_whatever_instant_a_search_dies_at_the_next_one_settles_every_trial_once(
+    tiny_study, cache, clock, monkeypatch, moment
+):
     config = tiny_study(6.0)
-    plain = searching._Search._settle
-    settled = []
+    plain, calls = getattr(Scheduler, moment), []
 
-    def dies(self, number, record, recipe):
-        if len(settled) == 2:
-            raise SystemExit("kill -9")  # after the records were written, before Optuna was told
-        settled.append(number)
-        plain(self, number, record, recipe)
+    def dies(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise SystemExit("kill -9")
+        return plain(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching._Search, "_settle", dies)
+        patch.setattr(Scheduler, moment, dies)
         with pytest.raises(SystemExit):
             search(config, cache, clock, Notes())
-    running = [t.number for t in optuna_study(config).trials if t.state == optuna.trial.TrialState.RUNNING]
-    assert len(running) == 1
+    before = read_records(config.folder)
     search(config, cache, clock, Notes())
     trials = optuna_study(config).trials
     assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
-    assert trials[running[0]].value is not None
+    records = read_records(config.folder)
+    assert records[: len(before)] == before
+    done = [r.run for r in records if r.state == "done"]
+    assert len(done) == len(set(done))
+    assert {r.trial for r in records} == {t.number for t in trials}
+    assert not unfinished_runs(config.folder)
+    balance = ledger_of("tiny").balance()
+    assert balance.charged_seconds <= 6.0
+    assert balance.leased_seconds == 0
+    assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
 
 
 def test_other_settings_data_or_machine_are_refused_by_name(searched, tiny_study, cache, clock, corpus_folder, monkeypatch):
@@ -211,7 +232,7 @@ def test_other_settings_data_or_machine_are_refused_by_name(searched, tiny_study
     with pytest.raises(StudyError, match="less than the .* already spent"):
         search(tiny_study(3.0), cache, clock, Notes())
     with monkeypatch.context() as patch:
-        patch.setattr(searching, "identify", lambda _: dataclasses.replace(identify("cpu"), name="another"))
+        patch.setattr(jobs, "identify", lambda _: dataclasses.replace(identify("cpu"), name="another"))
         with pytest.raises(StudyError, match="another machine"):
             search(tiny_study(8.0), cache, clock, Notes())
     extra = corpus_folder / "new.txt"

@@ -1,0 +1,90 @@
+"""What a search has done on its devices: identify one, measure its speed, train a rung. Torch is imported where it is used."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from budgetlm.data.tokens import Tokens
+from budgetlm.errors import CheckpointError
+from budgetlm.model.size import ModelConfig
+from budgetlm.passport import Passport, identify, pick_device, take_passport
+from budgetlm.records import RunRecord
+from budgetlm.train.config import Label, RunConfig
+from budgetlm.train.throughput import Calibration
+from budgetlm.workers.job import Desk
+
+
+@dataclass(frozen=True)
+class IdentifyJob:
+    """Says which device there is."""
+
+    device: str
+    """`auto`, `cpu` or `cuda`."""
+    threads: int
+    measure: bool
+    """Whether to measure its ceilings, too."""
+
+    def work(self, desk: Desk) -> Passport:
+        """The passport of the place's device."""
+        device = pick_device(self.device, self.threads)
+        with desk.meter.during("calibrate"):
+            return take_passport(device) if self.measure else identify(device)
+
+
+@dataclass(frozen=True)
+class CalibrateJob:
+    """Measures what the device does fastest."""
+
+    shapes: Sequence[ModelConfig]
+    passport: Passport
+    optimizers: Sequence[str]
+    cache: Path
+    budget_seconds: float
+    precision: str
+
+    def work(self, desk: Desk) -> Calibration:
+        """What was measured, or is remembered."""
+        from budgetlm.train.calibrate import calibrate
+
+        with desk.meter.during("calibrate"):
+            return calibrate(
+                self.shapes,
+                self.passport,
+                self.optimizers,
+                desk.meter.clock,
+                self.cache,
+                budget_seconds=self.budget_seconds,
+                wanted_precision=self.precision,
+                tick=desk.meter.tick,
+            )
+
+
+@dataclass(frozen=True)
+class RungJob:
+    """Trains a miniature for a rung, from the newest checkpoint that it has left, and leaves checkpoints itself."""
+
+    label: Label
+    config: RunConfig
+    tokens: Tokens
+    checkpoints: Path
+
+    def work(self, desk: Desk) -> RunRecord:
+        """The record of the run, `interrupted` if it was asked to stop."""
+        from budgetlm.train.loop import Checkpoints, train
+
+        for _ in range(2):
+            try:
+                return train(
+                    self.config,
+                    self.label,
+                    self.tokens,
+                    desk.meter,
+                    on_point=desk.say,
+                    should_stop=desk.should_stop,
+                    checkpoints=Checkpoints(folder=self.checkpoints),
+                    began=desk.began,
+                ).record
+            except CheckpointError:  # none of them can be read: a rung is short enough to begin again
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+        raise AssertionError("a run without checkpoints found one that it could not read")

@@ -1,0 +1,457 @@
+"""The scheduler: which trial climbs which rung on which device, and what becomes of it however it ends.
+
+Every place (a device and the process that works there) holds a lease while there is work for it. A run may end well, diverge,
+fail by its recipe, fail by its machine, or be stopped; each is a record with its cause and its cost, and none ends the
+study. What is kept on disk is always enough to go on: after a crash at any instant, runs that were begun are continued
+from their checkpoints, and trials that Optuna still calls running are told what their records say.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from budgetlm.budget.clock import Clock, Meter, Purpose
+from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Lease, Ledger
+from budgetlm.data.tokens import Tokens
+from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
+from budgetlm.forecast.choose import can_win, choose, highest_rungs
+from budgetlm.forecast.fit import Forecast, fit
+from budgetlm.model.size import compute_parameters, parameters
+from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.recipe.scale import miniature
+from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
+from budgetlm.search.jobs import RungJob
+from budgetlm.search.plan import Plan
+from budgetlm.search.trials import Trials
+from budgetlm.search.unfinished import Unfinished, begin, unfinished_runs
+from budgetlm.train.config import Label, RunConfig, as_dict
+from budgetlm.watch import Watcher
+from budgetlm.workers.job import TRANSIENT, Ended, Event, Failure, Spent, Workers
+
+MARGIN_SECONDS = 0.4
+"""Leased beside a rung's own seconds, for what surrounds it: asking, telling, writing."""
+TICK_SECONDS = 0.2
+"""How often the places are looked after when nothing is heard of them."""
+GRACE_SECONDS = 20.0
+"""How long jobs that were asked to stop may take to save what they have. Slurm ends a job by force after 30 s, a spot
+instance after 30 to 120."""
+EXCEPTIONS_IN_A_ROW = 3
+"""So many runs in a row that end in what looks like a bug end the study: it would only burn the budget."""
+FINAL_STATES = ("done", "diverged", "failed")
+
+
+@dataclass
+class Site:
+    """What is the same for all trials of a search."""
+
+    folder: Path
+    plan: Plan
+    tokens: Tokens
+    ledger: Ledger
+    clock: Clock
+    watcher: Watcher
+    should_stop: Callable[[], bool]
+    seed: int
+    max_restarts: int
+    _fitted: tuple[int, dict[int, Forecast]] = (-1, {})
+
+    def records(self) -> list[RunRecord]:
+        """All runs so far."""
+        return read_records(self.folder)
+
+    def forecasts(self) -> dict[int, Forecast]:
+        """Forecasts of all trials from all runs so far."""
+        records = self.records()
+        if self._fitted[0] != len(records):
+            self._fitted = len(records), fit(records, self.plan.target_seconds)
+        return self._fitted[1]
+
+    def remaining(self) -> float:
+        """Device-seconds that nobody has used or leased."""
+        balance = self.ledger.balance(SEARCH)
+        self.watcher.budget(balance.charged_seconds, balance.budget_seconds)
+        return balance.remaining_seconds
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rung that a trial is to climb."""
+
+    trial: int
+    recipe: Recipe
+    rung: int
+    run: Unfinished | None = None
+    """Set where it was begun before."""
+
+
+@dataclass
+class Seat:
+    """A place that is held: its lease, its meter, and what is being done there."""
+
+    lease: Lease
+    meter: Meter
+    held_seconds: float = 0.0
+    """What the lease was last made to hold, and when."""
+    held_at: float = 0.0
+    step: Step | None = None
+    run: Unfinished | None = None
+    began: float = 0.0
+    before: dict[Purpose, float] = field(default_factory=dict)
+
+    def hold(self, seconds: float) -> bool:
+        """Make the lease hold `seconds` from now on."""
+        self.meter.flush()
+        if not self.lease.hold(seconds):
+            return False
+        self.held_seconds, self.held_at = seconds, self.meter.clock.now()
+        return True
+
+    def spent(self) -> dict[Purpose, float]:
+        """What the run at this place has spent, by purpose."""
+        return {purpose: seconds - self.before[purpose] for purpose, seconds in self.meter.spent.items()}
+
+    def leave(self) -> None:
+        """Free the device, and give back what was leased and not used."""
+        self.meter.flush()
+        self.lease.settle()
+
+
+class Scheduler:
+    """Keeps all places at work until the budget is spent or somebody asks to stop."""
+
+    def __init__(self, site: Site, trials: Trials, workers: Workers) -> None:
+        self.site, self.trials, self.workers = site, trials, workers
+        self.waiting: deque[Step] = deque()
+        self.seats: dict[int, Seat] = {}
+        self.untold: set[int] = set()
+        """Trials that Optuna is to be told of when they end."""
+        self.exceptions = 0
+        self.dry = False
+        """There was no work to be had, and nothing has changed since."""
+        self.fatal = ""
+        """Why the study cannot go on, where that is so."""
+        self.stopping_since: float | None = None
+
+    def run(self) -> str:
+        """Hand out work until there is a reason to stop; returns the reason.
+
+        Raises:
+            StudyError: what went wrong would go wrong with every trial.
+        """
+        self._take_over()
+        self.trials.begin_with(self.site.plan.default)
+        self._show_best()
+        try:
+            while self._hand_out():
+                for place, event in self.workers.wait(TICK_SECONDS):
+                    self._hear(place, event)
+                self._look_after()
+        finally:
+            self.workers.close()
+            for seat in self.seats.values():
+                seat.leave()
+        if self.fatal:
+            raise StudyError(self.fatal)
+        return "interrupted; the same command goes on" if self.site.should_stop() else self._spent()
+
+    def _spent(self) -> str:
+        left, least = self.site.remaining(), self.site.plan.rungs[0]
+        if left <= 0:
+            return "the budget is spent"
+        return f"the budget is spent: the {left:.1f} s left do not pay for another run of {least:.1f} s"
+
+    # --- what a crash has left ---
+
+    def _take_over(self) -> None:
+        """Bring ledger, records, unfinished runs and Optuna into agreement, whatever instant the last search ended at."""
+        for lease, seconds in self.site.ledger.release_the_dead(time.sleep):
+            self.site.watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
+        running = self.trials.running()
+        self.untold = set(running)
+        records = self.site.records()
+        begun = set()
+        for run in unfinished_runs(self.site.folder):
+            if any(r.run == run.label.run and r.state in FINAL_STATES for r in records):
+                run.finish()
+                continue
+            self._record_what_was_lost(run, records)
+            begun.add(run.label.trial)
+            self.waiting.append(Step(run.label.trial, run.recipe, run.label.rung, run))
+        for number, recipe in running.items():
+            if number in begun:
+                continue
+            last = next((r for r in reversed(records) if r.trial == number and r.kind == "rung"), None)
+            if last:
+                self._decide(Step(number, recipe_from(last.recipe), last.rung), last)
+            elif recipe:
+                self.waiting.append(Step(number, recipe, 0))
+            else:
+                self.untold.discard(number)
+                self.trials.tell_failed(number)
+
+    def _record_what_was_lost(self, run: Unfinished, records: list[RunRecord]) -> None:
+        """A record for the part of a run that ended together with its search."""
+        name = run.label.run
+        recorded = sum(r.seconds for r in records if r.run == name)
+        cost = self.site.ledger.charged_to(SEARCH, name) - recorded
+        if cost > 1e-3:
+            why = Failure("killed", "the search itself was ended")
+            record = _failed(run.label, run.config, self.site.seed, why, "interrupted")
+            append_record(self.site.folder, replace(record, seconds=cost, by_purpose={"lost": cost}))
+
+    # --- handing out work ---
+
+    def _hand_out(self) -> bool:
+        """Give free places something to do; False when nothing is being done and nothing is left to do."""
+        if self.fatal or self.site.should_stop():
+            self._wind_down()
+        else:
+            for place in range(self.workers.places):
+                if not self.dry and not (place in self.seats and self.seats[place].step):
+                    self._occupy(place)
+        for place in [place for place, seat in self.seats.items() if not seat.step]:
+            self.seats.pop(place).leave()
+        return bool(self.seats)
+
+    def _wind_down(self) -> None:
+        now = self.site.clock.now()
+        if self.stopping_since is None:
+            self.stopping_since = now
+            self.workers.stop()
+        elif now - self.stopping_since > GRACE_SECONDS:
+            self.workers.kill(why=f"it did not stop within {GRACE_SECONDS:.0f} s")
+
+    def _occupy(self, place: int) -> None:
+        """Find work for a place and begin it; the place stays free when there is none."""
+        while step := self._next_step(place):
+            run = step.run or self._settle(step)
+            if run is None:
+                continue  # impossible at this rung; it has its record
+            seat = self.seats[place]
+            seat.step, seat.run, seat.began = step, run, self.site.clock.now()
+            seat.meter.bill(run.label.run)
+            seat.before = dict(seat.meter.spent)
+            self.site.watcher.run(_title(step, run), run.config.seconds)
+            curve_path(self.site.folder, run.label.run).parent.mkdir(parents=True, exist_ok=True)
+            job = RungJob(run.label, run.config, self.site.tokens, run.checkpoints)
+            self.workers.start(place, job, run.config.seconds)
+            self.site.remaining()
+            return
+        self.dry = True
+
+    def _next_step(self, place: int) -> Step | None:
+        """The most useful thing that the budget pays for: what was begun, then climbing, then a new trial."""
+        rungs = self.site.plan.rungs
+        while self.waiting:
+            step = self.waiting.popleft()
+            if self._hold(place, rungs[step.rung] + MARGIN_SECONDS):
+                return step
+            if step.run:
+                step.run.finish()
+            self._conclude(step.trial)
+        if not self._hold(place, rungs[0] + MARGIN_SECONDS):
+            return None
+        return self._climb_again(place) or self._new_trial()
+
+    def _hold(self, place: int, seconds: float) -> bool:
+        """Lease device-seconds for a place, which holds its device from now on."""
+        if place not in self.seats:
+            try:
+                lease = self.site.ledger.lease(SEARCH, seconds)
+            except BudgetExhausted:
+                return False
+            self.seats[place] = Seat(lease, Meter(self.site.clock, lease.charge))
+        return self.seats[place].hold(seconds)
+
+    def _new_trial(self) -> Step:
+        number, recipe = self.trials.ask()
+        self.untold.add(number)
+        return Step(number, recipe, 0)
+
+    def _climb_again(self, place: int) -> Step | None:
+        """A trial that was stopped and should climb on, where that is worth more than a new one.
+
+        That is so when nobody has reached the top yet, as after a budget was raised and has added a rung, and when the rest of
+        the budget pays for a higher rung but hardly for a new trial beside it. Optuna has been told what these trials were
+        worth and is not told again; the records are what the choice is made from.
+        """
+        site, rungs = self.site, self.site.plan.rungs
+        records, forecasts = site.records(), site.forecasts()
+        standing = highest_rungs(records)
+        broken = {(r.trial, r.rung) for r in records if r.state in ("failed", "diverged")}
+        at_work = {seat.step.trial: seat.step.rung for seat in self.seats.values() if seat.step}
+        unreached = len(rungs) - 1 not in [*standing.values(), *at_work.values()]
+        left = site.remaining() + rungs[0]
+        for trial in sorted(forecasts, key=lambda n: forecasts[n].mean):
+            rung = standing[trial] + 1
+            if rung == len(rungs) or (trial, rung) in broken or trial in at_work or trial in self.untold:
+                continue
+            last_chance = left < rungs[rung] + rungs[0] + 1.0
+            if (unreached or last_chance) and self._hold(place, rungs[rung] + MARGIN_SECONDS):
+                recipe = next(r.recipe for r in records if r.trial == trial)
+                return Step(trial, recipe_from(recipe), rung)
+        return None
+
+    def _settle(self, step: Step) -> Unfinished | None:
+        """Decide what a trial's run on a rung is, and keep that; None if it cannot be."""
+        plan = self.site.plan.learning(self.site.records())
+        label = Label(
+            run=f"trial{step.trial:04d}-rung{step.rung}",
+            kind="rung",
+            trial=step.trial,
+            rung=step.rung,
+            recipe=asdict(step.recipe),
+            target_seconds=plan.target_seconds,
+            passport=plan.passport.id,
+        )
+        try:
+            config = miniature(step.recipe, plan.rungs[step.rung], plan.target_seconds, plan.world, seed=self.site.seed)
+        except ConfigError as error:
+            record = _failed(label, None, self.site.seed, Failure("configuration", str(error)))
+            append_record(self.site.folder, record)
+            self._decide(step, record)
+            return None
+        return begin(self.site.folder, label, config)
+
+    # --- what the places say ---
+
+    def _hear(self, place: int, event: Event) -> None:
+        seat = self.seats[place]
+        assert seat.run
+        if isinstance(event, Spent):
+            seat.meter.explain(event.by_purpose)
+        elif isinstance(event, CurvePoint):
+            append_point(self.site.folder, seat.run.label.run, event)
+            self.site.watcher.point(event)
+        else:
+            self._end(seat, event)
+
+    def _look_after(self) -> None:
+        """Heartbeats; and no place works on what it has not leased."""
+        for place, seat in self.seats.items():
+            seat.meter.tick()
+            over = seat.step and self.site.clock.now() - seat.held_at > seat.held_seconds
+            if over and not seat.hold(2 * HEARTBEAT_SECONDS):
+                self.workers.kill(place, "the budget was spent before it ended")
+
+    def _end(self, seat: Seat, ended: Ended) -> None:
+        """Keep the record of a run that has ended, and decide what becomes of its trial."""
+        step, run, outcome = seat.step, seat.run, ended.outcome
+        assert step
+        assert run
+        if isinstance(outcome, Failure) and outcome.cause in TRANSIENT:
+            seat.meter.flush()
+            seat.meter.explain({"lost": seat.spent()["other"]})
+        seat.meter.bill("study")
+        seconds = self.site.clock.now() - seat.began
+        spent: Mapping[str, float] = {str(p): s for p, s in seat.spent().items() if s}
+        record = self._judge(run, outcome) if isinstance(outcome, Failure) else outcome
+        record = replace(record, seconds=seconds, by_purpose=dict(spent))
+        append_record(self.site.folder, record)
+        seat.step = seat.run = None
+        self.dry = False
+        if record.state == "interrupted":
+            if record.cause in TRANSIENT:
+                self.site.watcher.note(f"{record.run} was cut off ({record.error}) and goes on from its last checkpoint")
+                self.waiting.appendleft(replace(step, run=run))
+            return
+        run.finish()
+        self._decide(step, record)
+
+    def _judge(self, run: Unfinished, failure: Failure) -> RunRecord:
+        """The record of a failure: worth another attempt, the end of the trial, or of the study."""
+        self.exceptions = self.exceptions + 1 if failure.cause == "exception" else 0
+        if self.exceptions >= EXCEPTIONS_IN_A_ROW:
+            self.fatal = (
+                f"{self.exceptions} runs in a row ended in an error that is not about their recipes, so the search was "
+                f"stopped before it wasted the budget. The last one:\n{failure.message}"
+            )
+        if failure.cause == "study":
+            self.fatal = failure.message
+            return _failed(run.label, run.config, self.site.seed, failure, "interrupted")
+        before = [r for r in self.site.records() if r.run == run.label.run and r.cause in TRANSIENT]
+        again = failure.cause in TRANSIENT and len(before) < self.site.max_restarts
+        return _failed(run.label, run.config, self.site.seed, failure, "interrupted" if again else "failed")
+
+    # --- what becomes of a trial ---
+
+    def _decide(self, step: Step, record: RunRecord) -> None:
+        """Let a trial climb on, or tell Optuna what it was worth."""
+        if record.state == "done":
+            self.exceptions = 0
+            higher = step.rung + 1 < len(self.site.plan.rungs)
+            # The default recipe is the measure of all others, so it climbs to the top in any case.
+            if higher and (step.trial == 0 or can_win(step.trial, self.site.forecasts(), self.site.records())):
+                self.waiting.append(replace(step, rung=step.rung + 1, run=None))
+                return
+        elif record.state in FINAL_STATES:
+            said = record.error.splitlines()[-1] if record.error else record.state
+            self.site.watcher.note(f"trial {step.trial} {record.state}: {said}")
+        self._conclude(step.trial, record)
+        self._show_best()
+
+    def _conclude(self, trial: int, record: RunRecord | None = None) -> None:
+        """Tell Optuna, once, what a trial has come to."""
+        if trial not in self.untold:
+            return
+        forecasts = self.site.forecasts()
+        if trial in forecasts:
+            self.trials.tell(trial, forecasts[trial].mean)
+        elif record and record.state == "diverged":
+            # As bad as knowing nothing: a finite value teaches the sampler to stay away, which a failure would not.
+            self.trials.tell(trial, self.site.tokens.facts.uniform_bpb)
+        elif record and record.state == "failed" and record.cause not in TRANSIENT:
+            self.trials.tell_infeasible(trial, record.cause, 1.0)
+        else:
+            self.trials.tell_failed(trial)
+        self.untold.discard(trial)
+
+    def _show_best(self) -> None:
+        choice = choose(self.site.records(), self.site.plan.target_seconds)
+        if choice:
+            low, high = choice.forecast.interval
+            self.site.watcher.best(
+                f"trial {choice.trial}: {choice.forecast.mean:.3f} bpb forecast ({low:.3f} to {high:.3f}) of "
+                f"{len(self.site.forecasts())} trials"
+            )
+
+
+def _title(step: Step, run: Unfinished) -> str:
+    config, model = run.config, run.config.model
+    again = " (goes on)" if step.run else ""
+    return (
+        f"trial {step.trial}, rung {step.rung}{again}: depth {model.depth} x width {model.width} "
+        f"({parameters(model) / 1e6:.2f} M), batch {config.batch_tokens:,}, {config.optimizer.name} "
+        f"lr {config.optimizer.peak_lr:.1e}, {config.schedule.shape}"
+    )
+
+
+def _failed(label: Label, config: RunConfig | None, seed: int, why: Failure, state: Any = "failed") -> RunRecord:
+    """The record of a run that has left none itself."""
+    return RunRecord(
+        run=label.run,
+        kind=label.kind,
+        trial=label.trial,
+        rung=label.rung,
+        state=state,
+        recipe=label.recipe,
+        config=as_dict(config) if config else {},
+        seed=seed,
+        target_seconds=label.target_seconds,
+        planned_seconds=config.seconds if config else 0.0,
+        seconds=0.0,
+        by_purpose={},
+        steps=0,
+        tokens=0,
+        parameters=parameters(config.model) if config else 0,
+        compute_parameters=compute_parameters(config.model) if config else 0,
+        flops=0.0,
+        tokens_per_second=0.0,
+        bpb=None,
+        passport=label.passport,
+        cause=why.cause,
+        error=why.message,
+    )

@@ -1,0 +1,89 @@
+"""The Optuna side of a search: asked for recipes, and told once, at its end, what has become of each trial.
+
+Three ends are told apart. A trial that was measured, or that diverged, gets a value. One whose recipe cannot be (too large for
+the memory, an error that it would meet again) is infeasible: the sampler learns where, and by how much. One that only had
+bad luck with its machine is failed, which teaches the sampler nothing.
+"""
+
+import warnings
+
+import optuna
+
+from budgetlm.budget.ledger import database_url
+from budgetlm.config import StudyConfig
+from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.recipe.space import Fixed, Space, parameters_of, searched, suggest
+from budgetlm.studies import DATABASE
+
+TrialState = optuna.trial.TrialState
+LEAST_FOR_IMPORTANCE = 8
+"""Fewer trials than that say nothing of which parameter matters."""
+
+
+class Trials:
+    """The trials of one search."""
+
+    def __init__(self, config: StudyConfig, space: Space) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        url = database_url(config.folder / DATABASE)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        self._study = optuna.create_study(study_name=config.name, storage=storage, direction="minimize", load_if_exists=True)
+        self._space = space
+        # A continued search must not draw the same random numbers again, so the seed moves with the trials.
+        seed = config.search.seed * 100_003 + len(self._study.get_trials(deepcopy=False))
+        with warnings.catch_warnings():  # "experimental" for years, and what the documentation recommends
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+        self._asked: dict[int, optuna.Trial] = {}
+
+    def begin_with(self, recipe: Recipe) -> None:
+        """Make a recipe the first trial, unless there are trials already."""
+        if not self._study.get_trials(deepcopy=False):
+            self._study.enqueue_trial(parameters_of(recipe, self._space))
+
+    def ask(self) -> tuple[int, Recipe]:
+        """A new trial: its number and its recipe."""
+        trial = self._study.ask()
+        recipe = suggest(trial, self._space)
+        self._asked[trial.number] = trial
+        return trial.number, recipe
+
+    def running(self) -> dict[int, Recipe | None]:
+        """Trials that were asked for and not yet told of; without a recipe where a crash came before it was complete."""
+        found: dict[int, Recipe | None] = {}
+        fixed = {name: domain.value for name, domain in self._space.items() if isinstance(domain, Fixed)}
+        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            self._asked[trial.number] = optuna.Trial(self._study, trial._trial_id)
+            values = {**fixed, **trial.params}
+            found[trial.number] = recipe_from(values) if set(values) == set(self._space) else None
+        return found
+
+    def tell(self, number: int, bpb: float) -> None:
+        """The trial is worth so much, in bits per byte at the target."""
+        self._study.tell(self._asked.pop(number), bpb)
+
+    def tell_infeasible(self, number: int, what: str, excess: float) -> None:
+        """The trial's recipe cannot be.
+
+        Args:
+            what: is exceeded, e.g. `memory_gb`.
+            excess: by how much; above 0.
+        """
+        trial = self._asked.pop(number)
+        trial.set_constraint(what, excess)
+        self._study.tell(trial, state=TrialState.PRUNED)
+
+    def tell_failed(self, number: int) -> None:
+        """The trial came to nothing, by no fault of its recipe."""
+        self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
+
+    def importance(self) -> tuple[int, dict[str, float]]:
+        """How many trials have a value, and by PED-ANOVA (arXiv:2304.10255) each parameter's importance, if they are enough."""
+        trials = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        names = [n for n in searched(self._space) if len({t.params.get(n) for t in trials} - {None}) > 1]
+        if len(trials) < LEAST_FOR_IMPORTANCE or len(names) < 2:
+            return len(trials), {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return len(trials), dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator, params=names))

@@ -1,0 +1,59 @@
+"""Runs that were begun and have no outcome yet: what each was settled to be, and its checkpoints.
+
+A run that is resumed must be the run that was begun, however much more is known by then, so its configuration is kept
+before its first step. The folder goes when the run has its record: a finished run keeps that and its curve, no weights.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from budgetlm.errors import StudyError
+from budgetlm.files import read_json, write_json
+from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
+
+UNFINISHED = "unfinished"
+SETTLED = "run.json"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that was begun."""
+
+    label: Label
+    config: RunConfig
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where it leaves them."""
+        return self.folder / "checkpoints"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it is a miniature of."""
+        return recipe_from(self.label.recipe)
+
+    def finish(self) -> None:
+        """Forget it, weights and all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def begin(study: Path, label: Label, config: RunConfig) -> Unfinished:
+    """Keep a run as it is settled, before its first step."""
+    folder = study / UNFINISHED / label.run
+    write_json(folder / SETTLED, {"label": asdict(label), "config": as_dict(config)})
+    return Unfinished(label, config, folder)
+
+
+def unfinished_runs(study: Path) -> list[Unfinished]:
+    """All runs that were begun and have no outcome yet; what a crash has left of one that was only just to begin is removed."""
+    runs = []
+    for folder in sorted((study / UNFINISHED).glob("*")):
+        try:
+            kept = read_json(folder / SETTLED)
+            runs.append(Unfinished(Label(**kept["label"]), run_config_from(kept["config"]), folder))
+        except (StudyError, KeyError, TypeError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return runs

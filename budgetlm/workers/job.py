@@ -1,0 +1,106 @@
+"""What a worker is given, what it says while it works, and how it can end. Data only; no torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from budgetlm.budget.clock import Meter, Purpose
+from budgetlm.records import CurvePoint
+
+Cause = Literal["configuration", "memory", "exception", "study", "killed", "hang", "device"]
+"""Why a job failed. Of its own making: `configuration` (asked for the impossible), `memory` (did not fit), `exception` (looks
+like a bug). Not of its making: `killed` (a signal, a crash of the process), `hang` (silent, or past its deadline), `device`
+(the accelerator or its driver gave up). `study`: the disk or the data, so that no other job would fare better."""
+
+TRANSIENT: tuple[Cause, ...] = ("killed", "hang", "device")
+"""Causes that another attempt may not meet again."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that the worker has spent since it last said so, by purpose."""
+
+    by_purpose: Mapping[Purpose, float]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that did not end well."""
+
+    cause: Cause
+    message: str
+    """What happened, and for an exception the end of its traceback."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The worker is gone, and its device is free."""
+
+    outcome: Any
+    """What the job returned, or a `Failure`."""
+
+
+Event = Spent | CurvePoint | Ended
+
+
+class Desk(Protocol):
+    """What a job finds where it works."""
+
+    meter: Meter
+    """Told what every moment is for; its time began with the job's process."""
+    began: float
+    """The meter's clock when the device began to be held for this job."""
+    should_stop: Callable[[], bool]
+    """Whether the job is to save what it has and return."""
+
+    def say(self, event: CurvePoint) -> None:
+        """Let the search know how it goes."""
+
+
+class Job(Protocol):
+    """Something to be done on a device. It and what it returns travel between processes."""
+
+    def work(self, desk: Desk) -> Any:
+        """Do it."""
+
+
+class Workers(Protocol):
+    """A fixed number of places, each with a device, at which jobs are done."""
+
+    places: int
+
+    def start(self, place: int, job: Job, most_seconds: float) -> None:
+        """Begin a job at a free place. It is ended by force well beyond `most_seconds`."""
+
+    def wait(self, seconds: float) -> list[tuple[int, Event]]:
+        """What the places have said; waits up to `seconds` for the first word."""
+
+    def stop(self) -> None:
+        """Ask all jobs to save what they have and return."""
+
+    def kill(self, place: int | None = None, why: str = "") -> None:
+        """End the job of a place, or all of them, at once; `wait` then says so."""
+
+    def close(self) -> None:
+        """Leave nothing running."""
+
+
+def failure_of(error: BaseException, tail: str) -> Failure:
+    """The failure that an exception in a job stands for.
+
+    Args:
+        tail: the last lines of its traceback.
+    """
+    from budgetlm.errors import BudgetlmError, CheckpointError, ConfigError
+
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, ConfigError | CheckpointError):
+        return Failure("configuration", text)
+    if isinstance(error, BudgetlmError):
+        return Failure("study", text)
+    short_of_memory = ("can't allocate memory", "not enough memory", "out of memory")
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(t in text for t in short_of_memory):
+        return Failure("memory", f"out of memory: {text.splitlines()[0] if text else name}")
+    if name == "AcceleratorError" or "CUDA error" in text:
+        return Failure("device", tail)
+    return Failure("exception", tail)
