@@ -146,7 +146,9 @@ def doctor(
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check what would go wrong with a search, before it is paid for; takes its options, spends nothing.
+    """Check what would go wrong with a search before it is paid for.
+
+    Takes the options of `search`, and charges nothing.
 
     budgetlm doctor --hours 24        budgetlm doctor --file studies/demo.toml
     """

@@ -13,9 +13,11 @@ import torch
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from budgetlm import doctor, passport, probes
+from budgetlm import passport
+from budgetlm.checks import machine, probes
+from budgetlm.checks.case import Case
 from budgetlm.cli import app
-from budgetlm.doctor import CHECKS, REQUIRED, Case, examine
+from budgetlm.doctor import CHECKS, examine
 from budgetlm.errors import StudyError
 from budgetlm.studies import DATABASE, LOCK, PLAN, ledger_of
 from budgetlm.watch import Watcher
@@ -74,8 +76,8 @@ def test_required_versions_are_those_of_the_package():
     for line in project["dependencies"]:
         name = line.split(">")[0]
         specified[name] = line.removeprefix(name)
-    for name, (least, below) in REQUIRED.items():
-        limits = [f">={doctor._dotted(least)}"] + ([f"<{doctor._dotted(below)}"] if below else [])
+    for name, (least, below) in machine.REQUIRED.items():
+        limits = [f">={machine._dotted(least)}"] + ([f"<{machine._dotted(below)}"] if below else [])
         assert specified[name] == ",".join(limits)
 
 
@@ -88,7 +90,7 @@ def test_required_versions_are_those_of_the_package():
     ],
 )
 def test_a_version_that_does_not_do_is_a_fault_that_all_else_waits_for(tiny_study, found, monkeypatch, required, message):
-    monkeypatch.setattr(doctor, "REQUIRED", required)
+    monkeypatch.setattr(machine, "REQUIRED", required)
     checks = found(tiny_study())
     assert states(checks) == {"versions": "fault"}
     assert re.search(message, checks["versions"].says)
@@ -133,12 +135,12 @@ def test_a_device_that_fails_at_a_product_is_a_fault(tiny_study, found, monkeypa
 def test_a_clock_that_stands_still_is_a_fault(tiny_study, cache, monkeypatch):
     case = Case(tiny_study(), cache, Watcher(), compile=False)
     monkeypatch.setattr(probes, "time", SimpleNamespace(monotonic=lambda: 5.0))
-    state, says = doctor._clock(case)
+    state, says = machine.clock(case)
     assert (state, "stands still" in says) == ("fault", True)
 
 
 def test_a_wall_clock_in_the_past_and_a_missing_boot_id_are_warnings(tiny_study, found, monkeypatch):
-    monkeypatch.setattr(doctor, "MADE", doctor.datetime(3000, 1, 1, tzinfo=doctor.UTC))
+    monkeypatch.setattr(machine, "MADE", machine.datetime(3000, 1, 1, tzinfo=machine.UTC))
     monkeypatch.setattr(probes, "boot_id", lambda: "")
     check = found(tiny_study())["clock"]
     assert check.state == "warning"
@@ -172,7 +174,7 @@ def test_a_shared_processor_is_a_warning_that_names_the_heaviest(tiny_study, fou
     looks = iter([{1: probes.ProcessTime("hog", 0.0)}, {1: probes.ProcessTime("hog", 10_000.0)}])
     monkeypatch.setattr(probes, "process_times", lambda: next(looks))
     case = Case(tiny_study(), Path("cache"), Watcher(), compile=False, processes=probes.process_times())
-    state, says = doctor._load(case)
+    state, says = machine.load(case)
     assert state == "warning"
     assert "(hog " in says
 
@@ -195,16 +197,24 @@ def test_a_gpu_is_described_with_its_driver_and_who_else_uses_it(tiny_study, hom
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     case = Case(tiny_study(train={"device": "cuda"}), home, Watcher(), compile=False)
-    state, says = doctor._device(case)
+    state, says = machine.device(case)
     assert state == "ok"
     for part in ("NVIDIA H100", "compute capability 9.0", "driver 580.1", "CUDA 12.8", "the first of 2 is used"):
         assert part in says
-    state, says = doctor._load(case)
+    state, says = machine.load(case)
     assert state == "warning"
     assert "10.0 GiB of the GPU are in use by others (7 train.py 9000 MiB)" in says
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
-    state, says = doctor._device(case)
+    state, says = machine.device(case)
     assert (state, "does not run on compute capability 9.0" in says) == ("fault", True)
+
+    def busy():
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nfor pages")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", busy)
+    state, says = machine.device(case)
+    assert (state, case.identity) == ("fault", None)
+    assert "cannot use it: CUDA error: CUDA-capable device(s) is/are busy or unavailable. Check" in says
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
