@@ -28,6 +28,16 @@ app = typer.Typer(
 
 StudyOption = Annotated[str, typer.Option(help="Name of the study, or `best`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+HoursOption = Annotated[float | None, typer.Option(help="Device-hours that the search may spend in total, e.g. 24 or 0.1.")]
+TargetOption = Annotated[float | None, typer.Option(help="Device-hours of the final that it searches for (default 24).")]
+NameOption = Annotated[str | None, typer.Option(help="Name of the study; repeat it to go on where it stopped.")]
+FileOption = Annotated[Path | None, typer.Option(help="A study file (TOML), e.g. studies/demo.toml.")]
+DataOption = Annotated[str | None, typer.Option(help="stdlib, site, a file or folder, or hf:owner/name.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+DevicesOption = Annotated[
+    int | None, typer.Option(help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; 0 for one per core.")]
 
 
 def main() -> None:
@@ -53,33 +63,23 @@ def _leave(_number: int, _frame: object) -> None:
 
 @app.command()
 def search(
-    hours: Annotated[
-        float | None, typer.Option(help="Device-hours that the search may spend in total, e.g. 24 or 0.1.")
-    ] = None,
-    target_hours: Annotated[
-        float | None, typer.Option(help="Device-hours of the final that it searches for (default 24).")
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the study; repeat it to go on where it stopped.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A study file (TOML), e.g. studies/demo.toml.")] = None,
-    data: Annotated[str | None, typer.Option(help="stdlib, site, a file or folder, or hf:owner/name.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    devices: Annotated[
-        int | None, typer.Option(help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 for one per core.")] = None,
+    hours: HoursOption = None,
+    target_hours: TargetOption = None,
+    study: NameOption = None,
+    file: FileOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    devices: DevicesOption = None,
+    threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
 
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
-    options: dict[str, dict[str, object]] = {
-        "budget": {"hours": hours, "target_hours": target_hours},
-        "data": {"source": data},
-        "train": {"device": device, "devices": devices, "threads": threads},
-        "search": {"seed": seed},
-    }
-    config = _search_config(study, file, options)
+    config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, seed))
+    if config.budget.hours == 0:
+        raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.budget.clock import Clock
     from budgetlm.progress import make_watcher
 
@@ -106,6 +106,24 @@ def search(
         typer.echo("no trial has finished a rung, so there is nothing to choose from.")
 
 
+def _sections(
+    hours: float | None,
+    target_hours: float | None,
+    data: str | None,
+    device: str | None,
+    devices: int | None,
+    threads: int | None,
+    seed: int | None = None,
+) -> dict[str, dict[str, object]]:
+    """The options of a search as the sections of a study file; None where an option was not given."""
+    return {
+        "budget": {"hours": hours, "target_hours": target_hours},
+        "data": {"source": data},
+        "train": {"device": device, "devices": devices, "threads": threads},
+        "search": {"seed": seed},
+    }
+
+
 def _search_config(study: str | None, file: Path | None, options: dict[str, dict[str, object]]) -> "StudyConfig":
     """Study file, then the study's own earlier settings, then the options of this call."""
     import dataclasses
@@ -123,10 +141,48 @@ def _search_config(study: str | None, file: Path | None, options: dict[str, dict
     for section, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
         table[section] = {**base.get(section, {}), **given}
-    config = study_config(table)
-    if config.budget.hours == 0:
-        raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
-    return config
+    return study_config(table)
+
+
+@app.command()
+def doctor(
+    hours: HoursOption = None,
+    target_hours: TargetOption = None,
+    study: NameOption = None,
+    file: FileOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    devices: DevicesOption = None,
+    threads: ThreadsOption = None,
+    try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check what would go wrong with a search before it is paid for.
+
+    Takes the options of `search`, and charges nothing.
+
+    budgetlm doctor --hours 24        budgetlm doctor --file studies/demo.toml
+    """
+    import dataclasses
+
+    from budgetlm.doctor import Check, examine
+    from budgetlm.progress import make_watcher
+
+    watcher = make_watcher()
+    try:
+        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads))
+        checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
+    except BudgetlmError as error:  # settings that nothing can be checked for
+        checks = [Check("settings", "fault", str(error))]
+    finally:
+        watcher.close()
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
+    else:
+        for check in checks:
+            typer.echo(f"{check.state:8} {check.name:10} {check.says}")
+    if any(check.state == "fault" for check in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

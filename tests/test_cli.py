@@ -55,7 +55,7 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
     heavy = "print({'torch', 'optuna', 'plotly', 'datasets', 'pandas', 'numpy', 'sqlalchemy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert done.stdout.strip().endswith("set()")
-    for command in ("search", "final", "report", "status", "budget", "generate"):
+    for command in ("search", "doctor", "final", "report", "status", "budget", "generate"):
         assert command in done.stdout
 
 

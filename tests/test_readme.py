@@ -19,7 +19,7 @@ def test_the_commands_of_the_readme_exist_with_their_options():
     text = (ROOT / "README.md").read_text()
     commands = {command.callback.__name__: command.callback for command in app.registered_commands}
     named = re.findall(r"(?:^|`|\s{4,})budgetlm ([a-z]+)((?: --?[a-z-]+)*)", text, re.MULTILINE)
-    assert {name for name, _ in named} >= {"search", "report", "final", "generate", "status", "budget"}
+    assert {name for name, _ in named} >= {"doctor", "search", "report", "final", "generate", "status", "budget"}
     for name, _ in named:
         assert name in commands, name
     for target in re.findall(r"make (\w+)", text):

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -21,7 +22,7 @@ class Look:
             "pid": os.getpid(),
             "threads": torch.get_num_threads(),
             "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "oom": int(open("/proc/self/oom_score_adj").read()),
+            "oom": int(Path("/proc/self/oom_score_adj").read_text()),
         }
 
 
@@ -93,5 +94,4 @@ class Forget:
 
     def work(self, desk):
         time.sleep(3)
-        with open(self.path, "w") as file:
-            file.write("still here")
+        Path(self.path).write_text("still here")

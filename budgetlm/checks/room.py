@@ -1,0 +1,110 @@
+"""Whether it fits: the final on the disk, its training in the memory."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from budgetlm.checks import probes
+from budgetlm.checks.case import Case, Finding, judge, needed, size_text
+from budgetlm.model.size import ModelConfig, parameters, round_width, training_bytes
+from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.scale import World, model_of
+from budgetlm.recipe.space import Choices, Domain, Fixed, Space
+
+USABLE_MEMORY = 0.9
+"""Share of the device's memory beyond which `recipe/scale.py` refuses a recipe."""
+CHECKPOINT_BYTES, EXPORT_BYTES = 12, 4
+"""Bytes a parameter on disk: weights and AdamW's two moments in fp32; the exported weights."""
+ALLOWANCE = 100 * 10**6
+"""Bytes for what does not grow with the model: records, curves, database, tokenizer, report."""
+
+
+def disk(case: Case) -> Finding:
+    """Whether there is room for what a final writes, and for what prepared data still needs."""
+    expected = needed(case.expected, "a default recipe")
+    default = _final_bytes(model_of(expected.default, expected.world))
+    largest = _final_bytes(model_of(largest_recipe(expected.space, expected.default), expected.world))
+    faults, warnings, free_here = [], [], []
+    for what, folder, need in (("study", case.config.folder, default), ("cache", case.cache, ALLOWANCE)):
+        place = probes.existing_parent(folder)
+        free = shutil.disk_usage(place).free
+        free_here.append(f"{size_text(free)} free for the {what}")
+        if free < need:
+            faults.append(
+                f"{place} has {size_text(free)} left, but the {what} needs {size_text(need)}. Free some space there."
+            )
+        elif what == "study" and free < largest:
+            warnings.append(
+                f"{place} has {size_text(free)} left, too little if the largest recipe is chosen ({size_text(largest)})."
+            )
+    final = f"a final needs {size_text(default)}, {size_text(largest)} at the space's largest"
+    return judge(faults, warnings, f"{', '.join(free_here)}; {final}")
+
+
+def _final_bytes(model: ModelConfig) -> int:
+    """Bytes that a final writes at its fullest: the checkpoints kept and one more being written, and the exported model."""
+    from budgetlm.train.checkpoint import KEEP
+
+    return parameters(model) * (CHECKPOINT_BYTES * (KEEP + 1) + EXPORT_BYTES) + ALLOWANCE
+
+
+def memory(case: Case) -> Finding:
+    """Whether training fits, by the estimate that recipes are refused by."""
+    expected = needed(case.expected, "a default recipe")
+    world, default = expected.world, expected.default
+    total, available = _memory_of(case, world)
+    usual = _training_bytes(model_of(default, world), min(world.micro_batch_tokens, default.batch_tokens))
+    corner = largest_recipe(expected.space, default)
+    most = _training_bytes(model_of(corner, world), min(world.micro_batch_tokens, corner.batch_tokens))
+    says = (
+        f"to train the default recipe takes about {_gib(usual)}, the space's largest (depth {corner.depth} x width "
+        f"{corner.width}) {_gib(most)}, of {_gib(total)}, {_gib(available)} now free"
+    )
+    faults, warnings = [], []
+    if usual > USABLE_MEMORY * total:
+        faults.append("the default recipe does not fit. Narrow `space.width` or `space.depth`, or use a larger device:")
+    elif most > USABLE_MEMORY * total:
+        warnings.append(
+            "the largest recipes do not fit, and their trials would be wasted. Narrow `space.width` or `space.depth`:"
+        )
+    elif usual > available:
+        warnings.append("the default recipe does not fit beside what is running now. Stop something:")
+    return judge(faults, warnings, says)
+
+
+def _memory_of(case: Case, world: World) -> tuple[int, int]:
+    """Bytes that the device has, and that are free now."""
+    if world.device == "cuda":
+        return world.memory_bytes, case.gpu_free if case.gpu_free is not None else world.memory_bytes
+    total = min(world.memory_bytes, probes.memory_limit() or world.memory_bytes)
+    return total, min(total, probes.memory_available() or total)
+
+
+def _training_bytes(model: ModelConfig, micro_batch_tokens: int) -> int:
+    """The estimate that recipes are refused by."""
+    return training_bytes(model, micro_batch_tokens)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def largest_recipe(space: Space, default: Recipe) -> Recipe:
+    """The corner of a space whose model weighs most."""
+    return replace(
+        default,
+        depth=int(_extreme(space["depth"], max)),
+        width=round_width(_extreme(space["width"], max)),
+        batch_tokens=int(_extreme(space["batch_tokens"], max)),
+        mlp_ratio=float(_extreme(space["mlp_ratio"], max)),
+        kv_groups=1,  # the most keys and values, and possible with any number of heads
+        tie_embeddings=bool(_extreme(space["tie_embeddings"], min)),
+    )
+
+
+def _extreme(domain: Domain, which: Callable[[Any], Any]) -> Any:
+    """The largest or smallest value of a domain."""
+    if isinstance(domain, Fixed):
+        return domain.value
+    return which(domain.values if isinstance(domain, Choices) else (domain.low, domain.high))

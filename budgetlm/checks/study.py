@@ -1,0 +1,219 @@
+"""The study: how an earlier one of its name stands, its text, what it would train, and what its budget pays for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetlm.budget.clock import duration
+from budgetlm.budget.ledger import SEARCH, Balance, Ledger, open_database
+from budgetlm.checks import probes
+from budgetlm.checks.case import Case, Expected, Finding, NotCheckedError, State, judge, needed, size_text
+from budgetlm.config import STUDY_FILE
+from budgetlm.data.batches import Batches, validation_windows
+from budgetlm.data.corpus import prepare_corpus
+from budgetlm.errors import ConfigError, StudyError
+from budgetlm.model.size import parameters
+from budgetlm.recipe.scale import MANY_EPOCHS, World, at_target, epochs_at_target, expected_tokens, model_of
+from budgetlm.recipe.space import complete_space, default_recipe, read_space, searched, suggest
+from budgetlm.records import read_records
+from budgetlm.search.ladder import plan_rungs
+from budgetlm.studies import DATABASE, LOCK
+from budgetlm.train.throughput import SpeedModel
+
+if TYPE_CHECKING:
+    from budgetlm.search.plan import Plan
+
+LEAST_MICRO_BATCH = 1024
+"""Tokens of the smallest forward pass that calibration settles for."""
+DRAWS = 100
+"""Recipes drawn from the space to see whether they are possible."""
+SPLITS = {"train": "train", "validation": "validate"}
+"""Splits, and what is done with them."""
+
+
+def study(case: Case) -> Finding:
+    """An earlier study of this name. Its plan is only believed if it was made for these settings and this machine."""
+    from budgetlm.search.plan import load_plan
+    from budgetlm.search.study import check_machine, check_settings
+
+    folder = case.config.folder
+    warnings = _leftovers(folder, case.cache)
+    if not (folder / STUDY_FILE).exists():
+        return judge([], warnings, f"{case.config.name!r} is new")
+    check_settings(case.config)
+    plan = load_plan(folder)
+    if plan and case.identity:
+        check_machine(plan, case.identity)
+    case.plan = plan
+    held = [path for path in (folder / LOCK, *sorted(folder.glob("finals/*/lock"))) if probes.is_locked(path)]
+    faults = [f"{path} is locked: another process is at work there. Wait for it, or stop it with Ctrl-C." for path in held]
+    settled = "was begun with these settings" if plan else "has no plan yet"
+    return judge(faults, warnings, f"{case.config.name!r} {settled}; {_how_it_stands(folder)}")
+
+
+def _how_it_stands(folder: Path) -> str:
+    trials = len({r.trial for r in read_records(folder) if r.kind == "rung"})
+    balance = _balance(folder)
+    if balance is None:
+        return f"{trials} trials, nothing spent yet"
+    because = balance.stopped_because or "it did not say why it stopped (killed, perhaps)"
+    return f"{trials} trials, {duration(balance.charged_seconds)} of {duration(balance.budget_seconds)} spent; {because}"
+
+
+def _balance(folder: Path) -> Balance | None:
+    """The search's account, if the study has one."""
+    if not (folder / DATABASE).exists():
+        return None
+    ledger = Ledger(open_database(folder / DATABASE))
+    return ledger.balance(SEARCH) if SEARCH in ledger.accounts() else None
+
+
+def _leftovers(*folders: Path) -> list[str]:
+    found = [path for folder in folders for path in probes.leftovers(folder)]
+    if not found:
+        return []
+    size = sum(map(probes.size_of, found))
+    return [
+        f"crashes have left {len(found)} temporary files ({size_text(size)}), the first is {found[0]}. They can be deleted."
+    ]
+
+
+def data(case: Case) -> Finding:
+    """Whether the text can be read and is enough for one sequence; it is prepared as the search will want it."""
+    from budgetlm.search.study import prepare
+
+    if case.cache in case.unwritable:
+        raise NotCheckedError("it needs a cache folder that can be written (see above).")
+    vocab_size = _vocabulary(case)
+    if vocab_size is None:
+        corpus = prepare_corpus(case.config.data, case.cache)
+        return "warning", f"{corpus.facts.summary()}; not tokenised, for the vocabulary depends on the device (see above)"
+    tokens = prepare(case.config, vocab_size, case.cache, case.watcher)
+    facts = tokens.facts
+    if case.plan and case.plan.data != facts.fingerprint:
+        raise StudyError(
+            f"the data of study {case.config.name!r} has changed since it was begun (fingerprint {case.plan.data}, now "
+            f"{facts.fingerprint}). Bring the old text back, or give the new search another name with `--study`."
+        )
+    context = _context(case)
+    Batches(tokens.split("train"), context, case.config.search.seed)
+    validation_windows(tokens.split("validation"), context, context)
+    case.tokens = tokens
+    count = " and ".join(f"{facts.tokens[split]:,} tokens to {verb}" for split, verb in SPLITS.items())
+    return "ok", f"{tokens.corpus.summary()}; {count}, vocabulary {facts.vocab_size:,}, context {context}"
+
+
+def _vocabulary(case: Case) -> int | None:
+    """The vocabulary that the search will use, as far as it is known."""
+    from budgetlm.search.plan import suited_vocabulary
+
+    if case.plan:
+        return case.plan.world.vocab_size
+    suited = suited_vocabulary(case.config.budget.target_seconds, case.passport) if case.passport else None
+    return case.config.data.vocab_size or suited
+
+
+def _context(case: Case) -> int:
+    on_gpu = case.identity is not None and case.identity.device == "cuda"
+    return case.config.model.context_length or (1024 if on_gpu else 256)
+
+
+def recipe(case: Case) -> Finding:
+    """What the default final would be: the measure for all that follows."""
+    case.expected = _from_plan(case.plan) if case.plan else _estimate(case)
+    world, default = case.expected.world, case.expected.default
+    model, target = model_of(default, world), case.config.budget.target_seconds
+    tokens = expected_tokens(default, model, default.batch_tokens, target, world)
+    basis = "by the study's own measurements" if case.plan else "estimated from the ceilings"
+    return "ok", (
+        f"the default final of {duration(target)} would be depth {default.depth} x width {default.width}, "
+        f"{parameters(model) / 1e6:,.2f} M parameters, {tokens / 1e6:,.1f} M tokens ({basis})"
+    )
+
+
+def _from_plan(plan: "Plan") -> Expected:
+    return Expected(plan.world, plan.space, plan.default)
+
+
+def _estimate(case: Case) -> Expected:
+    """What a plan would settle, with the ceiling times UTILISATION in place of measured speeds."""
+    from budgetlm.search.plan import UTILISATION
+
+    config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
+    bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
+    wanted = config.train.precision
+    bf16 = wanted == "bf16" or (wanted == "auto" and bf16_is_fast)
+    ceiling = (passport.bf16_gflops if bf16 else passport.fp32_gflops) * 1e9
+    world = World(
+        vocab_size=tokens.facts.vocab_size,
+        context_length=_context(case),
+        train_tokens=tokens.facts.tokens["train"],
+        eval_tokens=config.train.eval_tokens,
+        full_eval_tokens=0,
+        micro_batch_tokens=max(LEAST_MICRO_BATCH, _context(case)),
+        precision="bf16" if bf16 else "fp32",
+        bf16_is_fast=bf16_is_fast,
+        compile=config.train.compile,
+        device=passport.device,
+        memory_bytes=passport.memory_bytes,
+        clip=config.train.clip,
+        speed=SpeedModel((1 / (UTILISATION * ceiling), 0.0, 0.0, 0.0)),
+    )
+    space, default = complete_space(read_space(config.space), default_recipe(config.budget.target_seconds, world), world)
+    return Expected(world, space, default)
+
+
+def repetition(case: Case) -> Finding:
+    """How often the default final would read its text."""
+    expected = needed(case.expected, "a default recipe")
+    world, target = expected.world, case.config.budget.target_seconds
+    epochs = epochs_at_target(expected.default, target, world)
+    says = f"the default final would read its {world.train_tokens / 1e6:,.2f} M training tokens {epochs:,.2g} times"
+    if epochs <= MANY_EPOCHS:
+        return "ok", says
+    return "warning", (
+        f"{says}; beyond about {MANY_EPOCHS:.0f} times repeated text teaches clearly less (arXiv:2305.16264). Give "
+        f"{world.train_tokens / 1e6 * epochs / MANY_EPOCHS:,.1f} M tokens or more: `--data site`, or a source of your own."
+    )
+
+
+def space(case: Case) -> Finding:
+    """Whether recipes drawn as the sampler would at first are possible, at the target and in memory."""
+    import optuna
+
+    expected = needed(case.expected, "a default recipe")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=case.config.search.seed))
+    refused = []
+    for _ in range(DRAWS):
+        try:
+            at_target(suggest(study.ask(), expected.space), case.config.budget.target_seconds, expected.world)
+        except ConfigError as error:
+            refused.append(str(error))
+    names = searched(expected.space)
+    says = f"searches {', '.join(names) or 'nothing: every parameter is fixed'}"
+    if not refused:
+        return "ok" if names else "warning", f"{says}; {DRAWS} recipes drawn from it are all possible"
+    state: State = "fault" if len(refused) == DRAWS else "warning"
+    return state, f"{len(refused)} of {DRAWS} recipes drawn from the space are impossible, e.g.: {refused[0]}"
+
+
+def budget(case: Case) -> Finding:
+    """What the search's hours pay for, less what is spent already."""
+    from budgetlm.search.scheduler import MARGIN_SECONDS
+
+    budget, plan = case.config.budget, case.plan
+    if budget.hours == 0:
+        return "warning", "how much may the search spend? Give `--hours`, then this says what they pay for."
+    known = plan.rungs if plan else ()
+    rungs = plan_rungs(budget.seconds, budget.target_seconds, case.config.search.least_rung_seconds, known)
+    balance = _balance(case.config.folder)
+    charged = balance.charged_seconds if balance else 0.0
+    if charged > budget.seconds:
+        return "fault", f"{budget.hours:.4g} h are less than the {charged / 3600:.4g} h already spent. Give more `--hours`."
+    left = budget.seconds - charged
+    if left < rungs[0] + MARGIN_SECONDS:
+        return "warning", f"the {left:.1f} s left do not pay for another run of {rungs[0]:.1f} s. Raise `--hours` to go on."
+    return "ok", (
+        f"{duration(left)} pay for a ladder of {len(rungs)} rungs ({', '.join(map(duration, rungs))}), at most "
+        f"{int(left / (rungs[0] + MARGIN_SECONDS)):,} runs of the cheapest; the highest is 1/{budget.target_seconds / rungs[-1]:.0f} of the target"
+    )
