@@ -3,12 +3,13 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench setup clean
+.PHONY: help demo test lint bench bench-faults setup clean
 help:
 	@echo "make demo   search, final and report on text you already have, in about five minutes on two CPU cores"
 	@echo "make test   the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks (minutes to hours; see tests/benchmarks/)"
+	@echo "make bench-faults  the search killed at 200 random instants, about half an hour"
 
 # The stamp, not the folder: an installation that was cut off is done again.
 .venv/ready: requirements.txt pyproject.toml
@@ -34,6 +35,10 @@ lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy budgetlm
+
+# About half an hour: kill -9 at 200 random instants, and what was left after each.
+bench-faults: .venv/ready
+	$(RUN) -m tests.benchmarks.bench_faults --kills 200
 
 bench: .venv/ready
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit 1; done

@@ -265,25 +265,46 @@ def status(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def budget(study: StudyOption = "best", as_json: JsonOption = False) -> None:
-    """Show where a study's device-seconds went, and why it stopped."""
-    from budgetlm.studies import balance_as_dict, ledger_of, resolve
+def budget(
+    study: StudyOption = "best",
+    trials: Annotated[int, typer.Option(help="Show so many of the dearest trials; 0 for all.", min=0)] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a study's device-seconds went, by purpose and by trial, and why it stopped."""
+    import dataclasses
+
+    from budgetlm.studies import balance_as_dict, ledger_of, resolve, trial_costs
 
     name = resolve(study)
     ledger = ledger_of(name)
     search_account = balance_as_dict(name, ledger.balance())
+    costs = trial_costs(name, ledger)
     finals = {
         account: balance_as_dict(name, ledger.balance(account)) for account in ledger.accounts() if account != "search"
     }
     if as_json:
-        typer.echo(json.dumps({**search_account, "finals": finals}, indent=1))
+        dear = [dataclasses.asdict(cost) for cost in costs]
+        typer.echo(json.dumps({**search_account, "trials": dear, "finals": finals}, indent=1))
         return
     for title, account in {"search": search_account, **finals}.items():
         charged, total = account["charged_seconds"], account["budget_seconds"]
-        typer.echo(f"{title}: {charged:.1f} of {total:.1f} device-seconds charged, {account['remaining_seconds']:.1f} left")
+        leased = f", {account['leased_seconds']:.1f} leased by work under way" if account["leased_seconds"] else ""
+        left = account["remaining_seconds"]
+        typer.echo(f"{title}: {charged:.1f} of {total:.1f} device-seconds charged{leased}, {left:.1f} left")
         for purpose, seconds in account["by_purpose"].items():
+            if not seconds:
+                continue
             typer.echo(f"  {purpose:10} {seconds:10.1f} s  {100 * seconds / max(charged, 1e-9):5.1f} %")
         typer.echo(f"  stopped because: {account['stopped_because'] or 'it has not stopped'}")
+    shown = costs[: trials or None]
+    if shown:
+        typer.echo(f"{'the dearest' if len(shown) < len(costs) else 'all'} {len(shown)} of {len(costs)} trials:")
+    for cost in shown:
+        train = cost.by_purpose.get("train", 0.0) / max(cost.seconds, 1e-9)
+        typer.echo(
+            f"  trial {cost.trial:4} {cost.seconds:10.1f} s, {train:4.0%} of it training; {cost.rungs} rungs finished, "
+            f"{cost.attempts} attempts, last one {cost.ended}"
+        )
 
 
 @app.command()

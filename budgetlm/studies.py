@@ -1,6 +1,7 @@
 """What is known of the studies on disk: which there are, how they stand, which is best. Reads only; no torch, no optuna."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,48 @@ def ledger_of(name: str) -> Ledger:
     if not path.exists():
         raise StudyError(f"study {name!r} has no ledger yet: nothing was spent. Run `budgetlm search --study {name}`.")
     return Ledger(open_database(path))
+
+
+@dataclass(frozen=True)
+class TrialCost:
+    """What one trial has cost, and what it came to."""
+
+    trial: int
+    seconds: float
+    """Device-seconds charged, all of its rungs and attempts together."""
+    by_purpose: dict[str, float]
+    rungs: int
+    """Rungs that it has finished."""
+    attempts: int
+    """Parts that its runs were done in; more than its runs where some were cut off and gone on with."""
+    ended: str
+    """State of its last run, with the cause where it is not done."""
+
+
+def trial_costs(name: str, ledger: Ledger) -> list[TrialCost]:
+    """What every trial of a study has cost, the dearest first; the ledger has the seconds, the records the rest."""
+    records = [r for r in read_records(STUDIES / name) if r.kind == "rung"]
+    trial_of = {r.run: r.trial for r in records}
+    spent: dict[int, dict[str, float]] = {}
+    for run, by_purpose in ledger.by_run(SEARCH).items():
+        number = trial_of.get(run, _trial_named(run))
+        if number is not None:
+            total = spent.setdefault(number, {})
+            for purpose, seconds in by_purpose.items():
+                total[purpose] = total.get(purpose, 0.0) + seconds
+    costs = []
+    for number, purposes in spent.items():
+        own = [r for r in records if r.trial == number]
+        last = f"{own[-1].state}{f' ({own[-1].cause})' if own[-1].cause else ''}" if own else "running"
+        done = len([r for r in own if r.state == "done"])
+        costs.append(TrialCost(number, sum(purposes.values()), purposes, done, len(own), last))
+    return sorted(costs, key=lambda cost: -cost.seconds)
+
+
+def _trial_named(run: str) -> int | None:
+    """The trial of a run that has no record yet, from its name."""
+    found = re.fullmatch(r"trial(\d+)-rung\d+", run)
+    return int(found[1]) if found else None
 
 
 def balance_as_dict(name: str, balance: Balance) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class IdentifyJob:
     device: str
     """`auto`, `cpu` or `cuda`."""
     threads: int
-    measure: bool
+    measure: bool = False
     """Whether to measure its ceilings, too."""
 
     def work(self, desk: Desk) -> Passport:

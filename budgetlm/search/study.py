@@ -154,12 +154,13 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers)
-        identify = IdentifyJob(config.train.device, threads_of(config), measure=plan is None)
-        alone.free(IdentifyJob(config.train.device, threads_of(config), measure=False))  # the processes get ready meanwhile
-        passport = alone.free(identify) if plan else alone.charged(identify)
+        identify = IdentifyJob(config.train.device, threads_of(config))
+        passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
         if plan:
             check_machine(plan, passport)
             plan = dataclasses.replace(plan, rungs=rungs)
+        else:
+            passport = alone.charged(dataclasses.replace(identify, measure=True))
         vocab_size = (
             plan.world.vocab_size
             if plan
