@@ -1,0 +1,222 @@
+"""A real search, on the real clock, and what machines do to it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from budgetlm.records import read_records
+from budgetlm.search.unfinished import unfinished_runs
+from budgetlm.studies import ledger_of, open_config
+from tests.benchmarks.bench_faults import workers_of
+
+ROOT = Path(__file__).parent.parent
+STUDY = Path("studies/small")
+
+
+@pytest.fixture
+def search(home, corpus_folder, cache):
+    """Starts the command on a study of seconds, in a process group of its own."""
+    started = []
+
+    def start(folder=home, **changes):
+        settings = {
+            "hours": 16 / 3600,
+            "devices": 0,
+            "memory_gb": 0.0,
+            "width": "{ low = 16, high = 48, step = 16 }",
+        } | changes
+        (folder / "small.toml").write_text(f"""
+            [budget]
+            hours = {settings["hours"]}
+            target_hours = {8 / 3600}
+            [data]
+            source = "{corpus_folder}"
+            vocab_size = 320
+            [model]
+            context_length = 32
+            [train]
+            threads = 1
+            devices = {settings["devices"]}
+            memory_gb = {settings["memory_gb"]}
+            eval_tokens = 512
+            [search]
+            least_rung_seconds = 0.5
+            [space]
+            depth = {{ low = 1, high = 2 }}
+            width = {settings["width"]}
+            batch_tokens = 256
+        """)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "BUDGETLM_CACHE": str(cache), "COLUMNS": "200"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "budgetlm", "search", "--file", "small.toml"],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(condition, seconds=90.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+def finished(process):
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    check_the_books()
+    return output
+
+
+def check_the_books():
+    """What must hold after every search that has spent its budget, whatever was done to it."""
+    config = open_config("small")
+    balance, records = ledger_of("small").balance(), read_records(STUDY)
+    assert balance.charged_seconds <= balance.budget_seconds + 1.0
+    assert balance.leased_seconds == 0
+    assert not unfinished_runs(STUDY)
+    assert not list(STUDY.glob("**/step-*"))  # no weights are left of what cannot be gone on with
+    trials = optuna.load_study(study_name=config.name, storage=f"sqlite:///{STUDY / 'study.db'}").trials
+    assert not [t for t in trials if t.state == optuna.trial.TrialState.RUNNING]
+    ends = [r.run for r in records if r.state != "interrupted"]
+    assert len(ends) == len(set(ends))
+    return records
+
+
+def test_a_worker_that_is_shot_costs_its_trial_nothing_but_time(search):
+    process = search()
+    wait_for(lambda: len(read_records(STUDY)) >= 1)
+    shot = []
+    for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL):
+        before = len(read_records(STUDY))
+        victim = wait_for(lambda: [p for p in workers_of(process.pid) if p not in shot])[0]
+        shot.append(victim)
+        os.kill(victim, number)
+        wait_for(lambda before=before: len(read_records(STUDY)) > before)
+    finished(process)
+    cut = [r for r in read_records(STUDY) if r.state == "interrupted"]
+    assert {r.cause for r in cut} == {"killed"}
+    assert {"SIGABRT", "SIGSEGV", "SIGKILL"} >= {r.error.rpartition(" ")[2] for r in cut} != set()
+    done = {r.run for r in read_records(STUDY) if r.state == "done"}
+    assert {r.run for r in cut} <= done
+
+
+def test_time_for_which_everything_was_stopped_is_not_charged_and_nothing_is_lost(search):
+    process = search()
+    wait_for(lambda: len(read_records(STUDY)) >= 1 and workers_of(process.pid))
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGSTOP)
+    before = ledger_of("small").balance().charged_seconds
+    time.sleep(8.0)
+    assert ledger_of("small").balance().charged_seconds == before
+    os.killpg(process.pid, signal.SIGCONT)
+    stopped = time.monotonic() - began
+    wait_for(lambda: ledger_of("small").balance().charged_seconds > before)
+    assert ledger_of("small").balance().charged_seconds < before + 0.5 * stopped
+    finished(process)
+    assert not [r for r in read_records(STUDY) if r.state != "done"]
+
+
+def test_a_second_search_on_the_same_study_is_sent_away_and_the_first_does_not_notice(search):
+    first = search()
+    wait_for(lambda: len(read_records(STUDY)) >= 1)
+    second = search()
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "another search is running on study 'small'" in output
+    finished(first)
+
+
+def test_two_workers_share_one_budget(search):
+    process = search(devices=2)
+    seen = wait_for(lambda: len(workers_of(process.pid)) == 2)
+    assert seen
+    finished(process)
+    assert len(read_records(STUDY)) > 6
+
+
+def test_a_model_too_large_for_the_memory_ends_its_trial_and_not_the_study(search):
+    # The prediction would refuse these; told that there is more memory than there is, it lets them pass.
+    process = search(memory_gb=0.02, width="{ low = 16, high = 528, step = 128 }")
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    records = check_the_books()
+    assert [r for r in records if r.state == "done"]
+
+
+def test_a_full_disk_stops_the_search_cleanly_and_it_goes_on_when_there_is_room(search, home):
+    with SmallDisk(home / "disk", megabytes=8):
+        os.chdir(home / "disk")
+        ballast = home / "disk" / "ballast"
+        process = search(folder=home / "disk")
+        wait_for(lambda: len(read_records(STUDY)) >= 1)
+        fill(ballast)
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == 1, output
+        assert "Traceback" not in output
+        assert "budgetlm: " in output.splitlines()[-1]
+        before = [r.run for r in read_records(STUDY) if r.state == "done"]
+        ballast.unlink()
+        finished(search(folder=home / "disk"))
+        assert [r.run for r in read_records(STUDY) if r.state == "done"][: len(before)] == before
+        os.chdir(home)
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_a_line(search, home):
+    with SmallDisk(home / "disk", megabytes=20):
+        (home / "disk" / "studies").mkdir()
+        search(folder=home / "disk").kill()  # leaves the study file there
+        subprocess.run(["mount", "-o", "remount,ro", str(home / "disk")], check=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "budgetlm", "search", "--file", "small.toml"]
+        done = subprocess.run(command, cwd=home / "disk", env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "Read-only file system" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+class SmallDisk:
+    """A file system of a few megabytes, where the system lets us make one."""
+
+    def __init__(self, path, megabytes):
+        self.path, self.megabytes = path, megabytes
+
+    def __enter__(self):
+        self.path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={self.megabytes}m", "tmpfs", str(self.path)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+
+    def __exit__(self, *_):
+        subprocess.run(["umount", "-l", str(self.path)], check=True)
+
+
+def fill(path):
+    """Write until nothing fits any more."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            pass
