@@ -26,7 +26,9 @@ from budgetlm.search.sampler import EXCERPT, make_sampler
 SPACE: Space = {
     "depth": Range(low=2, high=12),
     "width": Range(low=64, high=512, step=32),
-    "batch_tokens": Range(low=512, high=16_384, step=512),  # TPE on all takes five times longer with a `log` range of integers
+    "batch_tokens": Range(
+        low=512, high=16_384, step=512
+    ),  # TPE on all takes five times longer with a `log` range of integers
     "peak_lr": Range(low=1e-3, high=4e-2, log=True),
     "schedule": Choices(("linear", "cosine", "wsd")),
     "warmup": Range(low=0.01, high=0.15),
