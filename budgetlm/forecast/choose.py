@@ -51,9 +51,10 @@ def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[Run
     Its rivals are those that climbed higher, for only they show what climbing is worth, or else its equals. The rank on
     the rung guards against a forecast that is too unsure to stop anybody (Li et al. 2018, ASHA, arXiv:1810.05934).
     """
-    reached = highest_rungs(records)
+    runs = usable(records)
+    reached = _highest(runs)
     rung = reached[trial]
-    here = {r.trial: r.bpb for r in usable(records) if r.rung == rung and r.bpb is not None}
+    here = {r.trial: r.bpb for r in runs if r.rung == rung and r.bpb is not None}
     if sum(bpb < here[trial] for bpb in here.values()) >= math.ceil(len(here) * PROMOTED_SHARE):
         return False
     others = [n for n in forecasts if n != trial]
@@ -97,7 +98,12 @@ def choose(
 
 def highest_rungs(records: Sequence[RunRecord]) -> dict[int, int]:
     """The highest rung that each trial has finished."""
+    return _highest(usable(records))
+
+
+def _highest(runs: Sequence[RunRecord]) -> dict[int, int]:
     reached: dict[int, int] = {}
-    for run in usable(records):
-        reached[run.trial] = max(run.rung, reached.get(run.trial, -1))
+    for run in runs:
+        if run.rung > reached.get(run.trial, -1):
+            reached[run.trial] = run.rung
     return reached

@@ -9,6 +9,7 @@ would be, and g is estimated from fewer points of the same distribution. Up to `
 import warnings
 from collections.abc import Container, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import optuna
@@ -39,23 +40,19 @@ def excerpt(trials: Sequence[FrozenTrial], size: int = EXCERPT) -> list[FrozenTr
 
     Args:
         trials: complete, pruned and running ones of a study that minimises, in the order of their numbers.
-        size: finished trials to keep.
+        size: finished trials to keep at most.
     """
+    running = [t for t in trials if t.state == TrialState.RUNNING]
     finished = [t for t in trials if t.state != TrialState.RUNNING]
     if len(finished) <= size:
         return list(trials)
-    ranked = sorted((t for t in finished if t.state == TrialState.COMPLETE), key=_value)
+    ranked = sorted((t for t in finished if t.state == TrialState.COMPLETE), key=attrgetter("value"))
     feasible = (t for t in ranked if all(v <= 0 for v in t.constraints.values()))
-    best = {t.number for t in islice(feasible, GOOD)}  # lazily: looking up constraints is what costs
-    rest = [t.number for t in finished if t.number not in best]
-    share = size - len(best)
-    sample = {rest[(i + 1) * len(rest) // share - 1] for i in range(share)}
-    return [t for t in trials if t.number in best or t.number in sample or t.state == TrialState.RUNNING]
-
-
-def _value(trial: FrozenTrial) -> float:
-    assert trial.value is not None
-    return trial.value
+    best = islice(feasible, GOOD)  # lazily: looking up constraints is what costs
+    share = size - GOOD
+    sample = (finished[(i + 1) * len(finished) // share - 1] for i in range(share))  # the newest among them
+    seen = {t.number: t for t in (*best, *sample, *running)}
+    return [seen[number] for number in sorted(seen)]
 
 
 class _Excerpt(optuna.Study):
