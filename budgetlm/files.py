@@ -138,15 +138,27 @@ def append_line(path: Path, value: Any, *, durable: bool = False) -> None:
 
 def read_lines(path: Path) -> list[Any]:
     """The values of a JSON-lines file; a last line cut short by a crash is left out."""
+    return read_lines_from(path, 0)[0]
+
+
+def read_lines_from(path: Path, offset: int) -> tuple[list[Any], int]:
+    """The values of a JSON-lines file from a byte on, and the byte to go on from.
+
+    A last line without its end is left for the next time, when whoever writes it may be done. Lines that are no JSON, which
+    a crash left behind, are passed over.
+    """
     if not path.exists():
-        return []
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        whole, end, _ = file.read().rpartition(b"\n")
     values = []
-    for line in path.read_text().splitlines():
+    for line in whole.splitlines():
         try:
             values.append(json.loads(line))
         except ValueError:
             continue
-    return values
+    return values, offset + len(whole) + len(end)
 
 
 def digest(value: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from budgetlm.files import append_line, read_lines
+from budgetlm.files import append_line, read_lines, read_lines_from
 
 State = Literal["done", "diverged", "failed", "interrupted"]
 
@@ -81,6 +81,9 @@ class RunRecord:
         return self.tokens / self.compute_parameters
 
 
+_FIELDS = {field.name for field in dataclasses.fields(RunRecord)}
+
+
 def append_record(folder: Path, record: RunRecord) -> None:
     """Add a record to a study's folder; it is on the disk when this returns."""
     append_line(folder / RUNS, dataclasses.asdict(record), durable=True)
@@ -88,8 +91,22 @@ def append_record(folder: Path, record: RunRecord) -> None:
 
 def read_records(folder: Path) -> list[RunRecord]:
     """All records of a study, oldest first; fields that a newer version added are left out."""
-    known = {f.name for f in dataclasses.fields(RunRecord)}
-    return [RunRecord(**{k: v for k, v in line.items() if k in known}) for line in read_lines(folder / RUNS)]
+    return Records(folder).all()
+
+
+class Records:
+    """The records of a study that is growing, perhaps by other processes: each look parses only what was added since the last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / RUNS
+        self._offset = 0
+        self._read: list[RunRecord] = []
+
+    def all(self) -> list[RunRecord]:
+        """All records up to now, oldest first."""
+        lines, self._offset = read_lines_from(self._path, self._offset)
+        self._read += [RunRecord(**{k: v for k, v in line.items() if k in _FIELDS}) for line in lines]
+        return list(self._read)
 
 
 def curve_path(folder: Path, run: str) -> Path:

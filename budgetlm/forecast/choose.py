@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.special import ndtr
+
 from budgetlm.budget.clock import duration
 from budgetlm.forecast.fit import Forecast, fit, usable
 from budgetlm.records import RunRecord
@@ -32,9 +35,14 @@ def probability_better(one: Forecast, other: Forecast) -> float:
 
     The two share E, exponent and noise, so their components are compared pair by pair, not as if independent.
     """
-    spread = [math.hypot(a, b) for a, b in zip(one.spreads, other.spreads, strict=True)]
-    gap = [(b - a) / s for a, b, s in zip(one.means, other.means, spread, strict=True)]
-    return float(sum(w * 0.5 * (1 + math.erf(g / math.sqrt(2))) for w, g in zip(one.weights, gap, strict=True)))
+    return _probabilities_better([one], other)[0]
+
+
+def _probabilities_better(many: Sequence[Forecast], other: Forecast) -> list[float]:
+    means, spreads = np.stack([f.means for f in many]), np.stack([f.spreads for f in many])
+    gaps = (other.means - means) / np.hypot(spreads, other.spreads)
+    better: list[float] = (ndtr(gaps) @ other.weights).tolist()
+    return better
 
 
 def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[RunRecord]) -> bool:
@@ -43,10 +51,11 @@ def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[Run
     Its rivals are those that climbed higher, for only they show what climbing is worth, or else its equals. The rank on
     the rung guards against a forecast that is too unsure to stop anybody (Li et al. 2018, ASHA, arXiv:1810.05934).
     """
-    reached = highest_rungs(records)
+    runs = usable(records)
+    reached = _highest(runs)
     rung = reached[trial]
-    here = {r.trial: r.bpb for r in usable(records) if r.rung == rung and r.bpb is not None}
-    if sorted(here.values()).index(here[trial]) >= math.ceil(len(here) * PROMOTED_SHARE):
+    here = {r.trial: r.bpb for r in runs if r.rung == rung and r.bpb is not None}
+    if sum(bpb < here[trial] for bpb in here.values()) >= math.ceil(len(here) * PROMOTED_SHARE):
         return False
     others = [n for n in forecasts if n != trial]
     rivals = [n for n in others if reached[n] > rung] or others
@@ -56,12 +65,20 @@ def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[Run
     return probability_better(forecasts[trial], forecasts[best]) >= PROMISING
 
 
-def choose(records: Sequence[RunRecord], target_seconds: float) -> Choice | None:
+def choose(
+    records: Sequence[RunRecord], target_seconds: float, forecasts: Mapping[int, Forecast] | None = None
+) -> Choice | None:
     """The trial with the least expected loss among those that climbed highest; None when nothing was measured.
 
     A short ladder flatters: of many trials seen once, the luckiest looks best. So only the highest rung reached counts.
+
+    Args:
+        records: of one study.
+        target_seconds: the horizon, in device-seconds.
+        forecasts: what `fit` says of them, where that is known already.
     """
-    forecasts = fit(records, target_seconds)
+    if forecasts is None:
+        forecasts = fit(records, target_seconds)
     if not forecasts:
         return None
     reached = highest_rungs(records)
@@ -69,8 +86,8 @@ def choose(records: Sequence[RunRecord], target_seconds: float) -> Choice | None
     finalists = [n for n in forecasts if reached[n] == top]
     best = min(finalists, key=lambda n: forecasts[n].mean)
     forecast = forecasts[best]
-    near = {n: probability_better(forecasts[n], forecast) for n in forecasts if n != best}
-    within = sorted((n for n, p in near.items() if p >= WITHIN_NOISE), key=lambda n: forecasts[n].mean)
+    near = zip(forecasts, _probabilities_better(list(forecasts.values()), forecast), strict=True)
+    within = sorted((n for n, p in near if p >= WITHIN_NOISE and n != best), key=lambda n: forecasts[n].mean)
     low, high = forecast.interval
     why = (
         f"least forecast of the {len(finalists)} of {len(forecasts)} trials that reached the highest rung: "
@@ -81,7 +98,12 @@ def choose(records: Sequence[RunRecord], target_seconds: float) -> Choice | None
 
 def highest_rungs(records: Sequence[RunRecord]) -> dict[int, int]:
     """The highest rung that each trial has finished."""
+    return _highest(usable(records))
+
+
+def _highest(runs: Sequence[RunRecord]) -> dict[int, int]:
     reached: dict[int, int] = {}
-    for run in usable(records):
-        reached[run.trial] = max(run.rung, reached.get(run.trial, -1))
+    for run in runs:
+        if run.rung > reached.get(run.trial, -1):
+            reached[run.trial] = run.rung
     return reached

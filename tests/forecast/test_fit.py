@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 import statistics
@@ -6,7 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
+from budgetlm.forecast import fit as model
 from budgetlm.forecast.fit import fit
 from tests.conftest import record
 
@@ -98,3 +101,50 @@ def test_ten_thousand_trials_can_be_forecast():
 def test_forecast_and_report_need_neither_torch_nor_optuna():
     code = "import sys, budgetlm.forecast.choose, budgetlm.report.facts; print({'torch', 'optuna'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_forecasts_are_those_of_the_stated_model_solved_densely():
+    chance, records = random.Random(1), []
+    for trial in range(40):
+        shares = (1 / 64, 1 / 15, 1 / 4)[: 1 + trial % 3]
+        records += ladder(trial, chance.gauss(0, 0.3), 0.2 + chance.gauss(0, 0.03), 0.45, shares, 0.02, chance)[0]
+    forecasts = fit(records, 1000)
+    dense = solved_densely(records, 1000)
+    for trial, (mean, probability) in dense.items():
+        assert forecasts[trial].mean == pytest.approx(mean, rel=1e-6)
+        assert forecasts[trial].probability_below(1.4) == pytest.approx(
+            probability, abs=1e-5
+        )  # of the flat prior, the dense solution loses digits
+
+
+def solved_densely(records, target):
+    """Mean, and probability to end below 1.4, with one joint Gaussian of all runs and of all trials at the target."""
+    u = np.log([r.seconds / target for r in records])
+    bpb = np.array([r.bpb for r in records])
+    owner = np.array([r.trial for r in records])
+    trials = sorted(set(owner))
+    # Rows: every run, then every trial at the target. Columns: the common level and exponent, then each trial's own two.
+    rows = np.zeros((len(u) + len(trials), 2 + 2 * len(trials)))
+    for row, (trial, place) in enumerate([*zip(owner, u, strict=True), *((t, 0.0) for t in trials)]):
+        rows[row, :2] = rows[row, 2 + 2 * trial : 4 + 2 * trial] = (1, -place)
+    misfit = np.array([model.MISFIT * -u[owner == t].max() for t in trials])
+    components = []
+    for share, exponent_spread, noise in itertools.product(model.E_SHARES, model.EXPONENT_SPREADS, model.NOISES):
+        floor = share * bpb.min()
+        y = np.log(bpb - floor)
+        variances = [1e6, model.PRIOR_EXPONENT[1] ** 2, *[model.PRIOR_LEVEL_SPREAD**2, exponent_spread**2] * len(trials)]
+        joint = rows * np.array(variances) @ rows.T + noise**2 * np.eye(len(rows))
+        expected = rows[:, 1] * model.PRIOR_EXPONENT[0]
+        runs, ends = slice(len(u)), slice(len(u), None)
+        gain = np.linalg.solve(joint[runs, runs], joint[runs, ends]).T
+        residual = y - expected[runs]
+        means = expected[ends] + gain @ residual
+        spreads = np.sqrt(np.diag(joint[ends, ends] - gain @ joint[runs, ends]) + misfit**2)
+        evidence = -0.5 * (residual @ np.linalg.solve(joint[runs, runs], residual) + np.linalg.slogdet(joint[runs, runs])[1])
+        evidence -= y.sum() + 0.5 * ((floor - model.PRIOR_E[0]) / model.PRIOR_E[1]) ** 2
+        components.append((evidence, floor + np.exp(means + spreads**2 / 2), ndtr((np.log(1.4 - floor) - means) / spreads)))
+    weights = np.exp([c[0] - max(c[0] for c in components) for c in components])
+    weights[weights < 1e-4 * weights.sum()] = 0  # as the forecast leaves out what changes no figure that is shown
+    weights /= weights.sum()
+    means, probabilities = (weights @ np.array([c[k] for c in components]) for k in (1, 2))
+    return {t: (means[i], probabilities[i]) for i, t in enumerate(trials)}
