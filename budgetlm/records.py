@@ -68,6 +68,8 @@ class RunRecord:
     """Bits per byte on a larger part of the validation split; finals only."""
     epochs: float = 0.0
     """How often each training token that the run could see was read."""
+    peak_bytes: int = 0
+    """The most memory that the run held, above what its process held before it; 0 where it was not measured."""
     passport: str = ""
     error: str = ""
     """Why it failed, with the end of its traceback."""
