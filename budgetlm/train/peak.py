@@ -36,12 +36,12 @@ class PeakMemory:
             return cls(device, torch.cuda.memory_allocated(), 0)
         try:
             CLEAR_REFS.write_text(RESET_PEAK)
-        except OSError:  # no Linux, or one that forbids it: the highest mark is then that of the whole process
+        except OSError:  # no Linux, or one that forbids it: only what passes the highest mark so far will be seen
             return cls(device, _highest(), _resident_files())
         return cls(device, _status("VmRSS"), _resident_files())
 
     def bytes(self) -> int:
-        """The most that has been held since, above what was held before."""
+        """The most that has been held since, above what was held before; 0 where that cannot be seen."""
         if self.device == "cuda":
             return max(0, torch.cuda.max_memory_allocated() - self.held)
         return max(0, _highest() - self.held - max(0, _resident_files() - self.files))

@@ -28,9 +28,9 @@ from budgetlm.train.loop import Label, train
 from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import SpeedModel, SpeedPoint
 
-CALIBRATED, JUDGED = 10, 26
+CALIBRATED, JUDGED = 8, 22
 ROUNDS, STEPS = 3, 4
-MOST_STEP_FLOPS = 12e9
+MOST_STEP_FLOPS = 8e9
 VOCABULARIES = (512, 2048, 4096, 8192, 16384)
 
 
@@ -129,11 +129,10 @@ def main() -> None:
                 speeds[index].append(speed)
                 peaks[index] = max(peaks[index], peak)
             print(f"round {number + 1} of {ROUNDS}", file=sys.stderr)
-    speed_of = [statistics.median(column) for column in speeds]
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1:  # the raw measurements, for whoever looks for a better model
         rows = [{"config": as_dict(c), "speeds": s, "peak": p} for c, s, p in zip(configs, speeds, peaks, strict=True)]
         Path(sys.argv[1]).write_text(json.dumps({"gflops": gflops, "rows": rows}))
-    judge(configs, speed_of, peaks, gflops)
+    judge(configs, [statistics.median(column) for column in speeds], peaks, gflops)
 
 
 def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflops: float) -> None:
