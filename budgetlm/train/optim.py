@@ -8,6 +8,9 @@ import math
 from typing import Any
 
 import torch
+
+# The first optimizer imports it (2.7 s, 70 MB, measured): better once, here, than in every process forked for a trial.
+import torch._dynamo
 from torch import Tensor, nn
 
 from budgetlm.train.config import OptimizerConfig
