@@ -29,7 +29,7 @@ class Passport:
     threads: int
     """CPU threads that PyTorch uses."""
     memory_bytes: int
-    """Memory of the device."""
+    """Memory of the device; of a CPU, no more than the container or job may use."""
     torch: str
     python: str
     budgetlm: str
@@ -91,7 +91,8 @@ def identify(device: str) -> Passport:
         properties = torch.cuda.get_device_properties(0)
         name, memory = properties.name, properties.total_memory
     else:
-        name, memory = _processor(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        name, memory = _processor(), min([physical, *cgroup_limits()])
     return Passport(
         device=device,
         name=name,
@@ -110,6 +111,25 @@ def take_passport(device: str) -> Passport:
     """Identify the device and measure its ceilings, in about half a second."""
     fp32, bf16 = _ceiling(device, "float32"), _ceiling(device, "bfloat16")
     return replace(identify(device), fp32_gflops=fp32, bf16_gflops=bf16)
+
+
+def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes of memory to which the control groups of this process, and those above them, limit it.
+
+    In a container the groups' folders often are not visible under their own path, but then the root's file is the container's.
+
+    Source: cgroups(7); the kernel's admin-guide, cgroup-v2 `memory.max` and cgroup-v1 `memory.limit_in_bytes`.
+    """
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    files = []
+    for controllers, path in (line.split(":", 2)[1:] for line in lines):
+        top = root if not controllers else root / "memory"
+        name = "memory.max" if not controllers else "memory.limit_in_bytes"
+        if not controllers or "memory" in controllers.split(","):
+            group = top / path.lstrip("/")
+            files += [folder / name for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    written = [file.read_text().strip() for file in files if file.exists()]
+    return [int(text) for text in written if text.isdigit()]  # v2 writes `max` where there is no limit
 
 
 def _processor() -> str:

@@ -69,6 +69,8 @@ class RunRecord:
     """Bits per byte on a larger part of the validation split; finals only."""
     epochs: float = 0.0
     """How often each training token that the run could see was read."""
+    peak_bytes: int = 0
+    """The most memory that the run held, above what its process held before it; 0 where it was not measured."""
     passport: str = ""
     cause: str = ""
     """What ended it, where it is not done: a cause of `workers/job.py`, `diverged`, or `stopped` when it was asked to."""

@@ -325,8 +325,7 @@ def test_too_little_memory_is_a_fault_for_the_default_recipe_and_a_warning_for_t
     assert "needs about" in checks["space"].says
     monkeypatch.setattr(probes, "memory_available", lambda: 2**20)
     assert "beside what is running now" in found(tiny_study())["memory"].says
-    monkeypatch.setattr(probes, "memory_limit", lambda: 2**20)
-    check = found(tiny_study())["memory"]
+    check = found(tiny_study(train={"eval_tokens": 256, "threads": 1, "memory_gb": 0.001}))["memory"]
     assert check.state == "fault"
     assert "the default recipe does not fit" in check.says
 
@@ -440,13 +439,11 @@ def test_the_file_system_is_that_of_the_nearest_mount(tmp_path, monkeypatch):
 
 def test_a_containers_limits_are_read_where_there_are_any(tmp_path, monkeypatch):
     monkeypatch.setattr(probes, "CGROUP", tmp_path)
-    assert (probes.core_limit(), probes.memory_limit()) == (None, None)
+    assert probes.core_limit() is None
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    (tmp_path / "memory.max").write_text("1048576\n")
-    assert (probes.core_limit(), probes.memory_limit()) == (1.5, 2**20)
+    assert probes.core_limit() == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert (probes.core_limit(), probes.memory_limit()) == (None, None)
+    assert probes.core_limit() is None
 
 
 def test_another_process_at_work_is_seen_and_ones_own_is_not():

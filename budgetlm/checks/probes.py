@@ -143,12 +143,6 @@ def core_limit() -> float | None:
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
-def memory_limit() -> int | None:
-    """Bytes of memory that the container grants; None for no limit."""
-    limit = _read(CGROUP / "memory.max").strip()
-    return int(limit) if limit.isdigit() else None
-
-
 def memory_available() -> int | None:
     """Bytes of main memory that can be had now without swapping."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(PROC / "meminfo"), re.MULTILINE)

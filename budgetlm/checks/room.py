@@ -7,13 +7,11 @@ from typing import Any
 
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Finding, judge, needed, size_text
-from budgetlm.model.size import ModelConfig, parameters, round_width, training_bytes
+from budgetlm.model.size import ModelConfig, parameters, round_width
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import World, model_of
+from budgetlm.recipe.scale import USABLE_MEMORY, World, least_bytes, model_of
 from budgetlm.recipe.space import Choices, Domain, Fixed, Space
 
-USABLE_MEMORY = 0.9
-"""Share of the device's memory beyond which `recipe/scale.py` refuses a recipe."""
 CHECKPOINT_BYTES, EXPORT_BYTES = 12, 4
 """Bytes a parameter on disk: weights and AdamW's two moments in fp32; the exported weights."""
 ALLOWANCE = 100 * 10**6
@@ -50,15 +48,14 @@ def _final_bytes(model: ModelConfig) -> int:
 
 
 def memory(case: Case) -> Finding:
-    """Whether training fits, by the estimate that recipes are refused by."""
+    """Whether training fits, by the prediction that recipes are refused by."""
     expected = needed(case.expected, "a default recipe")
-    world, default = expected.world, expected.default
+    world, target, default = expected.world, case.config.budget.target_seconds, expected.default
     total, available = _memory_of(case, world)
-    usual = _training_bytes(model_of(default, world), min(world.micro_batch_tokens, default.batch_tokens))
     corner = largest_recipe(expected.space, default)
-    most = _training_bytes(model_of(corner, world), min(world.micro_batch_tokens, corner.batch_tokens))
+    usual, most = least_bytes(default, target, world), least_bytes(corner, target, world)
     says = (
-        f"to train the default recipe takes about {_gib(usual)}, the space's largest (depth {corner.depth} x width "
+        f"to train the default recipe takes at least {_gib(usual)}, the space's largest (depth {corner.depth} x width "
         f"{corner.width}) {_gib(most)}, of {_gib(total)}, {_gib(available)} now free"
     )
     faults, warnings = [], []
@@ -66,7 +63,7 @@ def memory(case: Case) -> Finding:
         faults.append("the default recipe does not fit. Narrow `space.width` or `space.depth`, or use a larger device:")
     elif most > USABLE_MEMORY * total:
         warnings.append(
-            "the largest recipes do not fit, and their trials would be wasted. Narrow `space.width` or `space.depth`:"
+            "the largest recipes do not fit, and will be refused. `space.width` or `space.depth` could be narrower:"
         )
     elif usual > available:
         warnings.append("the default recipe does not fit beside what is running now. Stop something:")
@@ -77,13 +74,7 @@ def _memory_of(case: Case, world: World) -> tuple[int, int]:
     """Bytes that the device has, and that are free now."""
     if world.device == "cuda":
         return world.memory_bytes, case.gpu_free if case.gpu_free is not None else world.memory_bytes
-    total = min(world.memory_bytes, probes.memory_limit() or world.memory_bytes)
-    return total, min(total, probes.memory_available() or total)
-
-
-def _training_bytes(model: ModelConfig, micro_batch_tokens: int) -> int:
-    """The estimate that recipes are refused by."""
-    return training_bytes(model, micro_batch_tokens)
+    return world.memory_bytes, min(world.memory_bytes, probes.memory_available() or world.memory_bytes)
 
 
 def _gib(size: float) -> str:

@@ -136,7 +136,7 @@ def _from_plan(plan: "Plan") -> Expected:
 
 def _estimate(case: Case) -> Expected:
     """What a plan would settle, with the ceiling times UTILISATION in place of measured speeds."""
-    from budgetlm.search.plan import UTILISATION
+    from budgetlm.search.plan import UTILISATION, memory_of
 
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
     bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
@@ -154,7 +154,7 @@ def _estimate(case: Case) -> Expected:
         bf16_is_fast=bf16_is_fast,
         compile=config.train.compile,
         device=passport.device,
-        memory_bytes=passport.memory_bytes,
+        memory_bytes=memory_of(config, passport),
         clip=config.train.clip,
         speed=SpeedModel((1 / (UTILISATION * ceiling), 0.0, 0.0, 0.0)),
     )

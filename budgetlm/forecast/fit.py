@@ -84,7 +84,7 @@ class Forecast:
 
 def usable(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs that a forecast can learn from: finished rungs with a measured loss."""
-    return [r for r in records if r.kind == "rung" and r.state == "done" and r.bpb is not None and r.seconds > 0]
+    return [r for r in records if r.kind == "rung" and r.state == "done" and r.bpb is not None and r.planned_seconds > 0]
 
 
 def fit(records: Sequence[RunRecord], target_seconds: float) -> dict[int, Forecast]:
@@ -130,7 +130,7 @@ class _Trials:
     @staticmethod
     def of(runs: Sequence[RunRecord], places: dict[int, int], target_seconds: float) -> "_Trials":
         place = np.array([places[r.trial] for r in runs])
-        u = np.log(np.array([r.seconds for r in runs]) / target_seconds)
+        u = np.log(np.array([r.planned_seconds for r in runs]) / target_seconds)
         x = np.stack([np.ones_like(u), -u])
         bpb = np.array([r.bpb for r in runs], dtype=float)
         squares = np.array([[np.bincount(place, a * b) for b in x] for a in x])

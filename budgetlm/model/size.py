@@ -4,6 +4,7 @@ The counts are exact (a test holds them against the built model); the memory is 
 never fit. Everything that scales a model, prices it or plots it asks here.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from budgetlm.errors import ConfigError
@@ -116,12 +117,179 @@ def activation_elements(model: ModelConfig) -> int:
     return model.depth * per_block + 2 * model.vocab_size
 
 
-def training_bytes(model: ModelConfig, micro_batch_tokens: int, optimizer_slots: int = 2) -> int:
-    """Estimated bytes that training holds at its peak: fp32 weights, gradients, optimizer state and kept activations.
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+FP32, BF16 = 4, 2
+"""Bytes of a number."""
+LOGIT_BYTES_BEFORE_CHUNKING = 256 * 2**20
+"""Above this much memory for fp32 logits, the loss is computed in chunks that never hold them all at once."""
+EVALUATION_TOKENS = 2_048
+"""Tokens in one forward pass of an evaluation, at least: without gradients there is room for more than in training."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What training holds at its fullest moment, in bytes by purpose."""
+
+    weights: int
+    """The fp32 parameters."""
+    gradients: int
+    """Those that have been computed at that moment, and those that wait to be added to them."""
+    optimizer: int
+    """Moments of the gradients, and at the update what it computes with."""
+    activations: int
+    """What the forward pass keeps for the backward pass, the backward pass's own, and bf16 copies of weights."""
+    logits: int
+    """The scores of all tokens of the vocabulary, their logarithms of probabilities, and the gradients of both."""
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def evaluation_sequences(model: ModelConfig, micro_batch_sequences: int) -> int:
+    """Sequences in one forward pass of an evaluation: no fewer than in training, unless their logits take too much."""
+    wanted = max(micro_batch_sequences, EVALUATION_TOKENS // model.context_length)
+    return max(1, min(wanted, LOGIT_BYTES_BEFORE_CHUNKING // (FP32 * model.vocab_size * model.context_length)))
+
+
+def block_activation_bytes(model: ModelConfig, precision: str) -> int:
+    """Bytes that autograd keeps of one block for one token of a forward pass.
+
+    In the order of the forward pass, W width, K key/value width, F hidden: each of the two norms its input, the scaled
+    input and one scale; what goes into the matrices (a copy for each matrix where it has to be rounded to bf16 first);
+    queries and keys before their norm, scaled, and after the rotation; values; the attention's output and the logarithm
+    of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product.
+
+    Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
+    """
+    c, inputs = (FP32, 2) if precision == "fp32" else (BF16, 5)
+    width, hidden, kv_width = model.width, model.hidden, model.kv_heads * model.head_size
+    norms = 2 * FP32 * (2 * width + 1) + inputs * c * width
+    heads = FP32 * (2 * (width + kv_width) + 2 * model.heads + model.kv_heads)
+    return norms + heads + 2 * c * (width + kv_width) + 4 * c * hidden
+
+
+def block_copy_bytes(model: ModelConfig, precision: str) -> int:
+    """Bytes of the bf16 copies of one block's weights that autocast makes and autograd keeps."""
+    return 0 if precision == "fp32" else BF16 * (sum(a * b for a, b in block_matrices(model)) + 2 * model.head_size)
+
+
+def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
+    """Bytes that autograd keeps for one token between the last block and the logits: the last norm and what comes out."""
+    return FP32 * (2 * model.width + 1) + (FP32 if precision == "fp32" else BF16) * model.width
+
+
+def training_memory(
+    model: ModelConfig,
+    *,
+    micro_batch_sequences: int,
+    optimizer: str,
+    precision: str,
+    checkpoint_activations: bool,
+    accumulates: bool,
+    muon_in_bf16: bool = False,
+) -> TrainingMemory:
+    """What training holds at its fullest moment, from the second step on.
 
     Args:
-        micro_batch_tokens: tokens in one forward pass.
-        optimizer_slots: fp32 numbers that the optimizer keeps for a parameter (AdamW 2, Muon 1).
+        micro_batch_sequences: sequences in one forward pass.
+        optimizer: `adamw` or `muon`.
+        precision: `fp32`, or `bf16` for autocast over fp32 weights.
+        checkpoint_activations: whether only the input of each block is kept, and the rest computed again.
+        accumulates: whether a step takes several forward passes, so that all but the first have gradients beside them.
+        muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
     """
-    kept = model.depth * (16 * model.width + 6 * model.hidden) + 3 * model.vocab_size
-    return 4 * (parameters(model) * (2 + optimizer_slots) + micro_batch_tokens * kept)
+    facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates)
+    state = optimizer_state_bytes(model, optimizer)
+    moments = _moments_of_a_pass(*facts, state) + _moments_of_an_evaluation(model, micro_batch_sequences, precision, state)
+    if optimizer == "muon":
+        weights = FP32 * parameters(model)
+        update = state + _muon_bytes(model, one_at_a_time=muon_in_bf16)
+        moments.append(TrainingMemory(weights, weights, update, 0, 0))
+    return max(moments, key=lambda moment: moment.peak)
+
+
+def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
+    """Bytes between steps: two fp32 numbers for a parameter that AdamW trains, one for a matrix that Muon does."""
+    by_muon = model.depth * sum(a * b for a, b in block_matrices(model)) if optimizer == "muon" else 0
+    return FP32 * (2 * parameters(model) - by_muon)
+
+
+def _moments_of_a_pass(
+    model: ModelConfig, sequences: int, precision: str, checkpointed: bool, accumulates: bool, state: int
+) -> list[TrainingMemory]:
+    """The moments of a forward and backward pass at which memory may be fullest."""
+    tokens = sequences * model.context_length
+    c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
+    weights, head = FP32 * parameters(model), FP32 * model.vocab_size * model.width
+    embedding = 0 if model.tie_embeddings else head
+    residual = FP32 * tokens * model.width
+    copies = block_copy_bytes(model, precision)
+    block = tokens * block_activation_bytes(model, precision) + copies
+    kept = residual if checkpointed else block
+
+    # Logits: all of them and, while the loss is computed, what they are rounded to and their logarithms of probabilities;
+    # in the backward pass those, their gradient, and that of the logits.
+    features = tokens * loss_activation_bytes(model, precision)
+    head_copy = rounded * model.vocab_size * model.width
+    forward, backward = ((k * FP32 + r) * tokens * model.vocab_size for k, r in ((2, rounded), (3, 0)))
+    before = weights if accumulates else 0
+    made_early = 0
+    if chunk := _chunk_bytes(model, tokens):  # the gradients of the head and of its input are made in the forward pass
+        forward, backward, head_copy, made_early = chunk + residual, residual, 0, head
+    cached = model.depth * copies if checkpointed else 0  # autocast keeps its copies until the forward pass is over
+
+    # Of a block's backward pass the fullest moment is that of SwiGLU's product: its own gradient and its factors' have
+    # been made, and of what was kept only the product is gone. A checkpointed block has just been computed again.
+    passing = residual + 2 * c * tokens * model.hidden + (block if checkpointed else 0)
+    # The gradient of a tied head waits for that of the embedding; others join those before them as they come.
+    waiting = head if accumulates and model.tie_embeddings else 0
+    first_block = FP32 * (body_parameters(model) - model.width) // model.depth
+    after_head = before + waiting if accumulates else head
+    after_blocks = before + waiting if accumulates else weights - embedding - first_block
+    after_all = weights + waiting + (head if accumulates or model.tie_embeddings else 0)
+    return [
+        TrainingMemory(weights, before + made_early, state, model.depth * kept + features + head_copy + cached, forward),
+        TrainingMemory(weights, before + made_early, state, model.depth * kept + features + head_copy, backward),
+        TrainingMemory(weights, after_head, state, model.depth * kept + passing, 0),
+        TrainingMemory(weights, after_blocks, state, kept + passing, 0),
+        TrainingMemory(weights, after_all, state, residual, 0),
+    ]
+
+
+def _moments_of_an_evaluation(
+    model: ModelConfig, micro_batch_sequences: int, precision: str, state: int
+) -> list[TrainingMemory]:
+    """The moments of a forward pass without gradients at which memory may be fullest."""
+    tokens = evaluation_sequences(model, micro_batch_sequences) * model.context_length
+    c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
+    weights, residual = FP32 * parameters(model), FP32 * tokens * model.width
+    copies = model.depth * block_copy_bytes(model, precision) + rounded * model.vocab_size * model.width
+    swiglu = 3 * residual + 3 * c * tokens * model.hidden  # the SiLU, the other half, their product
+    logits = (2 * FP32 + rounded) * tokens * model.vocab_size  # and the logarithms of probabilities
+    return [
+        TrainingMemory(weights, 0, state, copies + swiglu, 0),
+        TrainingMemory(weights, 0, state, copies + residual, logits),
+    ]
+
+
+def _chunk_bytes(model: ModelConfig, tokens: int) -> int:
+    """Bytes of the logits that the chunked loss holds at once; 0 where the plain one is used.
+
+    Source: `LinearCrossEntropyOptions`, `aspect_ratio:2` (torch/nn/modules/linear_cross_entropy_options.py).
+    """
+    if FP32 * tokens * model.vocab_size <= LOGIT_BYTES_BEFORE_CHUNKING:
+        return 0
+    rows = -(-tokens // -(-model.vocab_size // model.width))
+    chunk = max(1, (1 << (rows - 1).bit_length()) // 2)
+    return 2 * FP32 * min(chunk, tokens) * model.vocab_size
+
+
+def _muon_bytes(model: ModelConfig, *, one_at_a_time: bool) -> int:
+    """Bytes that Muon computes with: updates, their orthogonalisation before and after an iteration, two Gram matrices."""
+    return max(
+        FP32 * (1 if one_at_a_time else count * model.depth) * (3 * a * b + 2 * min(a, b) ** 2)
+        for (a, b), count in Counter(block_matrices(model)).items()
+    )

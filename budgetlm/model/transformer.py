@@ -11,11 +11,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from budgetlm.model.size import ModelConfig
-
-LOGIT_BYTES_BEFORE_CHUNKING = 256 * 2**20
-"""Above this much memory for fp32 logits, the loss is computed in chunks that never hold them all at once."""
+from budgetlm.model.size import LOGIT_BYTES_BEFORE_CHUNKING, ModelConfig
 
 
 def rotary_tables(model: ModelConfig, length: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -110,6 +108,8 @@ class Trunk(nn.Module):
 
     cos_LS: Tensor
     sin_LS: Tensor
+    checkpoint_activations: bool = False
+    """Whether training keeps only the input of each block, and computes the rest again in the backward pass."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -126,8 +126,11 @@ class Trunk(nn.Module):
         L = token_BL.shape[1]
         assert self.model.context_length >= L, f"{L} tokens do not fit a context of {self.model.context_length}"
         x_BLD = self.embed_tokens(token_BL)
+        again = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.layers:
-            x_BLD = block(x_BLD, self.cos_LS[:L], self.sin_LS[:L])
+            inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L])
+            # Nothing in a block is random, so there is no generator's state to bring back.
+            x_BLD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
         out_BLD: Tensor = self.norm(x_BLD)
         return out_BLD
 

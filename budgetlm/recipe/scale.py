@@ -14,13 +14,16 @@ the rest:
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, parameters, training_bytes
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, parameters, training_memory
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
+from budgetlm.train.memory import MemoryModel, run_memory
 from budgetlm.train.schedule import ScheduleConfig
 from budgetlm.train.throughput import SpeedModel
 
@@ -36,6 +39,8 @@ MOST_ASPECT = 4.0
 narrow enough to keep their tokens per parameter (2 instead of 27)."""
 START_SECONDS = 0.1
 """What building a model and its optimizer takes of a run."""
+USABLE_MEMORY = 0.9
+"""Share of the device's memory that a run may be predicted to need."""
 MANY_EPOCHS = 4.0
 """Beyond about this many repetitions, repeated tokens are worth clearly less than new ones (arXiv:2305.16264)."""
 
@@ -58,6 +63,12 @@ class World:
     memory_bytes: int
     clip: float
     speed: SpeedModel
+    memory: MemoryModel = field(default_factory=MemoryModel)
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory that a run may be predicted to need."""
+        return USABLE_MEMORY * self.memory_bytes
 
 
 def model_of(recipe: Recipe, world: World) -> ModelConfig:
@@ -75,9 +86,37 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
 
 def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
     """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off."""
-    speed = world.speed.tokens_per_second(model, batch_tokens, world.micro_batch_tokens, recipe.optimizer)
+    sequences, again = _forward_pass(model, _sequences(batch_tokens, world), recipe.optimizer, world)
+    micro = sequences * world.context_length
+    speed = world.speed.tokens_per_second(model, batch_tokens, micro, recipe.optimizer, again)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
     return max(0.5 * seconds, training) * speed
+
+
+def expected_speed(config: RunConfig, world: World) -> float:
+    """Tokens per second of a run's optimisation steps, by the throughput model."""
+    model, micro = config.model, config.micro_batch_sequences * config.model.context_length
+    name, again = config.optimizer.name, config.checkpoint_activations
+    return world.speed.tokens_per_second(model, config.batch_tokens, micro, name, again)
+
+
+def expected_peak_bytes(config: RunConfig, world: World) -> float:
+    """Memory that a run needs at its fullest moment, by the memory model."""
+    return world.memory.peak_bytes(run_memory(config))
+
+
+def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
+    """Memory that the final needs, trained as thriftily as can be: one sequence at a time, activations checkpointed if that helps."""
+    thrifty = replace(_unchecked(recipe, target_seconds, world), micro_batch_sequences=1)
+    return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
+
+
+def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
+    """GiB by which the final would exceed the usable memory at its thriftiest; 0 or less where it fits.
+
+    It changes smoothly with the shape, so that a sampler can learn from it how far off a recipe was.
+    """
+    return (least_bytes(recipe, target_seconds, world) - world.usable_bytes) / 2**30
 
 
 def at_target(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> RunConfig:
@@ -86,14 +125,23 @@ def at_target(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> Ru
     Raises:
         ConfigError: the shape is impossible, or would not fit the device's memory.
     """
+    return _checked(_unchecked(recipe, seconds, world, seed), recipe, world)
+
+
+def _unchecked(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> RunConfig:
     model = model_of(recipe, world)
-    needed = training_bytes(model, min(world.micro_batch_tokens, recipe.batch_tokens))
-    if needed > 0.9 * world.memory_bytes:
+    return _run_config(recipe, model, recipe.batch_tokens, recipe.peak_lr, recipe.weight_decay, seconds, 0, world, seed)
+
+
+def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
+    """The run, if it fits the memory."""
+    needed = expected_peak_bytes(config, world)
+    if needed > world.usable_bytes:
         raise ConfigError(
-            f"{recipe.summary()} needs about {needed / 2**30:.1f} GiB to train, but the device has "
+            f"{recipe.summary()} needs about {needed / 2**30:.1f} GiB to train, one sequence at a time, but the device has "
             f"{world.memory_bytes / 2**30:.1f} GiB. Narrow `space.width` or `space.depth`."
         )
-    return _run_config(recipe, model, recipe.batch_tokens, recipe.peak_lr, recipe.weight_decay, seconds, 0, world, seed)
+    return config
 
 
 def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:
@@ -101,6 +149,9 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
 
     Returns:
         A run of at most `seconds`; the recipe itself where that is the target.
+
+    Raises:
+        ConfigError: the recipe or its miniature is impossible, or would not fit the device's memory.
     """
     whole = at_target(recipe, target_seconds, world, seed)
     if seconds == target_seconds:
@@ -122,7 +173,8 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
     decay = recipe.weight_decay * (recipe.peak_lr * steps_at_target) / (lr * steps)
     epochs = tokens_at_target / world.train_tokens
     unique = math.ceil(tokens / epochs) if epochs > 1 else 0
-    return _run_config(recipe, shape, batch, lr, decay, seconds, unique, world, seed)
+    config = _run_config(recipe, shape, batch, lr, decay, seconds, unique, world, seed)
+    return _checked(config, recipe, world)
 
 
 def epochs_at_target(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -142,7 +194,8 @@ def _run_config(
     world: World,
     seed: int,
 ) -> RunConfig:
-    sequences = max(1, round(batch_tokens / world.context_length))
+    sequences = _sequences(batch_tokens, world)
+    micro, again = _forward_pass(model, sequences, recipe.optimizer, world)
     return RunConfig(
         model=model,
         optimizer=OptimizerConfig(
@@ -153,7 +206,8 @@ def _run_config(
         ),
         schedule=ScheduleConfig(shape=recipe.schedule, warmup=recipe.warmup, cooldown=recipe.cooldown),  # type: ignore[arg-type]
         batch_sequences=sequences,
-        micro_batch_sequences=max(1, min(sequences, world.micro_batch_tokens // world.context_length)),
+        micro_batch_sequences=micro,
+        checkpoint_activations=again,
         seconds=seconds,
         unique_tokens=unique_tokens,
         eval_tokens=world.eval_tokens,
@@ -163,6 +217,43 @@ def _run_config(
         device=world.device,
         seed=seed,
     )
+
+
+def _sequences(batch_tokens: float, world: World) -> int:
+    """Whole sequences of a batch."""
+    return max(1, round(batch_tokens / world.context_length))
+
+
+def _forward_pass(model: ModelConfig, batch_sequences: int, optimizer: str, world: World) -> tuple[int, bool]:
+    """Sequences in one forward pass, and whether activations are checkpointed, for the memory that there is.
+
+    The largest micro-batch that fits; checkpointing costs time, so only where not even one sequence fits without it.
+    Where nothing fits, the thriftiest way.
+    """
+    most = max(1, min(batch_sequences, world.micro_batch_tokens // world.context_length))
+    for again in (False, True):
+        peak = partial(_pass_bytes, model, batch_sequences, optimizer, again, world)
+        # Memory grows with the micro-batch, but the whole batch at once is apart: it accumulates no gradients.
+        whole = peak(most) <= world.usable_bytes
+        fitting = most if whole else bisect_right(range(1, most), world.usable_bytes, key=peak)
+        if fitting:
+            return fitting, again
+    return 1, True
+
+
+def _pass_bytes(
+    model: ModelConfig, batch_sequences: int, optimizer: str, again: bool, world: World, micro_batch_sequences: int
+) -> float:
+    counted = training_memory(
+        model,
+        micro_batch_sequences=micro_batch_sequences,
+        optimizer=optimizer,
+        precision=world.precision,
+        checkpoint_activations=again,
+        accumulates=batch_sequences > micro_batch_sequences,
+        muon_in_bf16=world.bf16_is_fast,
+    )
+    return world.memory.peak_bytes(counted)
 
 
 def _batch(recipe: Recipe, share: float) -> float:

@@ -17,12 +17,13 @@ from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import World, miniature
+from budgetlm.recipe.scale import World, expected_peak_bytes, expected_speed, miniature
 from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete_space, default_recipe, read_space
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.config import run_config_from
+from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint
 
 UTILISATION = 0.45
@@ -62,22 +63,23 @@ class Plan:
         write_atomic(folder / PLAN_TEXT, describe(self) + "\n")
 
     def learning(self, records: Sequence[RunRecord]) -> "Plan":
-        """The plan with its throughput model fitted to the study's own runs as well."""
-        measured = [
+        """The plan with its models of throughput and memory fitted to the study's own runs as well."""
+        runs = [(r, run_config_from(r.config)) for r in records if r.steps >= 5]
+        speeds = [
             SpeedPoint(
                 c.model,
                 c.batch_tokens,
                 c.micro_batch_sequences * c.model.context_length,
                 c.optimizer.name,
                 r.tokens_per_second,
+                c.checkpoint_activations,
             )
-            for r in records
-            if r.tokens_per_second > 0 and r.steps >= 5
-            for c in [run_config_from(r.config)]
+            for r, c in runs
+            if r.tokens_per_second > 0
         ]
-        return replace(
-            self, world=replace(self.world, speed=_speed_model([*self.points, *measured], self.passport, self.world))
-        )
+        speed = _speed_model([*self.points, *speeds], self.passport, self.world)
+        memory = MemoryModel.fit([MemoryPoint(run_memory(c), r.peak_bytes) for r, c in runs if r.peak_bytes > 0])
+        return replace(self, world=replace(self.world, speed=speed, memory=memory))
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -91,7 +93,7 @@ def load_plan(folder: Path) -> Plan | None:
     values = read_json(folder / PLAN)
     return Plan(
         passport=Passport(**values["passport"]),
-        world=World(**{**values["world"], "speed": SpeedModel(tuple(values["world"]["speed"]["prices"]))}),
+        world=_world_from_dict(values["world"]),
         rungs=values["rungs"],
         target_seconds=values["target_seconds"],
         space={name: _domain_from_dict(domain) for name, domain in values["space"].items()},
@@ -101,6 +103,12 @@ def load_plan(folder: Path) -> Plan | None:
         ],
         data=values["data"],
     )
+
+
+def memory_of(config: StudyConfig, passport: Passport) -> int:
+    """Bytes that one run may take: what was granted, or the device's, which workers on one CPU share."""
+    sharing = max(1, config.train.devices) if passport.device == "cpu" else 1
+    return int(config.train.memory_gb * 1e9) or passport.memory_bytes // sharing
 
 
 def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
@@ -156,7 +164,7 @@ def make_plan(
         bf16_is_fast=measured.bf16_is_fast,
         compile=config.train.compile,
         device=passport.device,
-        memory_bytes=passport.memory_bytes,
+        memory_bytes=memory_of(config, passport),
         clip=config.train.clip,
         speed=SpeedModel((1.0,)),
     )
@@ -174,9 +182,8 @@ def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World,
 
     def affordable(seconds: float, share: float) -> int:
         config = miniature(default, seconds, target, world)
-        micro, name = world.micro_batch_tokens, config.optimizer.name
-        speed = world.speed.tokens_per_second(config.model, config.batch_tokens, micro, name)
-        return max(8 * world.context_length, min(available, MOST_EVAL_TOKENS, int(3 * speed * config.seconds * share)))
+        tokens = int(3 * expected_speed(config, world) * config.seconds * share)
+        return max(8 * world.context_length, min(available, MOST_EVAL_TOKENS, tokens))
 
     sample = world.eval_tokens or affordable(rung, EVALUATION_SHARE)
     return sample, affordable(target, FULL_EVALUATION_SHARE)
@@ -210,6 +217,15 @@ def _speed_model(points: Sequence[SpeedPoint], passport: Passport, world: World)
     return SpeedModel.fit([p for p in points if p.tokens_per_second > 0], ceiling)
 
 
+def _world_from_dict(values: dict[str, Any]) -> World:
+    memory = values["memory"]
+    models = {
+        "speed": SpeedModel(tuple(values["speed"]["prices"])),
+        "memory": MemoryModel(tuple(memory["prices"]), memory["overhead_bytes"]),
+    }
+    return World(**{**values, **models})
+
+
 def _domain_as_dict(domain: Domain) -> dict[str, Any]:
     return {"kind": type(domain).__name__, **dataclasses.asdict(domain)}
 
@@ -231,13 +247,11 @@ def describe(plan: Plan) -> str:
     ]
     for seconds in [*plan.rungs, plan.target_seconds]:
         config = miniature(plan.default, seconds, plan.target_seconds, world)
-        speed = world.speed.tokens_per_second(
-            config.model, config.batch_tokens, world.micro_batch_tokens, config.optimizer.name
-        )
-        tokens = speed * config.seconds
+        tokens = expected_speed(config, world) * config.seconds
         lines.append(
             f"{'target' if seconds == plan.target_seconds else 'rung':9} {seconds:8.1f} s: default recipe is depth "
             f"{config.model.depth} x width {config.model.width}, {tokens / 1e6:.2f} M tokens, "
-            f"{tokens / compute_parameters(config.model):.0f} a parameter, {tokens * flops_per_token(config.model):.1e} FLOP"
+            f"{tokens / compute_parameters(config.model):.0f} a parameter, {tokens * flops_per_token(config.model):.1e} FLOP, "
+            f"{expected_peak_bytes(config, world) / 2**30:.2f} GiB"
         )
     return "\n".join(lines)

@@ -21,8 +21,8 @@ from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import miniature
-from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
+from budgetlm.recipe.scale import memory_violation, miniature
+from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
 from budgetlm.search.trials import Trials
@@ -40,6 +40,8 @@ GRACE_SECONDS = 20.0
 instance after 30 to 120."""
 EXCEPTIONS_IN_A_ROW = 3
 """So many runs in a row that end in what looks like a bug end the study: it would only burn the budget."""
+MOST_REFUSED = 200
+"""So many recipes in a row that would not fit the memory end the study: its space is not for this device."""
 FINAL_STATES = ("done", "diverged", "failed")
 
 
@@ -58,9 +60,12 @@ class Site:
     max_restarts: int
     _fitted: tuple[int, dict[int, Forecast]] = (-1, {})
 
+    def __post_init__(self) -> None:
+        self._records = Records(self.folder)
+
     def records(self) -> list[RunRecord]:
         """All runs so far."""
-        return read_records(self.folder)
+        return self._records.all()
 
     def forecasts(self) -> dict[int, Forecast]:
         """Forecasts of all trials from all runs so far."""
@@ -134,6 +139,7 @@ class Scheduler:
         self.fatal = ""
         """Why the study cannot go on, where that is so."""
         self.stopping_since: float | None = None
+        self._learnt = (-1, site.plan)
 
     def run(self) -> str:
         """Hand out work until there is a reason to stop; returns the reason.
@@ -267,9 +273,30 @@ class Scheduler:
         return self.seats[place].hold(seconds)
 
     def _new_trial(self) -> Step:
-        number, recipe = self.trials.ask()
-        self.untold.add(number)
-        return Step(number, recipe, 0)
+        """A new trial, of a recipe whose final fits the memory; the sampler learns from those that would not.
+
+        Raises:
+            StudyError: hardly any recipe of the space fits.
+        """
+        plan = self.plan()
+        for _ in range(MOST_REFUSED):
+            number, recipe = self.trials.ask()
+            excess = memory_violation(recipe, plan.target_seconds, plan.world)
+            if excess <= 0:
+                self.untold.add(number)
+                return Step(number, recipe, 0)
+            self.trials.tell_infeasible(number, "memory_gib", excess)
+        raise StudyError(
+            f"{MOST_REFUSED} recipes in a row need more memory than the {plan.world.usable_bytes / 2**30:.1f} GiB that there are "
+            f"for a run, the last one by {excess:.1f} GiB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
+        )
+
+    def plan(self) -> Plan:
+        """The plan, with what the study's own runs have taught of speed and memory."""
+        records = self.site.records()
+        if self._learnt[0] != len(records):
+            self._learnt = len(records), self.site.plan.learning(records)
+        return self._learnt[1]
 
     def _climb_again(self, place: int) -> Step | None:
         """A trial that was stopped and should climb on, where that is worth more than a new one.
@@ -297,7 +324,7 @@ class Scheduler:
 
     def _settle(self, step: Step) -> Unfinished | None:
         """Decide what a trial's run on a rung is, and keep that; None if it cannot be."""
-        plan = self.site.plan.learning(self.site.records())
+        plan = self.plan()
         label = Label(
             run=f"trial{step.trial:04d}-rung{step.rung}",
             kind="rung",
@@ -410,7 +437,7 @@ class Scheduler:
         self.untold.discard(trial)
 
     def _show_best(self) -> None:
-        choice = choose(self.site.records(), self.site.plan.target_seconds)
+        choice = choose(self.site.records(), self.site.plan.target_seconds, self.site.forecasts())
         if choice:
             low, high = choice.forecast.interval
             self.site.watcher.best(

@@ -22,7 +22,7 @@ from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.errors import ConfigError, StudyError
-from budgetlm.files import write_json
+from budgetlm.files import disk_errors, write_json
 from budgetlm.forecast.choose import Choice, choose
 from budgetlm.interrupt import StopRequest
 from budgetlm.passport import Passport, visible_gpus
@@ -76,7 +76,8 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
     folder = config.folder
     check_settings(config)
     _rungs(config, load_plan(folder))  # an impossible budget is refused before anything is paid for or written
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

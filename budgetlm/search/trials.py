@@ -13,6 +13,7 @@ from budgetlm.budget.ledger import database_url
 from budgetlm.config import StudyConfig
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.space import Fixed, Space, parameters_of, searched, suggest
+from budgetlm.search.sampler import make_sampler
 from budgetlm.studies import DATABASE
 
 TrialState = optuna.trial.TrialState
@@ -31,9 +32,7 @@ class Trials:
         self._space = space
         # A continued search must not draw the same random numbers again, so the seed moves with the trials.
         seed = config.search.seed * 100_003 + len(self._study.get_trials(deepcopy=False))
-        with warnings.catch_warnings():  # "experimental" for years, and what the documentation recommends
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+        self._study.sampler = make_sampler(seed)
         self._asked: dict[int, optuna.Trial] = {}
 
     def begin_with(self, recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from budgetlm.budget.clock import Clock
 from budgetlm.files import digest, read_json, write_json
-from budgetlm.model.size import ModelConfig, flops_per_token, training_bytes
+from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
@@ -70,7 +70,7 @@ def calibrate(
         for size in MICRO_BATCH_TOKENS
         if (passport.device == "cuda" or size <= MOST_ON_A_CPU)
         and size <= affordable(usual, 4 * seconds)
-        and training_bytes(shapes[-1], size) < 0.6 * passport.memory_bytes
+        and _fits(shapes[-1], size, passport.memory_bytes)
     ] or [max(usual.context_length, MICRO_BATCH_TOKENS[0])]
 
     def speed(shape: ModelConfig, precision: Precision, micro: int, optimizer: str = "adamw") -> float:
@@ -93,6 +93,19 @@ def calibrate(
     result = Calibration(precision, bf16_is_fast, micro, points, clock.now() - started)
     write_json(path, dataclasses.asdict(result))
     return result
+
+
+def _fits(shape: ModelConfig, micro_batch_tokens: int, memory_bytes: int) -> bool:
+    """Whether a measurement is safe on a device that others may be using as well."""
+    counted = training_memory(
+        shape,
+        micro_batch_sequences=max(1, micro_batch_tokens // shape.context_length),
+        optimizer="adamw",
+        precision="fp32",
+        checkpoint_activations=False,
+        accumulates=False,
+    )
+    return counted.peak < 0.6 * memory_bytes
 
 
 def _measure(

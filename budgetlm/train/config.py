@@ -76,6 +76,9 @@ class RunConfig:
     precision: Precision = "fp32"
     compile: bool = False
     """Whether the model goes through `torch.compile`; the seconds are charged."""
+    checkpoint_activations: bool = False
+    """Whether the backward pass computes each block again instead of keeping what it needs of it: less memory, for about
+    one more forward pass (Chen et al. 2016, arXiv:1604.06174)."""
     bf16_is_fast: bool = False
     """Whether the device multiplies bf16 matrices faster than fp32 ones (measured)."""
     device: str = "cpu"

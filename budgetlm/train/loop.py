@@ -19,21 +19,20 @@ from budgetlm.budget.clock import Meter
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import compute_parameters, flops_per_token, parameters
-from budgetlm.model.transformer import LOGIT_BYTES_BEFORE_CHUNKING, LanguageModel, build
+from budgetlm.model.size import compute_parameters, evaluation_sequences, flops_per_token, parameters
+from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.optim import build_optimizers, set_lr
+from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import lr_factor
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
 EVALUATION_SHARE = 0.02
 """Share of a run that evaluations on the way may take, the last one apart."""
-EVALUATION_TOKENS = 2_048
-"""Tokens in one forward pass of an evaluation, at least: without gradients there is room for more than in training."""
 LEAST_CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND = 0.01, 3e8
 """What a checkpoint is taken to cost before one was written: so much, and its bytes at this rate."""
 HOPELESS_NATS = 1.5
@@ -75,6 +74,7 @@ class Stepper:
 
     def __init__(self, config: RunConfig, network: LanguageModel) -> None:
         self.config, self.network = config, network
+        network.model.checkpoint_activations = config.checkpoint_activations
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
         self._loss = torch.compile(network.loss) if config.compile else network.loss
@@ -148,6 +148,7 @@ class _Run:
     ) -> None:
         self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
         self.spent_before = dict(meter.spent)
+        self.memory = PeakMemory.begin(config.device)
         context = config.model.context_length
         self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)
         self.windows = validation_windows(tokens.split("validation"), context, config.eval_tokens)
@@ -318,9 +319,7 @@ class _Run:
         return self._evaluate(self.windows)
 
     def _evaluate(self, windows: np.ndarray) -> float:
-        logits_a_sequence = 4 * self.config.model.vocab_size * self.config.model.context_length
-        wanted = max(self.config.micro_batch_sequences, EVALUATION_TOKENS // self.config.model.context_length)
-        micro = max(1, min(wanted, LOGIT_BYTES_BEFORE_CHUNKING // logits_a_sequence))
+        micro = evaluation_sequences(self.config.model, self.config.micro_batch_sequences)
         before = self.meter.clock.now()
         with self.meter.during("evaluate"):
             bpb = evaluate(self.network, windows, self.bytes_V, micro_batch=micro, precision=self.config.precision)
@@ -372,6 +371,7 @@ class _Run:
             bpb=bpb if bpb is not None and math.isfinite(bpb) else None,
             bpb_full=full,
             epochs=self.sequences_done / self.batches.sequences,
+            peak_bytes=self.memory.bytes(),
             passport=self.label.passport,
             cause={"diverged": "diverged", "interrupted": "stopped"}.get(state, ""),
             error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",

@@ -30,6 +30,7 @@ class SpeedPoint:
     micro_batch_tokens: int
     optimizer: str
     tokens_per_second: float
+    checkpoint_activations: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class SpeedModel:
         """
         floor = 1 / (ceiling_gflops * 1e9)
         prior = np.array([2 * floor, 30 * floor, 100_000 * floor, 2 * floor])
-        rows = [np.array(_work(p.model, p.batch_tokens, p.micro_batch_tokens, p.optimizer)) for p in points]
+        rows = [
+            np.array(_work(p.model, p.batch_tokens, p.micro_batch_tokens, p.optimizer, p.checkpoint_activations))
+            for p in points
+        ]
         design = [row * p.tokens_per_second for row, p in zip(rows, points, strict=True)]
         weak = [0.1 * np.eye(4)[i] / prior[i] for i in range(4)]
         wanted = [1.0] * len(points) + [0.1] * 4
@@ -68,17 +72,33 @@ class SpeedModel:
         prices[0] = max(prices[0], floor)
         return cls(tuple(float(price) for price in prices))
 
-    def tokens_per_second(self, model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str) -> float:
+    def tokens_per_second(
+        self,
+        model: ModelConfig,
+        batch_tokens: float,
+        micro_batch_tokens: float,
+        optimizer: str,
+        checkpoint_activations: bool = False,
+    ) -> float:
         """Predicted speed of optimisation steps."""
-        return 1 / float(np.dot(self.prices, _work(model, batch_tokens, micro_batch_tokens, optimizer)))
+        work = _work(model, batch_tokens, micro_batch_tokens, optimizer, checkpoint_activations)
+        return 1 / float(np.dot(self.prices, work))
 
 
-def _work(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str) -> tuple[float, ...]:
-    """What one token costs: FLOPs, memory traffic, kernel launches, the optimizer's share."""
-    launches = (model.depth + 1) / max(1.0, min(batch_tokens, micro_batch_tokens))
+def _work(
+    model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str, checkpointed: bool
+) -> tuple[float, ...]:
+    """What one token costs: FLOPs, memory traffic, kernel launches, the optimizer's share.
+
+    The forward pass is a third of it, and a checkpointed block takes a second one.
+    """
+    head, blocks = 6 * model.vocab_size * model.width, 4 / 3 if checkpointed else 1.0
+    flops = head + blocks * (flops_per_token(model) - head)
+    traffic = 2 * model.vocab_size + blocks * (activation_elements(model) - 2 * model.vocab_size)
+    launches = (blocks * model.depth + 1) / max(1.0, min(batch_tokens, micro_batch_tokens))
     update = 10.0 * parameters(model)
     if optimizer == "muon":
         # Five Newton-Schulz steps on an (a, b) matrix, a <= b: each 4·a²·b + 2·a³ operations.
         shapes = [(min(s), max(s)) for s in block_matrices(model)]
         update += model.depth * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes)
-    return float(flops_per_token(model)), float(activation_elements(model)), launches, update / batch_tokens
+    return flops, traffic, launches, update / batch_tokens

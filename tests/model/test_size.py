@@ -1,9 +1,32 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import torch
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import body_parameters, compute_parameters, flops_per_token, parameters, training_bytes
-from budgetlm.model.transformer import LanguageModel
-from tests.conftest import tiny_model
+from budgetlm.model.size import (
+    BF16,
+    FP32,
+    ModelConfig,
+    block_activation_bytes,
+    block_copy_bytes,
+    body_parameters,
+    compute_parameters,
+    evaluation_sequences,
+    flops_per_token,
+    loss_activation_bytes,
+    optimizer_state_bytes,
+    parameters,
+    training_memory,
+)
+from budgetlm.model.transformer import LanguageModel, build
+from budgetlm.train.config import OptimizerConfig
+from budgetlm.train.evaluate import evaluate
+from budgetlm.train.loop import Stepper
+from budgetlm.train.memory import run_memory
+from tests.conftest import tiny_model, tiny_run
 
 SHAPES = [
     tiny_model(),
@@ -31,10 +54,104 @@ def test_flops_are_six_per_computing_parameter_plus_attention():
     assert flops_per_token(model) == 6 * compute_parameters(model) + 12 * 3 * 64 * 128
 
 
-def test_memory_grows_with_batch_model_and_optimizer():
-    model = tiny_model()
-    assert training_bytes(model, 64) < training_bytes(model, 128) < training_bytes(tiny_model(width=64), 128)
-    assert training_bytes(model, 64, optimizer_slots=1) < training_bytes(model, 64, optimizer_slots=2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", [*SHAPES, tiny_model(width=64, context_length=48, depth=3, kv_groups=4)])
+def test_counted_activations_are_those_that_autograd_keeps(model, precision):
+    network = LanguageModel(model)
+    tokens = torch.zeros(3, model.context_length, dtype=torch.long)
+    own = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        loss = network.loss(tokens, tokens)
+    assert torch.isfinite(loss)
+    a_token = model.depth * block_activation_bytes(model, precision) + loss_activation_bytes(model, precision)
+    logits, ids, scalar = FP32 * model.vocab_size, 8, 4
+    head_copy = BF16 * model.vocab_size * model.width if precision == "bf16" else 0
+    copies = model.depth * block_copy_bytes(model, precision) + head_copy
+    assert sum(s.nbytes() for s in kept.values()) == tokens.numel() * (a_token + logits + ids) + copies + scalar
+
+
+def allocated_peak(work: Callable[[], object]) -> int:
+    """The most that PyTorch's allocator held at once during `work`, above what it held before: exact, in bytes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+
+
+def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", **shape):
+    return tiny_run(
+        model=tiny_model(**shape),
+        optimizer=OptimizerConfig(name=optimizer),
+        batch_sequences=micro * passes,
+        micro_batch_sequences=micro,
+        checkpoint_activations=again,
+        precision=precision,
+        steps=2,
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        run_of(8, 1, width=128, context_length=128, depth=3),
+        run_of(8, 3, width=64, context_length=128, depth=4, kv_groups=2, tie_embeddings=False),
+        run_of(8, 1, again=True, width=128, context_length=128, depth=6),
+        run_of(16, 2, "muon", again=True, width=64, context_length=128, depth=4, tie_embeddings=False),
+        run_of(1, 1, "muon", width=256, depth=6),
+        run_of(1, 1, width=256, depth=2, vocab_size=4096),
+        run_of(2, 2, again=True, width=256, context_length=128, depth=4, vocab_size=512),
+        run_of(16, 1, width=64, context_length=128, depth=1, vocab_size=8192),
+        run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16"),
+        run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16", again=True),
+        run_of(1, 1, width=16, context_length=4096, depth=1, vocab_size=20_000),  # the loss in chunks
+    ],
+)
+def test_the_counted_peak_is_what_the_allocator_gives_out(config):
+    model = config.model
+    network, random_ids = build(model, 0), np.random.default_rng(0)
+    stepper = Stepper(config, network)
+    rows = random_ids.integers(1, model.vocab_size, size=(config.batch_sequences, model.context_length + 1))
+    stepper.step(rows, 1e-4)  # the first one makes the optimizer's state
+    passes = evaluation_sequences(model, config.micro_batch_sequences)
+    windows = random_ids.integers(1, model.vocab_size, size=(passes, model.context_length + 1))
+    bytes_V = np.ones(model.vocab_size, dtype=np.int64)
+    transient = max(
+        allocated_peak(lambda: stepper.step(rows, 1e-4)),
+        allocated_peak(lambda: evaluate(network, windows, bytes_V, micro_batch=passes, precision=config.precision)),
+    )
+    held = FP32 * parameters(model) + optimizer_state_bytes(model, config.optimizer.name)
+    assert run_memory(config).peak == pytest.approx(held + transient, rel=0.05)
+
+
+def test_optimizer_state_is_two_numbers_a_parameter_and_one_where_muon_trains():
+    for name in ("adamw", "muon"):
+        config = run_of(2, 1, name, tie_embeddings=False)
+        stepper = Stepper(config, build(config.model, 0))
+        stepper.step(np.ones((2, config.model.context_length + 1), dtype=np.int64), 1e-4)
+        state = [v for o in stepper.optimizers for values in o.state.values() for v in values.values()]
+        assert optimizer_state_bytes(config.model, name) == sum(t.nbytes for t in state if t.ndim)
+
+
+def test_memory_grows_with_micro_batch_and_model_and_falls_with_checkpointing():
+    def peak(model: ModelConfig, **changes) -> int:
+        facts = {"micro_batch_sequences": 16, "optimizer": "adamw", "precision": "fp32"}
+        facts |= {"checkpoint_activations": False, "accumulates": True}
+        return training_memory(model, **{**facts, **changes}).peak
+
+    model = tiny_model(depth=4, width=64, context_length=128)
+    assert peak(model) < peak(model, micro_batch_sequences=32) < peak(replace(model, width=128), micro_batch_sequences=32)
+    assert peak(model, checkpoint_activations=True) < 0.7 * peak(model)
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,22 @@ def test_a_fresh_model_guesses_about_uniformly_at_any_depth():
     for depth in (1, 8):
         loss = build(tiny_model(depth=depth), 0).loss(TOKENS_BL[:, :-1], TOKENS_BL[:, 1:])
         assert abs(loss.item() - torch.log(torch.tensor(320.0)).item()) < 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less(precision):
+    gradients, kept = [], []
+    for again in (False, True):
+        network = trained_looking(tiny_model(depth=4, kv_groups=2))
+        network.model.checkpoint_activations = again
+        sizes = []
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t),  # noqa: B023
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            loss = network.loss(TOKENS_BL[:, :-1], TOKENS_BL[:, 1:])
+        kept.append(sum(sizes))
+        loss.backward()
+        gradients.append([weight.grad for weight in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < 0.3 * kept[0]

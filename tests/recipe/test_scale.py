@@ -6,15 +6,22 @@ import pytest
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import compute_parameters
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import at_target, expected_tokens, miniature, model_of
+from budgetlm.recipe.scale import (
+    at_target,
+    expected_peak_bytes,
+    expected_speed,
+    expected_tokens,
+    memory_violation,
+    miniature,
+    model_of,
+)
 
 TARGET = 10_000.0
 RECIPE = Recipe(depth=8, width=256, batch_tokens=16_384, peak_lr=4e-3, schedule="wsd", cooldown=0.3, weight_decay=0.1)
 
 
 def per_parameter(config, world):
-    speed = world.speed.tokens_per_second(config.model, config.batch_tokens, world.micro_batch_tokens, config.optimizer.name)
-    return speed * config.seconds / compute_parameters(config.model)
+    return expected_speed(config, world) * config.seconds / compute_parameters(config.model)
 
 
 def test_at_its_target_a_recipe_is_itself(world):
@@ -78,10 +85,62 @@ def test_a_longer_time_than_the_target_gives_a_larger_model(world):
     assert longer.optimizer.peak_lr < RECIPE.peak_lr
 
 
+def peak(config, world, **changes):
+    return expected_peak_bytes(dataclasses.replace(config, **changes), world)
+
+
+def with_room_for(bytes_: float, world):
+    """The world on a device whose usable memory is just so much."""
+    return dataclasses.replace(world, memory_bytes=math.ceil(bytes_ / 0.9) + 1)
+
+
+def test_the_micro_batch_is_the_largest_that_fits(world):
+    roomy = at_target(RECIPE, TARGET, world)
+    assert (roomy.micro_batch_sequences, roomy.checkpoint_activations) == (16, False)
+    for sequences in (5, 1):
+        tight = with_room_for(peak(roomy, world, micro_batch_sequences=sequences), world)
+        config = at_target(RECIPE, TARGET, tight)
+        assert (config.micro_batch_sequences, config.checkpoint_activations) == (sequences, False)
+        assert config.batch_tokens == roomy.batch_tokens
+        assert expected_tokens(RECIPE, config.model, config.batch_tokens, TARGET, tight) < expected_tokens(
+            RECIPE, config.model, config.batch_tokens, TARGET, world
+        )
+
+
+LONG = dataclasses.replace(RECIPE, depth=24, width=64)
+"""A recipe whose activations outweigh its weights."""
+
+
+def test_activations_are_checkpointed_only_where_one_sequence_does_not_fit_otherwise(world):
+    world = dataclasses.replace(world, context_length=512, micro_batch_tokens=8192, vocab_size=320, eval_tokens=512)
+    one = peak(at_target(LONG, TARGET, world), world, micro_batch_sequences=1)
+    tight = with_room_for(0.8 * one, world)
+    config = at_target(LONG, TARGET, tight)
+    assert config.checkpoint_activations
+    assert peak(config, tight) <= tight.usable_bytes
+    more = config.micro_batch_sequences + 1
+    assert peak(config, tight, micro_batch_sequences=more) > tight.usable_bytes
+    assert memory_violation(LONG, TARGET, tight) <= 0
+
+
 def test_a_recipe_too_large_for_the_memory_is_refused_before_it_is_paid_for(world):
     small_machine = dataclasses.replace(world, memory_bytes=2**24)
-    with pytest.raises(ConfigError, match="GiB to train, but the device has 0.0 GiB"):
+    with pytest.raises(ConfigError, match="GiB to train, one sequence at a time, but the device has 0.0 GiB"):
         at_target(RECIPE, TARGET, small_machine)
+    with pytest.raises(ConfigError, match="GiB to train"):
+        miniature(RECIPE, TARGET / 4, TARGET, small_machine)
+
+
+def test_the_violation_says_by_how_much_the_thriftiest_final_exceeds_the_memory(world):
+    violations = [
+        memory_violation(dataclasses.replace(RECIPE, width=width), TARGET, world) for width in (64, 128, 256, 512, 1024)
+    ]
+    assert violations == sorted(violations)
+    assert violations[0] == pytest.approx(-0.9 * world.memory_bytes / 2**30, rel=0.05)
+    config = at_target(RECIPE, TARGET, world)
+    least = min(peak(config, world, micro_batch_sequences=1, checkpoint_activations=c) for c in (False, True))
+    assert memory_violation(RECIPE, TARGET, with_room_for(least, world)) == pytest.approx(0.0, abs=1e-6)
+    assert memory_violation(RECIPE, TARGET, with_room_for(least - 2**20, world)) == pytest.approx(2**20 / 2**30, rel=0.01)
 
 
 def test_grouped_heads_survive_shrinking(world):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from budgetlm.budget.clock import Clock, Meter
+from budgetlm.model.size import parameters
 from budgetlm.train.config import OptimizerConfig, as_dict, run_config_from
 from budgetlm.train.loop import Label, train
 from budgetlm.train.schedule import ScheduleConfig
@@ -118,3 +119,10 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tokens, config):
         train(dataclasses.replace(config(steps=5), seed=s), LABEL, tokens, Meter(Clock())).record.bpb for s in (0, 0, 1)
     )
     assert first == again != other
+
+
+def test_a_record_says_how_much_memory_the_run_held(tokens, config):
+    wide = tiny_model(vocab_size=tokens.facts.vocab_size, width=512, depth=4)
+    record = train(config(steps=2, model=wide), LABEL, tokens, Meter(Clock())).record
+    assert record.peak_bytes > 2 * 4 * parameters(wide)
+    assert as_dict(run_config_from(record.config)) == record.config

@@ -37,3 +37,10 @@ def test_without_measurements_the_ceiling_gives_a_sensible_guess():
 def test_no_shape_is_believed_to_pass_the_ceiling():
     absurd = [SpeedPoint(tiny_model(depth=4, width=256), 1024, 1024, "adamw", 1e9)]
     assert SpeedModel.fit(absurd, ceiling_gflops=50).prices[0] >= 1 / 50e9
+
+
+def test_a_checkpointed_run_pays_for_a_second_forward_pass_of_its_blocks():
+    model = tiny_model(depth=12, width=256, vocab_size=16)
+    plain = TRUE.tokens_per_second(model, 4096, 4096, "adamw")
+    again = TRUE.tokens_per_second(model, 4096, 4096, "adamw", checkpoint_activations=True)
+    assert plain / again == pytest.approx(4 / 3, rel=0.03)
