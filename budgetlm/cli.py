@@ -186,6 +186,55 @@ def doctor(
 
 
 @app.command()
+def plan(
+    hours: HoursOption = None,
+    target_hours: TargetOption = None,
+    study: NameOption = None,
+    file: FileOption = None,
+    data: DataOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu or cuda; or one that is not here: h100, a100, 4090, ... (published figures)."),
+    ] = None,
+    devices: DevicesOption = None,
+    threads: ThreadsOption = None,
+    price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a search and its final would be, without spending anything: rungs, trials, sizes, memory, disk, money.
+
+    budgetlm plan --hours 24 --device h100 --price-per-hour 2.50
+    """
+    import dataclasses
+
+    from budgetlm.devices import DEVICES
+    from budgetlm.progress import make_watcher
+
+    elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
+    here = None if elsewhere else device
+    config = _search_config(study, file, _sections(hours, target_hours, data, here, devices, threads))
+    if config.budget.hours == 0:
+        raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
+    watcher = make_watcher()
+    try:
+        from budgetlm.outlook import describe, look_ahead
+
+        outlook = look_ahead(config, cache_folder(), watcher, device=elsewhere)
+    finally:
+        watcher.close()
+    money = price_per_hour * (outlook.search_hours + outlook.target_hours)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(outlook), "price": money}, indent=1))
+        return
+    typer.echo(describe(outlook))
+    if elsewhere:
+        typer.echo(f"source    {DEVICES[elsewhere].source}")
+    if price_per_hour:
+        hours_paid = outlook.search_hours + outlook.target_hours
+        typer.echo(f"money     {money:,.2f} for {hours_paid:,.4g} device-hours at {price_per_hour:,.4g} an hour")
+
+
+@app.command()
 def final(
     study: StudyOption = "best",
     hours: Annotated[float, typer.Option(help="Device-hours of the final; 0 for the study's target.", min=0)] = 0.0,

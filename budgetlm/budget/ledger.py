@@ -107,8 +107,11 @@ def database_url(path: Path) -> str:
     return f"sqlite:///{path.resolve()}"
 
 
-def open_database(path: Path) -> Engine:
+def open_database(path: Path, *, durable: bool = True) -> Engine:
     """An engine on a study's database, in write-ahead mode, so that readers never block the search.
+
+    Args:
+        durable: whether what was written must survive a power cut; not where it is thrown away anyhow.
 
     Raises:
         StudyError: the file is there but is not a database, or the folder cannot be written.
@@ -119,7 +122,7 @@ def open_database(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def _write_ahead(connection, _record):  # type: ignore[no-untyped-def]  # SQLAlchemy's own untyped protocol
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
 
     try:
         _METADATA.create_all(engine)

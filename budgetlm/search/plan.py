@@ -30,6 +30,8 @@ UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
 EVALUATION_SHARE = 0.02
 """Share of the cheapest rung that its evaluation may take."""
+LEARNT_FROM = 200
+"""So many of the newest runs teach speed and memory: more would cost time at every rung and change four prices little."""
 MOST_EVAL_TOKENS = 2**21
 FULL_EVALUATION_SHARE = 0.02
 """Share of a final that the evaluation on a larger part of the validation split may take."""
@@ -64,7 +66,7 @@ class Plan:
 
     def learning(self, records: Sequence[RunRecord]) -> "Plan":
         """The plan with its models of throughput and memory fitted to the study's own runs as well."""
-        runs = [(r, run_config_from(r.config)) for r in records if r.steps >= 5]
+        runs = [(r, run_config_from(r.config)) for r in records[-LEARNT_FROM:] if r.steps >= 5]
         speeds = [
             SpeedPoint(
                 c.model,

@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-EXCERPT = 300
+EXCERPT = 600
 """Finished trials that TPE sees: enough that it takes `GOOD` of them as good, as of any longer history (a tenth, at most 25)."""
 GOOD = 25
 """Most trials that Optuna's TPE takes as good."""

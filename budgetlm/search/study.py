@@ -32,7 +32,7 @@ from budgetlm.search.jobs import CalibrateJob, IdentifyJob
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, suited_vocabulary
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
-from budgetlm.search.trials import Trials
+from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
@@ -182,7 +182,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             watcher.note(repetition_warning("the default recipe's final", epochs))
         restarts = config.search.max_restarts
         site = Site(folder, plan, tokens, ledger, clock, watcher, stop, config.search.seed, restarts)
-        trials, before_runs = Trials(config, plan.space), len(site.records())
+        trials, before_runs = Trials(open_storage(folder), config.name, plan.space, config.search.seed), len(site.records())
         with stop:
             because = Scheduler(site, trials, workers).run()
     ledger.stop(SEARCH, because)

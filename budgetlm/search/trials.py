@@ -6,13 +6,13 @@ bad luck with its machine is failed, which teaches the sampler nothing.
 """
 
 import warnings
+from pathlib import Path
 
 import optuna
 
 from budgetlm.budget.ledger import database_url
-from budgetlm.config import StudyConfig
-from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.space import Fixed, Space, parameters_of, searched, suggest
+from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.space import Space, parameters_of, recipe_of, searched, suggest
 from budgetlm.search.sampler import make_sampler
 from budgetlm.studies import DATABASE
 
@@ -21,18 +21,27 @@ LEAST_FOR_IMPORTANCE = 8
 """Fewer trials than that say nothing of which parameter matters."""
 
 
-class Trials:
-    """The trials of one search."""
+def open_storage(folder: Path) -> optuna.storages.BaseStorage:
+    """Optuna's tables in a study's own database."""
+    return optuna.storages.RDBStorage(database_url(folder / DATABASE), engine_kwargs={"connect_args": {"timeout": 60}})
 
-    def __init__(self, config: StudyConfig, space: Space) -> None:
+
+class Trials:
+    """The trials of one search.
+
+    Args:
+        storage: where Optuna keeps them.
+        name: of the study.
+        space: what recipes are sampled from.
+        seed: decides what is sampled.
+    """
+
+    def __init__(self, storage: optuna.storages.BaseStorage, name: str, space: Space, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        url = database_url(config.folder / DATABASE)
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        self._study = optuna.create_study(study_name=config.name, storage=storage, direction="minimize", load_if_exists=True)
+        self._study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
         self._space = space
         # A continued search must not draw the same random numbers again, so the seed moves with the trials.
-        seed = config.search.seed * 100_003 + len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = make_sampler(seed)
+        self._study.sampler = make_sampler(seed * 100_003 + len(self._study.get_trials(deepcopy=False)))
         self._asked: dict[int, optuna.Trial] = {}
 
     def begin_with(self, recipe: Recipe) -> None:
@@ -50,11 +59,9 @@ class Trials:
     def running(self) -> dict[int, Recipe | None]:
         """Trials that were asked for and not yet told of; without a recipe where a crash came before it was complete."""
         found: dict[int, Recipe | None] = {}
-        fixed = {name: domain.value for name, domain in self._space.items() if isinstance(domain, Fixed)}
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             self._asked[trial.number] = optuna.Trial(self._study, trial._trial_id)
-            values = {**fixed, **trial.params}
-            found[trial.number] = recipe_from(values) if set(values) == set(self._space) else None
+            found[trial.number] = recipe_of(trial.params, self._space)
         return found
 
     def tell(self, number: int, bpb: float) -> None:
@@ -75,6 +82,11 @@ class Trials:
     def tell_failed(self, number: int) -> None:
         """The trial came to nothing, by no fault of its recipe."""
         self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
+
+    def infeasible(self) -> int:
+        """How many trials were told to be infeasible."""
+        trials = self._study.get_trials(deepcopy=False, states=[TrialState.PRUNED])
+        return len([t for t in trials if any(excess > 0 for excess in t.constraints.values())])
 
     def importance(self) -> tuple[int, dict[str, float]]:
         """How many trials have a value, and by PED-ANOVA (arXiv:2304.10255) each parameter's importance, if they are enough."""

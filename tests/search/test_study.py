@@ -226,6 +226,53 @@ def test_whatever_instant_a_search_dies_at_the_next_one_settles_every_trial_once
     assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
 
 
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_rung_whose_checkpoint_is_damaged_begins_again_and_is_told_once(tiny_study, cache, clock, monkeypatch, damage):
+    config = tiny_study(6.0)
+    calls = {"n": 0}
+
+    class StopSoon(searching.StopRequest):
+        def __call__(self):
+            calls["n"] += len(read_records(config.folder)) == 2
+            return calls["n"] > 12
+
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "StopRequest", StopSoon)
+        search(config, cache, clock, Notes())
+    cut = read_records(config.folder)[-1]
+    [file] = config.folder.glob("unfinished/*/checkpoints/*/tensors.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    if damage == "delete":
+        file.unlink()
+    search(config, cache, clock, Notes())
+    again = [r for r in read_records(config.folder) if r.run == cut.run]
+    assert [r.state for r in again] == ["interrupted", "done"]
+    assert again[1].seconds == pytest.approx(again[1].planned_seconds, rel=0.1)  # from the start
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in optuna_study(config).trials)
+
+
+def test_recipes_that_would_not_fit_the_memory_cost_nothing_and_teach_the_sampler(tiny_study, cache, clock):
+    space = {"depth": {"low": 1, "high": 24}, "width": {"low": 16, "high": 336, "step": 16}, "batch_tokens": 128}
+    config = tiny_study(6.0, space=space, train={"eval_tokens": 256, "threads": 1, "memory_gb": 0.04})
+    search(config, cache, clock, Notes())
+    trials = optuna_study(config).trials
+    refused = [t for t in trials if t.state == optuna.trial.TrialState.PRUNED]
+    assert refused
+    assert all(t.constraints["memory_gib"] > 0 for t in refused)
+    records = read_records(config.folder)
+    assert not {t.number for t in refused} & {r.trial for r in records}
+    assert {r.state for r in records} == {"done"}
+    assert not [t for t in trials if t.state == optuna.trial.TrialState.RUNNING]
+
+
+def test_a_space_of_which_nothing_fits_ends_the_study_with_the_numbers(tiny_study, cache, clock):
+    config = tiny_study(6.0, train={"eval_tokens": 256, "threads": 1, "memory_gb": 1e-4})
+    with pytest.raises(StudyError, match=r"recipes in a row need more memory than the 0.0 GiB"):
+        search(config, cache, clock, Notes())
+
+
 def test_other_settings_data_or_machine_are_refused_by_name(searched, tiny_study, cache, clock, corpus_folder, monkeypatch):
     with pytest.raises(StudyError, match="model.context_length was 32, is 64"):
         search(tiny_study(8.0, model={"context_length": 64}), cache, clock, Notes())

@@ -1,0 +1,227 @@
+"""A search rehearsed: the real scheduler, ledger and sampler, on a clock moved by hand, with nothing trained.
+
+How many trials climb how far depends on their losses, which nobody knows before. Here they are imagined: every recipe
+follows one power law, with a level of its own. What is real is everything that the budget decides: rungs, sizes, tokens,
+memory, and which run is still paid for.
+"""
+
+import math
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from budgetlm.budget.clock import ManualClock
+from budgetlm.budget.ledger import SEARCH, Ledger, open_database
+from budgetlm.config import StudyConfig
+from budgetlm.data.tokens import Tokens
+from budgetlm.model.size import compute_parameters, flops_per_token, parameters
+from budgetlm.passport import Passport
+from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.scale import World, expected_peak_bytes, expected_speed, miniature
+from budgetlm.records import RunRecord, curve_path
+from budgetlm.search.jobs import RungJob
+from budgetlm.search.plan import Plan, make_plan
+from budgetlm.search.scheduler import Scheduler, Site
+from budgetlm.search.trials import Trials
+from budgetlm.studies import DATABASE
+from budgetlm.train.checkpoint import KEEP
+from budgetlm.train.config import Precision, as_dict
+from budgetlm.train.throughput import Calibration
+from budgetlm.watch import Watcher
+from budgetlm.workers.job import Ended, Event, Job, Spent
+
+FLOOR, DECAY = 0.5, 0.2
+"""The imagined law: bits per byte = FLOOR + exp(level - DECAY · log(seconds / target))."""
+LEVELS = (0.1, 0.15)
+"""Mean and spread of the imagined recipes' levels; the default one's is 0."""
+BETWEEN_SECONDS = 0.15
+"""What a run's process and the asking and telling around it take (`python -m tests.benchmarks.bench_share` measures it)."""
+CALIBRATION_SECONDS = 8.0
+CHECKPOINT_BYTES, EXPORT_BYTES = 12, 4
+"""Bytes a parameter on disk: weights and two moments in fp32; the exported weights."""
+MICRO_BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}
+"""What calibration is taken to settle for."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rung, or the final, as the default recipe would be there."""
+
+    seconds: float
+    runs: int
+    """How many runs the rehearsal paid for."""
+    depth: int
+    width: int
+    parameters: int
+    tokens: float
+    tokens_per_second: float
+    flops: float
+    micro_batch_tokens: int
+    checkpoint_activations: bool
+    peak_bytes: float
+    """Predicted memory of a run."""
+    disk_bytes: int
+    """Most that its checkpoints take at a time, and for a final the exported model."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a search and its final would be."""
+
+    device: str
+    devices: int
+    search_hours: float
+    """Device-hours."""
+    target_hours: float
+    trials: int
+    refused: int
+    """Trials that the oracle refused: their finals would not fit the memory."""
+    rungs: list[Stage]
+    final: Stage
+    epochs: float
+    """How often the final would read its training data."""
+    disk_bytes: int
+    """Most that is on the disk at a time, beside the prepared data."""
+    wall_hours: float
+    """Search and final, one after the other."""
+
+
+def guessed_plan(config: StudyConfig, passport: Passport, tokens: Tokens) -> Plan:
+    """The plan that a search would settle, with the device's ceilings in place of measured speeds.
+
+    Raises:
+        BudgetExhausted, ConfigError, DataError: as a search would.
+    """
+    bf16 = passport.bf16_gflops > passport.fp32_gflops
+    precision: Precision = (
+        "bf16" if config.train.precision == "bf16" or (config.train.precision == "auto" and bf16) else "fp32"
+    )
+    micro = MICRO_BATCH_TOKENS[passport.device]
+    plan, _ = make_plan(config, passport, tokens, lambda _s, _n: Calibration(precision, bf16, micro, [], 0.0))
+    return plan
+
+
+def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Rehearsal:
+    """Run a search without training anything, and say what it came to.
+
+    Args:
+        places: devices that are used at once.
+    """
+    with tempfile.TemporaryDirectory(prefix="budgetlm-plan-") as name:
+        folder = Path(name)
+        curve_path(folder, "none").parent.mkdir()
+        clock, ledger = ManualClock(), Ledger(open_database(folder / DATABASE, durable=False))
+        ledger.set_budget(SEARCH, max(0.0, config.budget.seconds - CALIBRATION_SECONDS))
+        site = Site(folder, plan, tokens, ledger, clock, Watcher(), lambda: False, config.search.seed, 0)
+        trials = Trials(optuna.storages.InMemoryStorage(), config.name, plan.space, config.search.seed)
+        workers = Simulated(clock, places, lambda job: imagine(job, plan.world))
+        scheduler = Scheduler(site, trials, workers)
+        scheduler.run()
+        records = site.records()
+    runs, world = Counter(r.rung for r in records), plan.world
+    stages = [stage(plan.default, seconds, plan, runs[k]) for k, seconds in enumerate(plan.rungs)]
+    final = stage(plan.default, plan.target_seconds, plan, 1)
+    return Rehearsal(
+        device=plan.passport.name,
+        devices=places,
+        search_hours=config.budget.hours,
+        target_hours=config.budget.target_hours,
+        trials=len({r.trial for r in records}),
+        refused=trials.infeasible(),
+        rungs=stages,
+        final=final,
+        epochs=final.tokens / world.train_tokens,
+        disk_bytes=max(final.disk_bytes, places * max(s.disk_bytes for s in stages)),
+        wall_hours=config.budget.hours / places + config.budget.target_hours,
+    )
+
+
+def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
+    """A recipe on one rung, or at the target."""
+    config = miniature(recipe, seconds, plan.target_seconds, plan.world)
+    model, speed = config.model, expected_speed(config, plan.world)
+    tokens = speed * config.seconds
+    kept = CHECKPOINT_BYTES * (KEEP + 1) + (EXPORT_BYTES if seconds == plan.target_seconds else 0)
+    return Stage(
+        seconds=seconds,
+        runs=runs,
+        depth=model.depth,
+        width=model.width,
+        parameters=parameters(model),
+        tokens=tokens,
+        tokens_per_second=speed,
+        flops=tokens * flops_per_token(model),
+        micro_batch_tokens=config.micro_batch_sequences * model.context_length,
+        checkpoint_activations=config.checkpoint_activations,
+        peak_bytes=expected_peak_bytes(config, plan.world),
+        disk_bytes=kept * parameters(model),
+    )
+
+
+def imagine(job: RungJob, world: World) -> RunRecord:
+    """The record that a run might leave."""
+    config, label = job.config, job.label
+    chance = random.Random(label.trial)  # noqa: S311  # there is nothing to keep secret
+    level = chance.gauss(*LEVELS) if label.trial else 0.0
+    speed = expected_speed(config, world)
+    return RunRecord(
+        run=label.run,
+        kind=label.kind,
+        trial=label.trial,
+        rung=label.rung,
+        state="done",
+        recipe=label.recipe,
+        config=as_dict(config),
+        seed=config.seed,
+        target_seconds=label.target_seconds,
+        planned_seconds=config.seconds,
+        seconds=config.seconds,
+        by_purpose={"train": config.seconds},
+        steps=0,  # so that nothing is learnt of speed and memory
+        tokens=int(speed * config.seconds),
+        parameters=parameters(config.model),
+        compute_parameters=compute_parameters(config.model),
+        flops=speed * config.seconds * flops_per_token(config.model),
+        tokens_per_second=speed,
+        bpb=FLOOR + math.exp(level - DECAY * math.log(config.seconds / label.target_seconds)),
+    )
+
+
+class Simulated:
+    """Workers that take nobody's time: a job ends when its device-seconds have passed on a clock moved by hand."""
+
+    def __init__(self, clock: ManualClock, places: int, outcome: Callable[[RungJob], RunRecord]) -> None:
+        self.places = places
+        self._clock, self._outcome = clock, outcome
+        self._ends: dict[int, tuple[float, RungJob]] = {}
+
+    def start(self, place: int, job: Job, most_seconds: float) -> None:
+        """Take a job; it will last `most_seconds`."""
+        assert isinstance(job, RungJob)
+        self._ends[place] = (self._clock.now() + most_seconds + BETWEEN_SECONDS, job)
+
+    def wait(self, seconds: float) -> list[tuple[int, Event]]:  # noqa: ARG002
+        """Let time pass until the next job ends."""
+        if not self._ends:
+            return []
+        place = min(self._ends, key=lambda p: self._ends[p][0])
+        end, job = self._ends.pop(place)
+        self._clock.move(max(0.0, end - self._clock.now()))
+        return [(place, Spent({"train": job.config.seconds})), (place, Ended(self._outcome(job)))]
+
+    def stop(self) -> None:
+        """Nothing has to be saved."""
+
+    def kill(self, place: int | None = None, why: str = "") -> None:  # noqa: ARG002
+        """Drop what was taken."""
+        for at in [at for at in self._ends if place in (at, None)]:
+            del self._ends[at]
+
+    def close(self) -> None:
+        """Nothing is left running."""
+        self._ends.clear()

@@ -1,0 +1,75 @@
+import json
+import sys
+
+import pytest
+
+from budgetlm.cli import main
+from budgetlm.outlook import describe, look_ahead
+from budgetlm.watch import Watcher
+
+
+def ahead(config, cache, **options):
+    return look_ahead(config, cache, Watcher(), **options)
+
+
+def test_a_plan_spends_nothing_and_leaves_nothing(tiny_study, cache, home):
+    outlook = ahead(tiny_study(6.0), cache)
+    assert not list(home.iterdir())
+    assert outlook.trials >= 2
+    assert sum(stage.runs for stage in outlook.rungs) >= outlook.trials
+
+
+def test_the_runs_of_a_plan_are_what_the_budget_pays_for(tiny_study, cache):
+    less, more = ahead(tiny_study(16.0), cache), ahead(tiny_study(32.0), cache)
+    for outlook, seconds in ((less, 16.0), (more, 32.0)):
+        assert 0.5 * (seconds - 8.0) < sum(s.runs * s.seconds for s in outlook.rungs) <= seconds
+    assert more.trials > less.trials
+
+
+def test_a_finished_study_is_planned_with_what_it_has_measured(searched, cache):
+    from budgetlm.search.plan import load_plan
+
+    outlook, plan = ahead(searched, cache), load_plan(searched.folder)
+    assert [s.seconds for s in outlook.rungs] == plan.rungs
+    assert (outlook.final.depth, outlook.final.width) == (plan.default.depth, plan.default.width)
+
+
+def test_a_device_that_is_not_here_trains_a_larger_final(tiny_study, cache):
+    config = tiny_study(
+        3600.0, budget={"hours": 1.0, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
+    )
+    small, large = ahead(config, cache, device="t4"), ahead(config, cache, device="h100")
+    assert large.final.parameters > 3 * small.final.parameters
+    assert large.final.peak_bytes < 80e9
+    text = describe(large)
+    assert "published ceilings, not measured" in text
+    assert "beyond about 4 times repeated text" in text
+
+
+def test_several_devices_finish_sooner_and_pay_the_same(tiny_study, cache):
+    one = ahead(tiny_study(60.0), cache)
+    two = ahead(tiny_study(60.0, train={"devices": 2, "threads": 1, "eval_tokens": 256}), cache)
+    assert two.wall_hours < one.wall_hours
+    assert abs(two.trials - one.trials) <= 0.3 * one.trials
+
+
+def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch, capsys):
+    tiny_study(60.0).save(home)
+    monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
+    monkeypatch.setattr(
+        sys, "argv", ["budgetlm", "plan", "--file", "study.toml", "--device", "a100", "--price-per-hour", "3600", "--json"]
+    )
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["price"] == pytest.approx(60.0 + 3.2)
+    assert {"device", "trials", "rungs", "final", "epochs", "disk_bytes", "wall_hours"} <= set(said)
+
+
+def test_an_unknown_device_is_answered_with_those_that_are_known(tiny_study, cache, home, monkeypatch, capsys):
+    tiny_study(60.0).save(home)
+    monkeypatch.setattr(sys, "argv", ["budgetlm", "plan", "--file", "study.toml", "--device", "h10"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "h100" in capsys.readouterr().err
