@@ -1,7 +1,7 @@
 """How fast a shape will train, from what was measured on others. Arithmetic only, no torch.
 
 The seconds for one token are a sum of what the device does for it: matrix products, memory traffic beside them, kernels
-launched, and the optimizer's share of the step. The four prices are fitted, non-negative, to measured speeds; small
+launched, and the optimizer's passes over the parameters. The four prices are fitted, non-negative, to measured speeds; small
 models then come out at the low utilisation that they really have, which is what a miniature has to know (DESIGN 4.4).
 """
 
@@ -75,7 +75,7 @@ class SpeedModel:
 def _work(
     model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str, checkpointed: bool
 ) -> tuple[float, ...]:
-    """What one token costs: FLOPs, memory traffic, kernel launches, the optimizer's share.
+    """What one token costs: FLOPs (Muon's too), memory traffic, kernel launches, the optimizer's passes.
 
     The forward pass is a third of it, and a checkpointed block takes a second one.
     """
@@ -83,9 +83,8 @@ def _work(
     flops = head + blocks * (flops_per_token(model) - head)
     traffic = 2 * model.vocab_size + blocks * (activation_elements(model) - 2 * model.vocab_size)
     launches = (blocks * model.depth + 1) / max(1.0, min(batch_tokens, micro_batch_tokens))
-    update = 10.0 * parameters(model)
     if optimizer == "muon":
         # Five Newton-Schulz steps on an (a, b) matrix, a <= b: each 4·a²·b + 2·a³ operations.
         shapes = [(min(s), max(s)) for s in block_matrices(model)]
-        update += model.depth * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes)
-    return flops, traffic, launches, update / batch_tokens
+        flops += model.depth * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes) / batch_tokens
+    return flops, traffic, launches, 10.0 * parameters(model) / batch_tokens
