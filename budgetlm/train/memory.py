@@ -16,7 +16,7 @@ from budgetlm.train.config import RunConfig
 
 USUAL_OVERHEAD = 4 * 2**20
 """Bytes that a run needs beside its tensors, before any is measured: about what the smallest runs were seen to."""
-PRIOR_WEIGHT = 0.3
+PRIOR_WEIGHT = 0.1
 """How much the formula counts beside a measurement, which counts 1."""
 
 

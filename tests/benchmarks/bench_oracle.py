@@ -31,7 +31,7 @@ from budgetlm.train.throughput import SpeedModel, SpeedPoint
 
 SHAPES, CALIBRATED_ONE_IN = 32, 4
 ROUNDS, STEPS = 3, 4
-MOST_STEP_FLOPS = 24e9
+MOST_STEP_FLOPS = 16e9
 VOCABULARIES = (512, 2048, 4096, 8192, 16384)
 
 
