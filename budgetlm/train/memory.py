@@ -14,9 +14,9 @@ from scipy.optimize import nnls
 from budgetlm.model.size import TrainingMemory, training_memory
 from budgetlm.train.config import RunConfig
 
-USUAL_OVERHEAD = 8 * 2**20
-"""Bytes that a run needs beside its tensors, before any is measured: on a CPU, what a small run's interpreter grows by."""
-PRIOR_WEIGHT = 0.3
+USUAL_OVERHEAD = 4 * 2**20
+"""Bytes that a run needs beside its tensors, before any is measured: about what the smallest runs were seen to."""
+PRIOR_WEIGHT = 0.1
 """How much the formula counts beside a measurement, which counts 1."""
 
 

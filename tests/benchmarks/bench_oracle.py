@@ -1,9 +1,9 @@
 """The oracle against the machine: predicted and measured peak memory and tokens/s of shapes that it was not fitted to.
 
 Every run is a real one (`train`: steps and an evaluation, one thread) in a process forked for it, as a trial's is. Memory
-is above what that process held before (torch itself), without pages of files. Rounds are interleaved, so that other work
-on the machine disturbs all shapes alike; speed is the median over rounds of the median step. Models are fitted to the
-first CALIBRATED shapes and judged on the rest.
+is above what that process held before (torch itself), without pages of files. Speed is in seconds of this thread's CPU
+time, which waiting for a processor that others use does not lengthen; rounds are interleaved all the same, and the median
+over rounds of the median step is taken. The models are fitted to one shape in four, small to large, and judged on the rest.
 """
 
 import json
@@ -12,6 +12,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,16 +29,16 @@ from budgetlm.train.loop import Label, train
 from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import SpeedModel, SpeedPoint
 
-CALIBRATED, JUDGED = 8, 22
+SHAPES, CALIBRATED_ONE_IN = 32, 4
 ROUNDS, STEPS = 3, 4
-MOST_STEP_FLOPS = 8e9
+MOST_STEP_FLOPS = 16e9
 VOCABULARIES = (512, 2048, 4096, 8192, 16384)
 
 
 def shapes() -> list[RunConfig]:
     """Varied runs, the same every time, none of which takes long."""
     chance, found = random.Random(0), list[RunConfig]()
-    while len(found) < CALIBRATED + JUDGED:
+    while len(found) < SHAPES:
         model = ModelConfig(
             vocab_size=chance.choice(VOCABULARIES),
             depth=chance.choice((2, 3, 4, 6, 8, 12)),
@@ -57,7 +58,14 @@ def shapes() -> list[RunConfig]:
         )
         if config.batch_tokens * flops_per_token(model) <= MOST_STEP_FLOPS:
             found.append(config)
-    return found
+    return sorted(found, key=lambda config: run_memory(config).peak)
+
+
+class ThreadClock(Clock):
+    """Tells the CPU time of this thread, which does all the work."""
+
+    def now(self) -> float:
+        return time.thread_time()
 
 
 def random_tokens(folder: Path, vocab_size: int) -> Tokens:
@@ -80,7 +88,7 @@ def measured(config: RunConfig, tokens: Tokens) -> tuple[float, int]:
     """Tokens per second of the median step, and peak memory in bytes."""
     points: list[CurvePoint] = []
     label = Label(run="oracle", kind="rung", trial=0, rung=0, recipe={}, target_seconds=1.0)
-    record = train(config, label, tokens, Meter(Clock()), on_point=points.append).record
+    record = train(config, label, tokens, Meter(ThreadClock()), on_point=points.append).record
     return statistics.median(point.tokens_per_second for point in points[1:-1]), record.peak_bytes
 
 
@@ -136,13 +144,14 @@ def main() -> None:
 
 
 def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflops: float) -> None:
-    known = list(zip(configs, speeds, peaks, strict=True))[:CALIBRATED]
+    rows = list(zip(configs, speeds, peaks, strict=True))
+    known = rows[CALIBRATED_ONE_IN // 2 :: CALIBRATED_ONE_IN]
     memory = MemoryModel.fit([MemoryPoint(run_memory(c), peak) for c, _, peak in known])
     speed = SpeedModel.fit([speed_point(c, s) for c, s, _ in known], gflops)
     bare_memory, bare_speed = MemoryModel(), SpeedModel.fit([], gflops)
     print(f"{'shape, micro-batch, passes':52} {'peak MiB, predicted, error':>30} {'tokens/s, predicted, error':>30}")
     table = []
-    for config, true_speed, peak in list(zip(configs, speeds, peaks, strict=True))[CALIBRATED:]:
+    for config, true_speed, peak in (row for row in rows if row not in known):
         counted = run_memory(config)
         row = (
             (memory.peak_bytes(counted), peak),
@@ -158,7 +167,7 @@ def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflop
         )
     names = ("memory, fitted", "memory, formula alone", "tokens/s, fitted", "tokens/s, from the ceiling alone")
     print(
-        f"\nfitted to {CALIBRATED} shapes, judged on {len(table)} others, {ROUNDS} rounds; memory above what torch itself holds"
+        f"\nfitted to {len(known)} shapes, judged on {len(table)} others, {ROUNDS} rounds; memory above what torch itself holds"
     )
     for name, pairs in zip(names, zip(*table, strict=True), strict=True):
         print(f"{name:34} {errors(list(pairs))}")
