@@ -13,7 +13,7 @@ def ahead(config, cache, **options):
 
 
 def test_a_plan_spends_nothing_and_leaves_nothing(tiny_study, cache, home):
-    outlook = ahead(tiny_study(6.0), cache)
+    outlook = ahead(tiny_study(60.0), cache)
     assert not list(home.iterdir())
     assert outlook.trials >= 2
     assert sum(stage.runs for stage in outlook.rungs) >= outlook.trials

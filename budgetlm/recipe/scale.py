@@ -111,6 +111,12 @@ def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
     return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
 
 
+def fits(model: ModelConfig, world: World) -> bool:
+    """Whether a shape can be trained at all, one sequence at a time, by AdamW, which keeps the most beside the weights."""
+    least = min(_pass_bytes(model, 2, "adamw", again, world, 1) for again in (False, True))
+    return least <= world.usable_bytes
+
+
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
     """GiB by which the final would exceed the usable memory at its thriftiest; 0 or less where it fits.
 
@@ -138,8 +144,8 @@ def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
     needed = expected_peak_bytes(config, world)
     if needed > world.usable_bytes:
         raise ConfigError(
-            f"{recipe.summary()} needs about {needed / 2**30:.1f} GiB to train, one sequence at a time, but the device has "
-            f"{world.memory_bytes / 2**30:.1f} GiB. Narrow `space.width` or `space.depth`."
+            f"{recipe.summary()} needs about {needed / 1e6:,.0f} MB to train, one sequence at a time, but a run may take "
+            f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
         )
     return config
 

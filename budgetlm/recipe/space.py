@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, compute_parameters, round_width
 from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
-from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS, World
+from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS, World, fits
 from budgetlm.train.config import OPTIMIZERS
 from budgetlm.train.schedule import SHAPES
 
@@ -152,7 +152,7 @@ def default_recipe(target_seconds: float, world: World) -> Recipe:
 
 
 def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, float]:
-    """The shape that reaches 20 tokens per parameter in the target's time, and those tokens."""
+    """The shape that reaches 20 tokens per parameter in the target's time, of those that fit the memory; and those tokens."""
     best: tuple[float, ModelConfig, float] | None = None
     for width in range(2 * WIDTH_STEP, 4096 + 1, WIDTH_STEP):
         # Narrow models are best with an aspect of about 32, wide ones of 64 and more.
@@ -161,6 +161,8 @@ def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, fl
         speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, "adamw")
         tokens = speed * target_seconds
         miss = abs(math.log(tokens / compute_parameters(model) / TOKENS_PER_PARAMETER))
+        if best and not fits(model, world):
+            break
         if best is None or miss < best[0]:
             best = (miss, model, tokens)
         if tokens / compute_parameters(model) < TOKENS_PER_PARAMETER / 4:
