@@ -122,6 +122,12 @@ def test_a_worker_that_is_shot_costs_its_trial_nothing_but_time(search):
     assert {r.run for r in cut} <= done
 
 
+def test_a_worker_that_is_shot_while_the_device_is_looked_at_is_replaced(search):
+    process = search()
+    os.kill(wait_for(lambda: workers_of(process.pid))[0], signal.SIGKILL)
+    finished(process)
+
+
 def test_time_for_which_everything_was_stopped_is_not_charged_and_nothing_is_lost(search):
     process = search()
     wait_for(lambda: len(read_records(STUDY)) >= 1 and workers_of(process.pid))

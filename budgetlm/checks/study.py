@@ -136,7 +136,7 @@ def _from_plan(plan: "Plan") -> Expected:
 
 def _estimate(case: Case) -> Expected:
     """What a plan would settle, with the ceiling times UTILISATION in place of measured speeds."""
-    from budgetlm.search.plan import UTILISATION, memory_of
+    from budgetlm.search.plan import UTILISATION, memory_model, memory_of
 
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
     bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
@@ -157,6 +157,7 @@ def _estimate(case: Case) -> Expected:
         memory_bytes=memory_of(config, passport),
         clip=config.train.clip,
         speed=SpeedModel((1 / (UTILISATION * ceiling), 0.0, 0.0, 0.0)),
+        memory=memory_model([], passport.device),
     )
     space, default = complete_space(read_space(config.space), default_recipe(config.budget.target_seconds, world), world)
     return Expected(world, space, default)

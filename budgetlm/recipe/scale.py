@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, parameters, training_memory
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, TrainingMemory, compute_parameters, parameters, training_memory
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
@@ -39,8 +39,9 @@ MOST_ASPECT = 4.0
 narrow enough to keep their tokens per parameter (2 instead of 27)."""
 START_SECONDS = 0.1
 """What building a model and its optimizer takes of a run."""
-USABLE_MEMORY = 0.9
-"""Share of the device's memory that a run may be predicted to need."""
+USABLE_MEMORY, USABLE_BY_A_LOOSE_HEAP = 0.9, 0.7
+"""Share of the device's memory that a run may be predicted to need; less on a CPU where the heap keeps what is freed, for that
+is hard to predict."""
 MANY_EPOCHS = 4.0
 """Beyond about this many repetitions, repeated tokens are worth clearly less than new ones (arXiv:2305.16264)."""
 
@@ -67,8 +68,29 @@ class World:
 
     @property
     def usable_bytes(self) -> float:
-        """Memory that a run may be predicted to need."""
+        """Memory that a run may be predicted to need at its thriftiest."""
         return USABLE_MEMORY * self.memory_bytes
+
+    @property
+    def thrift(self) -> "tuple[Thrift, ...]":
+        """What can be done on this device to save memory, the cheapest first."""
+        return THRIFT if self.device == "cpu" else THRIFT[:2]
+
+    def fitting_bytes(self, compact_heap: bool) -> float:
+        """Memory that a run may be predicted to need with this heap."""
+        loose = self.device == "cpu" and not compact_heap
+        return (USABLE_BY_A_LOOSE_HEAP if loose else USABLE_MEMORY) * self.memory_bytes
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """What is done to save memory beside a smaller micro-batch; each costs time."""
+
+    checkpoint_activations: bool = False
+    compact_heap: bool = False
+
+
+THRIFT = (Thrift(), Thrift(checkpoint_activations=True), Thrift(checkpoint_activations=True, compact_heap=True))
 
 
 def model_of(recipe: Recipe, world: World) -> ModelConfig:
@@ -86,8 +108,8 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
 
 def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
     """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off."""
-    sequences, again = _forward_pass(model, _sequences(batch_tokens, world), recipe.optimizer, world)
-    micro = sequences * world.context_length
+    sequences, thrift = _forward_pass(model, _sequences(batch_tokens, world), recipe.optimizer, world)
+    micro, again = sequences * world.context_length, thrift.checkpoint_activations
     speed = world.speed.tokens_per_second(model, batch_tokens, micro, recipe.optimizer, again)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
     return max(0.5 * seconds, training) * speed
@@ -102,19 +124,19 @@ def expected_speed(config: RunConfig, world: World) -> float:
 
 def expected_peak_bytes(config: RunConfig, world: World) -> float:
     """Memory that a run needs at its fullest moment, by the memory model."""
-    return world.memory.peak_bytes(run_memory(config))
+    return _priced(run_memory(config), config.compact_heap, world)
 
 
 def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
     """Memory that the final needs, trained as thriftily as can be: one sequence at a time, activations checkpointed if that helps."""
-    thrifty = replace(_unchecked(recipe, target_seconds, world), micro_batch_sequences=1)
+    config = replace(_unchecked(recipe, target_seconds, world), micro_batch_sequences=1)
+    thrifty = replace(config, compact_heap=world.thrift[-1].compact_heap)
     return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
 
 
 def fits(model: ModelConfig, world: World) -> bool:
     """Whether a shape can be trained at all, one sequence at a time, by AdamW, which keeps the most beside the weights."""
-    least = min(_pass_bytes(model, 2, "adamw", again, world, 1) for again in (False, True))
-    return least <= world.usable_bytes
+    return _pass_bytes(model, 2, "adamw", world.thrift[-1], world, 1) <= world.usable_bytes
 
 
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -142,7 +164,7 @@ def _unchecked(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> R
 def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
     """The run, if it fits the memory."""
     needed = expected_peak_bytes(config, world)
-    if needed > world.usable_bytes:
+    if needed > world.fitting_bytes(config.compact_heap):
         raise ConfigError(
             f"{recipe.summary()} needs about {needed / 1e6:,.0f} MB to train, one sequence at a time, but a run may take "
             f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
@@ -201,7 +223,7 @@ def _run_config(
     seed: int,
 ) -> RunConfig:
     sequences = _sequences(batch_tokens, world)
-    micro, again = _forward_pass(model, sequences, recipe.optimizer, world)
+    micro, thrift = _forward_pass(model, sequences, recipe.optimizer, world)
     return RunConfig(
         model=model,
         optimizer=OptimizerConfig(
@@ -213,7 +235,8 @@ def _run_config(
         schedule=ScheduleConfig(shape=recipe.schedule, warmup=recipe.warmup, cooldown=recipe.cooldown),  # type: ignore[arg-type]
         batch_sequences=sequences,
         micro_batch_sequences=micro,
-        checkpoint_activations=again,
+        checkpoint_activations=thrift.checkpoint_activations,
+        compact_heap=thrift.compact_heap,
         seconds=seconds,
         unique_tokens=unique_tokens,
         eval_tokens=world.eval_tokens,
@@ -230,36 +253,41 @@ def _sequences(batch_tokens: float, world: World) -> int:
     return max(1, round(batch_tokens / world.context_length))
 
 
-def _forward_pass(model: ModelConfig, batch_sequences: int, optimizer: str, world: World) -> tuple[int, bool]:
-    """Sequences in one forward pass, and whether activations are checkpointed, for the memory that there is.
+def _forward_pass(model: ModelConfig, batch_sequences: int, optimizer: str, world: World) -> tuple[int, Thrift]:
+    """Sequences in one forward pass, and what else is done to fit the memory that there is.
 
-    The largest micro-batch that fits; checkpointing costs time, so only where not even one sequence fits without it.
-    Where nothing fits, the thriftiest way.
+    The largest micro-batch that fits; thrift costs time, so only where not even one sequence fits without it. Where nothing
+    fits, the thriftiest way.
     """
     most = max(1, min(batch_sequences, world.micro_batch_tokens // world.context_length))
-    for again in (False, True):
-        peak = partial(_pass_bytes, model, batch_sequences, optimizer, again, world)
+    for thrift in world.thrift:
+        peak = partial(_pass_bytes, model, batch_sequences, optimizer, thrift, world)
+        room = world.fitting_bytes(thrift.compact_heap)
         # Memory grows with the micro-batch, but the whole batch at once is apart: it accumulates no gradients.
-        whole = peak(most) <= world.usable_bytes
-        fitting = most if whole else bisect_right(range(1, most), world.usable_bytes, key=peak)
+        fitting = most if peak(most) <= room else bisect_right(range(1, most), room, key=peak)
         if fitting:
-            return fitting, again
-    return 1, True
+            return fitting, thrift
+    return 1, world.thrift[-1]
 
 
 def _pass_bytes(
-    model: ModelConfig, batch_sequences: int, optimizer: str, again: bool, world: World, micro_batch_sequences: int
+    model: ModelConfig, batch_sequences: int, optimizer: str, thrift: Thrift, world: World, micro_batch_sequences: int
 ) -> float:
     counted = training_memory(
         model,
         micro_batch_sequences=micro_batch_sequences,
         optimizer=optimizer,
         precision=world.precision,
-        checkpoint_activations=again,
+        checkpoint_activations=thrift.checkpoint_activations,
         accumulates=batch_sequences > micro_batch_sequences,
         muon_in_bf16=world.bf16_is_fast,
     )
-    return world.memory.peak_bytes(counted)
+    return _priced(counted, thrift.compact_heap, world)
+
+
+def _priced(counted: TrainingMemory, compact_heap: bool, world: World) -> float:
+    """What a process needs for which the formula counts this much; a compact heap takes just that."""
+    return (MemoryModel() if compact_heap else world.memory).peak_bytes(counted)
 
 
 def _batch(recipe: Recipe, share: float) -> float:

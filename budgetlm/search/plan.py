@@ -23,7 +23,7 @@ from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.config import run_config_from
-from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
+from budgetlm.train.memory import HEAP_PRICE, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint
 
 UTILISATION = 0.45
@@ -80,7 +80,10 @@ class Plan:
             if r.tokens_per_second > 0
         ]
         speed = _speed_model([*self.points, *speeds], self.passport, self.world)
-        memory = MemoryModel.fit([MemoryPoint(run_memory(c), r.peak_bytes) for r, c in runs if r.peak_bytes > 0])
+        memory = memory_model(
+            [MemoryPoint(run_memory(c), r.peak_bytes) for r, c in runs if r.peak_bytes > 0 and not c.compact_heap],
+            self.world.device,
+        )
         return replace(self, world=replace(self.world, speed=speed, memory=memory))
 
 
@@ -111,6 +114,11 @@ def memory_of(config: StudyConfig, passport: Passport) -> int:
     """Bytes that one run may take: what was granted, or the device's, which workers on one CPU share."""
     sharing = max(1, config.train.devices) if passport.device == "cpu" else 1
     return int(config.train.memory_gb * 1e9) or passport.memory_bytes // sharing
+
+
+def memory_model(points: Sequence[MemoryPoint], device: str) -> MemoryModel:
+    """The memory model of a device, from what runs were measured to need."""
+    return MemoryModel.fit(points, prior=HEAP_PRICE if device == "cpu" else 1.0)
 
 
 def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
@@ -169,6 +177,7 @@ def make_plan(
         memory_bytes=memory_of(config, passport),
         clip=config.train.clip,
         speed=SpeedModel((1.0,)),
+        memory=memory_model([], passport.device),
     )
     world = replace(world, speed=_speed_model(measured.points, passport, world))
     space, default = complete_space(wanted, default_recipe(target, world), world)

@@ -36,7 +36,7 @@ from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
-from budgetlm.workers.job import Ended, Failure, Job, Spent, Workers
+from budgetlm.workers.job import TRANSIENT, Ended, Failure, Job, Spent, Workers
 from budgetlm.workers.processes import Processes
 
 PRELOAD = ("budgetlm.cli", "budgetlm.search.jobs")
@@ -154,7 +154,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     config.save(folder)
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
-        alone = Alone(ledger, clock, workers)
+        alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
         identify = IdentifyJob(config.train.device, threads_of(config))
         passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
         if plan:
@@ -214,8 +214,8 @@ def threads_of(config: StudyConfig) -> int:
 class Alone:
     """Jobs that are done before there are trials, one at a time, on the first place."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, workers: Workers) -> None:
-        self._ledger, self._clock, self._workers = ledger, clock, workers
+    def __init__(self, ledger: Ledger, clock: Clock, workers: Workers, attempts: int) -> None:
+        self._ledger, self._clock, self._workers, self._attempts = ledger, clock, workers, attempts
 
     def free(self, job: Job) -> Any:
         """Do a job that costs the device nothing worth mention, such as looking at it."""
@@ -237,14 +237,25 @@ class Alone:
         return lambda shapes, names: self.charged(CalibrateJob(shapes, passport, names, cache, budget, precision))
 
     def _do(self, job: Job, meter: Meter | None) -> Any:
+        for left in reversed(range(self._attempts)):
+            outcome = self._attempt(job, meter)
+            if not isinstance(outcome, Failure):
+                return outcome
+            if outcome.cause not in TRANSIENT or not left:
+                break
+        what = f"{type(job).__name__.removesuffix('Job').lower()} the device"
+        error = ConfigError if outcome.cause == "configuration" else StudyError
+        raise error(
+            outcome.message if outcome.cause in ("configuration", "study") else f"could not {what}: {outcome.message}"
+        )
+
+    def _attempt(self, job: Job, meter: Meter | None) -> Any:
         self._workers.start(0, job, MOST_PREPARING_SECONDS)
         while True:
             for _, event in self._workers.wait(TICK_SECONDS):
                 if isinstance(event, Spent) and meter:
                     meter.explain(event.by_purpose)
                 if isinstance(event, Ended):
-                    if isinstance(event.outcome, Failure):
-                        raise (ConfigError if event.outcome.cause == "configuration" else StudyError)(event.outcome.message)
                     return event.outcome
             if meter:
                 meter.tick()

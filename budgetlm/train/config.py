@@ -79,6 +79,8 @@ class RunConfig:
     checkpoint_activations: bool = False
     """Whether the backward pass computes each block again instead of keeping what it needs of it: less memory, for about
     one more forward pass (Chen et al. 2016, arXiv:1604.06174)."""
+    compact_heap: bool = False
+    """Whether freed memory goes back at once, which takes time: the last resort on a CPU (`train/heap.py`)."""
     bf16_is_fast: bool = False
     """Whether the device multiplies bf16 matrices faster than fp32 ones (measured)."""
     device: str = "cpu"

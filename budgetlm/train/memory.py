@@ -1,8 +1,8 @@
 """How much memory a run will need, from the formula and from what others were measured to need. No torch.
 
-The formula (`training_memory`) counts tensors. A process needs more: workspaces of the matrix library, a heap that does
-not give everything back, rounding to pages. Three prices, one for each kind of tensor, and a constant are fitted to the
-measured peaks, with the formula itself as the prior: without measurements it is believed as it stands.
+The formula (`training_memory`) counts tensors, and a GPU gives out just that. On a CPU a process needs more: workspaces of
+the matrix library, and a heap that does not give everything back. Three prices, one for each kind of tensor, and a constant
+are fitted to the measured peaks, beside a prior price for all of them.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ from budgetlm.train.config import RunConfig
 
 USUAL_OVERHEAD = 4 * 2**20
 """Bytes that a run needs beside its tensors, before any is measured: about what the smallest runs were seen to."""
-PRIOR_WEIGHT = 0.1
-"""How much the formula counts beside a measurement, which counts 1."""
+HEAP_PRICE = 1.5
+"""Resident bytes for each byte in use under glibc's heap as it is: 1.28 to 1.95 measured (docs/LOG.md)."""
+PRIOR_WEIGHT = 0.3
+"""How much the prior counts beside a measurement, which counts 1."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,15 @@ class MemoryModel:
     overhead_bytes: float = USUAL_OVERHEAD
 
     @classmethod
-    def fit(cls, points: Sequence[MemoryPoint]) -> "MemoryModel":
-        """Fit prices and overhead to measurements by relative error, none of them negative."""
+    def fit(cls, points: Sequence[MemoryPoint], prior: float = 1.0) -> "MemoryModel":
+        """Fit prices and overhead to measurements by relative error, none of them negative.
+
+        Args:
+            prior: what the prices are taken to be where the measurements do not say: 1, or `HEAP_PRICE`.
+        """
         measured = [np.array([*_kinds(p.counted), USUAL_OVERHEAD]) / p.peak_bytes for p in points]
         design = np.array([*measured, *(PRIOR_WEIGHT * np.eye(4))])
-        wanted = np.array([1.0] * len(points) + [PRIOR_WEIGHT] * 4)
+        wanted = np.array([1.0] * len(points) + [PRIOR_WEIGHT * prior] * 3 + [PRIOR_WEIGHT])
         (state, activations, logits, overhead), _ = nnls(design, wanted)
         return cls((float(state), float(activations), float(logits)), float(overhead) * USUAL_OVERHEAD)
 

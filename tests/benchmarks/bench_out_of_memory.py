@@ -42,10 +42,13 @@ class TwoSteps:
         from budgetlm.model.size import evaluation_sequences
         from budgetlm.model.transformer import build
         from budgetlm.train.evaluate import evaluate
+        from budgetlm.train.heap import compact_heap
         from budgetlm.train.loop import Stepper
 
         config = self.config
         model = config.model
+        if config.compact_heap:
+            compact_heap()
         network = build(model, 0)
         stepper = Stepper(config, network)
         # Two passes are as many as any number: gradients are there from the first on.
@@ -101,8 +104,8 @@ def main() -> None:
             oracle["refused"] += 1
             continue
         fitted = at_target(recipe, plan.target_seconds, plan.world)
-        changed = "thriftier " if fitted.checkpoint_activations or fitted.micro_batch_sequences * 256 < 4096 else ""
-        oracle[changed + outcome(workers, fitted)] += 1
+        how = "compact heap" if fitted.compact_heap else "checkpointed" if fitted.checkpoint_activations else "plain"
+        oracle[f"{how}: {outcome(workers, fitted)}"] += 1
     workers.close()
     ran = sum(count for name, count in oracle.items() if name != "refused")
     failed = sum(count for name, count in oracle.items() if name.endswith("memory"))
