@@ -71,6 +71,10 @@ class RunRecord:
     """How often each training token that the run could see was read."""
     peak_bytes: int = 0
     """The most memory that the run held, above what its process held before it; 0 where it was not measured."""
+    predicted_tokens_per_second: float = 0.0
+    """What the oracle said before the run was paid for; 0 where it was not asked."""
+    predicted_peak_bytes: float = 0.0
+    """Likewise."""
     passport: str = ""
     cause: str = ""
     """What ended it, where it is not done: a cause of `workers/job.py`, `diverged`, or `stopped` when it was asked to."""

@@ -162,13 +162,14 @@ def test_two_workers_share_one_budget(search):
     assert len(read_records(STUDY)) > 6
 
 
-def test_a_model_too_large_for_the_memory_ends_its_trial_and_not_the_study(search):
-    # The prediction would refuse these; told that there is more memory than there is, it lets them pass.
-    process = search(memory_gb=0.02, width="{ low = 16, high = 528, step = 128 }")
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
-    records = check_the_books()
-    assert [r for r in records if r.state == "done"]
+def test_in_a_space_most_of_which_is_too_large_for_the_memory_no_run_fails_for_want_of_it(search):
+    finished(search(memory_gb=0.06, width="{ low = 16, high = 784, step = 128 }"))
+    records = read_records(STUDY)
+    assert {r.state for r in records} == {"done"}
+    trials = optuna.load_study(study_name="small", storage=f"sqlite:///{STUDY / 'study.db'}").trials
+    refused = [t for t in trials if t.state == optuna.trial.TrialState.PRUNED]
+    assert refused
+    assert not {t.number for t in refused} & {r.trial for r in records}
 
 
 def test_a_full_disk_stops_the_search_cleanly_and_it_goes_on_when_there_is_room(search, home):

@@ -80,7 +80,8 @@ def budget_table(by_account: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
 def plot_budget(table: pd.DataFrame) -> go.Figure:
     """Where the device-seconds went: one bar an account, a colour a purpose."""
-    colours = {"train": BLUE, "evaluate": GREEN, "calibrate": ORANGE, "compile": PURPLE, "other": GREY}
+    colours = {"train": BLUE, "evaluate": GREEN, "calibrate": ORANGE, "compile": PURPLE, "checkpoint": "#56B4E9"}
+    colours |= {"start": "#F0E442", "lost": RED, "other": GREY}
     figure = base(
         "share of the account's device time (%)", "", barmode="stack", height=140 + 45 * table["account"].nunique()
     )

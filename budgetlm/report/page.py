@@ -58,6 +58,10 @@ SCRIPT = """
 """
 
 
+LEAST_STEPS = 5
+"""The speed of fewer optimisation steps than that says little."""
+
+
 @dataclass(frozen=True)
 class StudyFacts:
     """What the page is told beside the records: values from the study's files and its ledger, already read."""
@@ -108,6 +112,8 @@ def page(facts: StudyFacts) -> str:
         "<h2>Where the budget went</h2>",
         f"<p>{html.escape(_budget_text(facts))}</p>",
         pictures.add(lambda: figures.plot_budget(figures.budget_table(facts.by_account))),
+        _attempts(records),
+        _oracle(records),
         "<h2>Every trial on its ladder</h2>",
         '<p class="soft">A line is a recipe, its points the miniatures trained for longer and longer. The diamond is what the '
         "chosen one is expected to reach at the target; a star is what a final reached.</p>",
@@ -249,6 +255,35 @@ def _final_section(facts: StudyFacts, finals: Sequence[RunRecord], pictures: _Pi
         if samples
         else "",
     ]
+
+
+def _attempts(records: Sequence[RunRecord]) -> str:
+    """What ended runs that did not come to a measured end, and what they cost."""
+    causes: dict[str, list[float]] = {}
+    for r in records:
+        if r.state != "done":
+            causes.setdefault(r.cause or r.state, []).append(r.seconds)
+    if not causes:
+        return ""
+    said = "; ".join(f"{cause}: {len(costs)} ({sum(costs):.1f} s)" for cause, costs in sorted(causes.items()))
+    again = len({r.run for r in records if r.state == "interrupted"} & {r.run for r in records if r.state == "done"})
+    return f"<p>Runs that were cut off or failed, by cause: {html.escape(said)}. {again} of them went on from a checkpoint to their end.</p>"
+
+
+def _oracle(records: Sequence[RunRecord]) -> str:
+    """How far the predictions, made before each run was paid for, were from what was measured."""
+    pairs: dict[str, list[tuple[float, float]]] = {
+        "speed": [(r.predicted_tokens_per_second, r.tokens_per_second) for r in records if r.steps >= LEAST_STEPS],
+        "memory": [(r.predicted_peak_bytes, r.peak_bytes) for r in records],
+    }
+    said = []
+    for what, values in pairs.items():
+        errors = sorted(abs(p / m - 1) for p, m in values if p > 0 and m > 0)
+        if errors:
+            said.append(
+                f"{what} by {errors[len(errors) // 2]:.0%} in the median and {errors[-1]:.0%} at worst ({len(errors)} runs)"
+            )
+    return f"<p>Predictions made before the runs were paid for missed {html.escape('; '.join(said))}.</p>" if said else ""
 
 
 def _runs(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast], chosen: int | None) -> str:

@@ -6,7 +6,6 @@ study. What is kept on disk is always enough to go on: after a crash at any inst
 from their checkpoints, and trials that Optuna still calls running are told what their records say.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,7 @@ from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import memory_violation, miniature
+from budgetlm.recipe.scale import expected_peak_bytes, expected_speed, memory_violation, miniature
 from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
@@ -173,8 +172,6 @@ class Scheduler:
 
     def _take_over(self) -> None:
         """Bring ledger, records, unfinished runs and Optuna into agreement, whatever instant the last search ended at."""
-        for lease, seconds in self.site.ledger.release_the_dead(time.sleep):
-            self.site.watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
         running = self.trials.running()
         self.untold = set(running)
         records = self.site.records()
@@ -341,7 +338,11 @@ class Scheduler:
             append_record(self.site.folder, record)
             self._decide(step, record)
             return None
-        return begin(self.site.folder, label, config)
+        predicted = {
+            "predicted_tokens_per_second": expected_speed(config, plan.world),
+            "predicted_peak_bytes": expected_peak_bytes(config, plan.world),
+        }
+        return begin(self.site.folder, label, config, predicted)
 
     # --- what the places say ---
 
@@ -376,7 +377,7 @@ class Scheduler:
         seconds = self.site.clock.now() - seat.began
         spent: Mapping[str, float] = {str(p): s for p, s in seat.spent().items() if s}
         record = self._judge(run, outcome) if isinstance(outcome, Failure) else outcome
-        record = replace(record, seconds=seconds, by_purpose=dict(spent))
+        record = replace(record, seconds=seconds, by_purpose=dict(spent), **run.predicted)
         append_record(self.site.folder, record)
         seat.step = seat.run = None
         self.dry = False

@@ -149,7 +149,8 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     plan = load_plan(folder)
     rungs = _rungs(config, plan)
     ledger = Ledger(open_database(folder / DATABASE))
-    ledger.release_the_dead(time.sleep)
+    for lease, seconds in ledger.release_the_dead(time.sleep):
+        watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
     config.save(folder)
     stop = StopRequest()

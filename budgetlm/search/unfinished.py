@@ -5,6 +5,7 @@ before its first step. The folder goes when the run has its record: a finished r
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Unfinished:
     label: Label
     config: RunConfig
     folder: Path
+    predicted: Mapping[str, float]
+    """What the oracle said of it: the fields of a record that begin with `predicted_`."""
 
     @property
     def checkpoints(self) -> Path:
@@ -40,11 +43,11 @@ class Unfinished:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def begin(study: Path, label: Label, config: RunConfig) -> Unfinished:
+def begin(study: Path, label: Label, config: RunConfig, predicted: Mapping[str, float]) -> Unfinished:
     """Keep a run as it is settled, before its first step."""
     folder = study / UNFINISHED / label.run
-    write_json(folder / SETTLED, {"label": asdict(label), "config": as_dict(config)})
-    return Unfinished(label, config, folder)
+    write_json(folder / SETTLED, {"label": asdict(label), "config": as_dict(config), "predicted": predicted})
+    return Unfinished(label, config, folder, predicted)
 
 
 def unfinished_runs(study: Path) -> list[Unfinished]:
@@ -53,7 +56,8 @@ def unfinished_runs(study: Path) -> list[Unfinished]:
     for folder in sorted((study / UNFINISHED).glob("*")):
         try:
             kept = read_json(folder / SETTLED)
-            runs.append(Unfinished(Label(**kept["label"]), run_config_from(kept["config"]), folder))
+            label, config = Label(**kept["label"]), run_config_from(kept["config"])
+            runs.append(Unfinished(label, config, folder, kept["predicted"]))
         except (StudyError, KeyError, TypeError):
             shutil.rmtree(folder, ignore_errors=True)
     return runs

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import optuna
 
-from budgetlm.budget.ledger import SEARCH, Ledger, database_url, open_database
+from budgetlm.budget.ledger import SEARCH, Lease, Ledger, database_url, open_database
 from budgetlm.forecast.choose import can_win, choose
 from budgetlm.forecast.fit import fit
 from budgetlm.recipe.space import Choices, Range, Space, suggest
@@ -90,7 +90,7 @@ def fill(path: Path, trials: int) -> None:
     table.close()
 
 
-def trial_seconds(study: optuna.Study, ledger: Ledger) -> dict[str, float]:
+def trial_seconds(study: optuna.Study, lease: Lease) -> dict[str, float]:
     """One trial from ask to tell, without its training."""
     before = clock()
     trial = study.ask()
@@ -98,7 +98,8 @@ def trial_seconds(study: optuna.Study, ledger: Ledger) -> dict[str, float]:
     asked = clock()
     study.tell(trial.number, 1.5)
     told = clock()
-    ledger.charge(SEARCH, f"trial{trial.number:04d}-rung0", "train", 1.0)
+    lease.hold(10.0)
+    lease.charge(f"trial{trial.number:04d}-rung0", {"train": 1.0, "evaluate": 0.1, "other": 0.1})
     charged = clock()
     return {"ask": asked - before, "tell": told - asked, "charge": charged - told, "a trial": charged - before}
 
@@ -140,10 +141,13 @@ def measure(trials: int, repeats: int) -> None:
         path = folder / "study.db"
         ledger = Ledger(open_database(path))
         ledger.set_budget(SEARCH, 1e9)
+        lease = ledger.lease(SEARCH, 1.0)
+        for number in range(trials):
+            lease.charge(f"trial{number:04d}-rung0", {"train": 1.0, "evaluate": 0.1, "other": 0.1})
         fill(path, trials)
         samplers = [optuna.samplers.TPESampler(seed=0, multivariate=True, group=True), make_sampler(0)]
         studies = [open_study(path, sampler) for sampler in samplers]
-        rows = [[trial_seconds(study, ledger) for study in studies] for _ in range(repeats + 1)][1:]
+        rows = [[trial_seconds(study, lease) for study in studies] for _ in range(repeats + 1)][1:]
         tell_apart(f"{trials:,} trials", *map(list, zip(*rows, strict=True)))
         records = ladders(trials)
         (folder / RUNS).write_text("".join(json.dumps(vars(r)) + "\n" for r in records))
