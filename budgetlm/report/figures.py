@@ -61,7 +61,7 @@ def runs_table(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast]) 
         model = r.config.get("model", {})
         shape = f"depth {model['depth']} x width {model['width']}" if model else "no shape"
         text = f"<b>{r.run}</b><br>{shape}, {r.parameters / 1e6:.2f} M parameters<br>{recipe_text(r.recipe)}"
-        row = [r.run, r.kind, r.trial, r.rung, r.state, r.seconds, r.bpb, known.mean if known else None]
+        row = [r.run, r.kind, r.trial, r.rung, r.state, r.planned_seconds, r.bpb, known.mean if known else None]
         rows.append([*row, r.parameters, r.tokens, text, r.error])
     return pd.DataFrame(rows, columns=columns)
 

@@ -267,7 +267,8 @@ def _attempts(records: Sequence[RunRecord]) -> str:
         return ""
     said = "; ".join(f"{cause}: {len(costs)} ({sum(costs):.1f} s)" for cause, costs in sorted(causes.items()))
     again = len({r.run for r in records if r.state == "interrupted"} & {r.run for r in records if r.state == "done"})
-    return f"<p>Runs that were cut off or failed, by cause: {html.escape(said)}. {again} of them went on from a checkpoint to their end.</p>"
+    finished = f" {again} runs that were cut off have been gone on with and finished." if again else ""
+    return f"<p>What ended runs, or parts of them, before they were done: {html.escape(said)}.{finished}</p>"
 
 
 def _oracle(records: Sequence[RunRecord]) -> str:

@@ -139,3 +139,17 @@ def test_budget_shares_of_an_account_sum_to_a_hundred():
         for account, share in zip(bar.y, bar.x, strict=True):
             totals[account] = totals.get(account, 0) + share
     assert totals == pytest.approx({"search": 100.0, "final": 100.0})
+
+
+def test_the_page_says_what_ended_runs_and_how_far_predictions_were_off(tmp_path):
+    fill(tmp_path)
+    assert "What ended runs" not in page(facts(tmp_path))
+    lost = {"state": "interrupted", "bpb": None, "cause": "killed"}
+    append_record(tmp_path, record(7, 0, 4.0, **lost))
+    append_record(
+        tmp_path, record(7, 0, 6.0, 2.0, predicted_tokens_per_second=110.0, predicted_peak_bytes=5e7, peak_bytes=10**8)
+    )
+    append_record(tmp_path, record(8, 0, 2.5, None, state="failed", cause="memory", error="out of memory"))
+    text = page(facts(tmp_path))
+    assert "killed: 1 (4.0 s); memory: 1 (2.5 s). 1 runs that were cut off have been gone on with" in text
+    assert "missed speed by 10% in the median and 10% at worst (1 runs); memory by 50% in the median" in text
