@@ -18,7 +18,7 @@ USUAL_OVERHEAD = 4 * 2**20
 """Bytes that a run needs beside its tensors, before any is measured: about what the smallest runs were seen to."""
 HEAP_PRICE = 1.5
 """Resident bytes for each byte in use under glibc's heap as it is: 1.28 to 1.95 measured (docs/LOG.md)."""
-PRIOR_WEIGHT = 0.3
+PRIOR_WEIGHT = 0.1
 """How much the prior counts beside a measurement, which counts 1."""
 
 

@@ -15,6 +15,7 @@ from budgetlm.recipe.scale import (
     miniature,
     model_of,
 )
+from budgetlm.train.memory import MemoryModel
 
 TARGET = 10_000.0
 RECIPE = Recipe(depth=8, width=256, batch_tokens=16_384, peak_lr=4e-3, schedule="wsd", cooldown=0.3, weight_decay=0.1)
@@ -89,9 +90,9 @@ def peak(config, world, **changes):
     return expected_peak_bytes(dataclasses.replace(config, **changes), world)
 
 
-def with_room_for(bytes_: float, world):
-    """The world on a device whose usable memory is just so much."""
-    return dataclasses.replace(world, memory_bytes=math.ceil(bytes_ / 0.9) + 1)
+def with_room_for(bytes_: float, world, share=0.7):
+    """The world on a device whose usable memory is just so much, by a heap as it is; share 0.9 by a compact one."""
+    return dataclasses.replace(world, memory_bytes=math.ceil(bytes_ / share) + 1)
 
 
 def test_the_micro_batch_is_the_largest_that_fits(world):
@@ -116,11 +117,24 @@ def test_activations_are_checkpointed_only_where_one_sequence_does_not_fit_other
     one = peak(at_target(LONG, TARGET, world), world, micro_batch_sequences=1)
     tight = with_room_for(0.8 * one, world)
     config = at_target(LONG, TARGET, tight)
-    assert config.checkpoint_activations
-    assert peak(config, tight) <= tight.usable_bytes
+    assert (config.checkpoint_activations, config.compact_heap) == (True, False)
+    assert peak(config, tight) <= tight.fitting_bytes(compact_heap=False)
     more = config.micro_batch_sequences + 1
-    assert peak(config, tight, micro_batch_sequences=more) > tight.usable_bytes
+    assert peak(config, tight, micro_batch_sequences=more) > tight.fitting_bytes(compact_heap=False)
     assert memory_violation(LONG, TARGET, tight) <= 0
+
+
+def test_a_compact_heap_is_the_last_resort_and_only_on_a_cpu(world):
+    world = dataclasses.replace(world, memory=MemoryModel((1.5, 1.5, 1.5)))
+    roomy = at_target(RECIPE, TARGET, world)
+    assert not roomy.compact_heap
+    least = peak(roomy, world, micro_batch_sequences=1, checkpoint_activations=True, compact_heap=True)
+    tight = with_room_for(1.01 * least, world, share=0.9)
+    config = at_target(RECIPE, TARGET, tight)
+    assert (config.micro_batch_sequences, config.checkpoint_activations, config.compact_heap) == (1, True, True)
+    gpu = dataclasses.replace(tight, device="cuda")
+    with pytest.raises(ConfigError, match="MB to train"):
+        at_target(RECIPE, TARGET, gpu)
 
 
 def test_a_recipe_too_large_for_the_memory_is_refused_before_it_is_paid_for(world):
@@ -139,8 +153,10 @@ def test_the_violation_says_by_how_much_the_thriftiest_final_exceeds_the_memory(
     assert violations[0] == pytest.approx(-0.9 * world.memory_bytes / 2**30, rel=0.05)
     config = at_target(RECIPE, TARGET, world)
     least = min(peak(config, world, micro_batch_sequences=1, checkpoint_activations=c) for c in (False, True))
-    assert memory_violation(RECIPE, TARGET, with_room_for(least, world)) == pytest.approx(0.0, abs=1e-6)
-    assert memory_violation(RECIPE, TARGET, with_room_for(least - 2**20, world)) == pytest.approx(2**20 / 2**30, rel=0.01)
+    assert memory_violation(RECIPE, TARGET, with_room_for(least, world, share=0.9)) == pytest.approx(0.0, abs=1e-6)
+    assert memory_violation(RECIPE, TARGET, with_room_for(least - 2**20, world, share=0.9)) == pytest.approx(
+        2**20 / 2**30, rel=0.01
+    )
 
 
 def test_grouped_heads_survive_shrinking(world):
