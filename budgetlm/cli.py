@@ -201,7 +201,9 @@ def plan(
     price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a search and its final would be, without spending anything: rungs, trials, sizes, memory, disk, money.
+    """Show what a search and its final would be, spending nothing.
+
+    Rungs, trials, sizes, tokens, memory, disk and money, for this device or one that is not here:
 
     budgetlm plan --hours 24 --device h100 --price-per-hour 2.50
     """
@@ -319,7 +321,10 @@ def budget(
     trials: Annotated[int, typer.Option(help="Show so many of the dearest trials; 0 for all.", min=0)] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a study's device-seconds went, by purpose and by trial, and why it stopped."""
+    """Show where a study's device-seconds went, and why it stopped.
+
+    By purpose, and by trial for the dearest of them.
+    """
     import dataclasses
 
     from budgetlm.studies import balance_as_dict, ledger_of, resolve, trial_costs
