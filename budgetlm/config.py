@@ -75,6 +75,8 @@ class TrainSettings:
     one CPU worker share the cores."""
     threads: int = 0
     """CPU threads of a worker; 0 for one per core, shared out among the workers."""
+    checkpoint_seconds: float = 0.0
+    """Seconds between checkpoints; 0 for the interval that costs least in the long run (`train/loop.py`)."""
     memory_gb: float = 0.0
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
@@ -90,9 +92,9 @@ class TrainSettings:
         for name, allowed in (("device", ("auto", "cpu", "cuda")), ("precision", ("auto", "fp32", "bf16"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
-        if min(self.devices, self.threads, self.memory_gb, self.eval_tokens) < 0 or self.clip <= 0:
+        if min(self.devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens) < 0 or self.clip <= 0:
             raise ConfigError(
-                "train.devices, threads, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
+                "train.devices, threads, checkpoint_seconds, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
             )
 
 

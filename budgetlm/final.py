@@ -200,7 +200,7 @@ class _Final:
             meter,
             on_point=on_point,
             should_stop=stop,
-            checkpoints=Checkpoints(folder=self.home / "checkpoints"),
+            checkpoints=Checkpoints(folder=self.home / "checkpoints", every_seconds=self.study.train.checkpoint_seconds),
             spent_seconds=charged,
         )
         for note in trained.notes:

@@ -68,6 +68,8 @@ class RungJob:
     config: RunConfig
     tokens: Tokens
     checkpoints: Path
+    checkpoint_seconds: float = 0.0
+    """Between checkpoints; 0 for the interval that costs least."""
 
     def work(self, desk: Desk) -> RunRecord:
         """The record of the run, `interrupted` if it was asked to stop."""
@@ -82,7 +84,7 @@ class RungJob:
                     desk.meter,
                     on_point=desk.say,
                     should_stop=desk.should_stop,
-                    checkpoints=Checkpoints(folder=self.checkpoints),
+                    checkpoints=Checkpoints(folder=self.checkpoints, every_seconds=self.checkpoint_seconds),
                     began=desk.began,
                 ).record
             except CheckpointError:  # none of them can be read: a rung is short enough to begin again

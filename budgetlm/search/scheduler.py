@@ -57,6 +57,8 @@ class Site:
     should_stop: Callable[[], bool]
     seed: int
     max_restarts: int
+    checkpoint_seconds: float = 0.0
+    """Between checkpoints of a run; 0 for the interval that costs least."""
     _fitted: tuple[int, dict[int, Forecast]] = (-1, {})
 
     def __post_init__(self) -> None:
@@ -239,7 +241,7 @@ class Scheduler:
             seat.before = dict(seat.meter.spent)
             self.site.watcher.run(_title(step, run), run.config.seconds)
             curve_path(self.site.folder, run.label.run).parent.mkdir(parents=True, exist_ok=True)
-            job = RungJob(run.label, run.config, self.site.tokens, run.checkpoints)
+            job = RungJob(run.label, run.config, self.site.tokens, run.checkpoints, self.site.checkpoint_seconds)
             self.workers.start(place, job, run.config.seconds)
             self.site.remaining()
             return

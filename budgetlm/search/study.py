@@ -93,7 +93,9 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
 
 
 def check_settings(config: StudyConfig) -> None:
-    """Refuse to go on with a study under other settings than it was begun with; only its hours and the number of devices may change.
+    """Refuse to go on with a study under other settings than it was begun with.
+
+    Only its hours, the number of devices, and how often checkpoints are written may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -104,6 +106,7 @@ def check_settings(config: StudyConfig) -> None:
     for values in (before, now):
         values["budget"].pop("hours")
         values["train"].pop("devices")
+        values["train"].pop("checkpoint_seconds")
     differences = [
         f"{section}.{key} was {before[section].get(key)!r}, is {now[section].get(key)!r}"
         for section in ("budget", "data", "model", "train", "search", "space")
@@ -182,7 +185,9 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
         if (epochs := epochs_at_target(plan.default, plan.target_seconds, plan.world)) > MANY_EPOCHS:
             watcher.note(repetition_warning("the default recipe's final", epochs))
         restarts = config.search.max_restarts
-        site = Site(folder, plan, tokens, ledger, clock, watcher, stop, config.search.seed, restarts)
+        site = Site(
+            folder, plan, tokens, ledger, clock, watcher, stop, config.search.seed, restarts, config.train.checkpoint_seconds
+        )
         trials, before_runs = Trials(open_storage(folder), config.name, plan.space, config.search.seed), len(site.records())
         with stop:
             because = Scheduler(site, trials, workers).run()

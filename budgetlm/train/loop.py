@@ -44,12 +44,13 @@ HOPELESS_NATS = 1.5
 class Checkpoints:
     """Where checkpoints go, and how often they are written.
 
-    Without `every_steps` the interval is the one that costs least in the long run, sqrt(2 · cost of a checkpoint · mean time
+    Without `every_steps` or `every_seconds` the interval is the one that costs least in the long run, sqrt(2 · cost of a checkpoint · mean time
     between failures). Source: Young 1974, "A first order approximation to the optimum checkpoint interval".
     """
 
     folder: Path
     every_steps: int = 0
+    every_seconds: float = 0.0
     seconds_between_failures: float = 4 * 3600
 
 
@@ -335,7 +336,8 @@ class _Run:
         seconds, step = self.last_checkpoint
         if self.checkpoints.every_steps:
             return self.position.step - step >= self.checkpoints.every_steps
-        interval = math.sqrt(2 * self.checkpoint_seconds * self.checkpoints.seconds_between_failures)
+        best = math.sqrt(2 * self.checkpoint_seconds * self.checkpoints.seconds_between_failures)
+        interval = self.checkpoints.every_seconds or best
         return self.meter.clock.now() - seconds >= interval
 
     def _save(self) -> None:

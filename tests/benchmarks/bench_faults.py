@@ -42,6 +42,7 @@ context_length = 64
 threads = 1
 devices = {workers}
 eval_tokens = 2048
+checkpoint_seconds = 0.3
 [search]
 least_rung_seconds = 0.5
 max_restarts = 20
@@ -72,6 +73,7 @@ class Tally:
     told_twice: int = 0
     running_zombies: int = 0
     corrupt_databases: int = 0
+    checkpoints_seen: int = 0
     unreadable_checkpoints: int = 0
     unreadable_lines: int = 0
     commands_that_failed: list[str] = field(default_factory=list)
@@ -198,6 +200,7 @@ def check_what_is_left(study: Path, workers: int, tally: Tally) -> None:
                 intact = read_json(checkpoint / STATE)["checksum"] == _checksum(checkpoint / TENSORS)
             except Exception:  # noqa: BLE001  # whatever is wrong with it
                 intact = False
+            tally.checkpoints_seen += 1
             tally.unreadable_checkpoints += not intact
     for file in [study / "runs.jsonl", *study.glob("curves/*.jsonl")]:
         lines = file.read_text().splitlines() if file.exists() else []
