@@ -31,8 +31,8 @@ def study_file(home, corpus_folder, cache, monkeypatch):
     path = home / "small.toml"
     path.write_text(f"""
         [budget]
-        hours = {14 / 3600}
-        target_hours = {8 / 3600}
+        hours = {9 / 3600}
+        target_hours = {4 / 3600}
         [data]
         source = "{corpus_folder}"
         vocab_size = 320
@@ -42,7 +42,7 @@ def study_file(home, corpus_folder, cache, monkeypatch):
         threads = 1
         eval_tokens = 512
         [search]
-        least_rung_seconds = 0.5
+        least_rung_seconds = 0.25
         [space]
         depth = {{ low = 1, high = 2 }}
         width = {{ low = 16, high = 48, step = 16 }}

@@ -27,7 +27,7 @@ def search(home, corpus_folder, cache):
 
     def start(folder=home, **changes):
         settings = {
-            "hours": 16 / 3600,
+            "hours": 8 / 3600,
             "devices": 0,
             "memory_gb": 0.0,
             "width": "{ low = 16, high = 48, step = 16 }",
@@ -35,7 +35,7 @@ def search(home, corpus_folder, cache):
         (folder / "small.toml").write_text(f"""
             [budget]
             hours = {settings["hours"]}
-            target_hours = {8 / 3600}
+            target_hours = {4 / 3600}
             [data]
             source = "{corpus_folder}"
             vocab_size = 320
@@ -47,7 +47,7 @@ def search(home, corpus_folder, cache):
             memory_gb = {settings["memory_gb"]}
             eval_tokens = 512
             [search]
-            least_rung_seconds = 0.5
+            least_rung_seconds = 0.25
             [space]
             depth = {{ low = 1, high = 2 }}
             width = {settings["width"]}
@@ -105,7 +105,7 @@ def check_the_books():
 
 
 def test_a_worker_that_is_shot_costs_its_trial_nothing_but_time(search):
-    process = search()
+    process = search(hours=14 / 3600)
     wait_for(lambda: len(read_records(STUDY)) >= 1)
     shot = []
     for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL):

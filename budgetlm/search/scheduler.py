@@ -311,7 +311,8 @@ class Scheduler:
         at_work = {seat.step.trial: seat.step.rung for seat in self.seats.values() if seat.step}
         unreached = len(rungs) - 1 not in [*standing.values(), *at_work.values()]
         left = site.remaining() + rungs[0]
-        for trial in sorted(forecasts, key=lambda n: forecasts[n].mean):
+        # Where nobody has reached the top, it is for one of those who are nearest to it, not for a lucky first rung.
+        for trial in sorted(forecasts, key=lambda n: (-standing[n] if unreached else 0, forecasts[n].mean)):
             rung = standing[trial] + 1
             if rung == len(rungs) or (trial, rung) in broken or trial in at_work or trial in self.untold:
                 continue
