@@ -254,7 +254,9 @@ class Scheduler:
             step = self.waiting.popleft()
             if self._hold(place, rungs[step.rung] + MARGIN_SECONDS):
                 return step
-            if step.run:
+            if step.run:  # what it has cost is in the records of its parts
+                why = Failure("killed", "it was cut off, and the budget did not pay for going on")
+                append_record(self.site.folder, _failed(step.run.label, step.run.config, self.site.seed, why))
                 step.run.finish()
             self._conclude(step.trial)
         if not self._hold(place, rungs[0] + MARGIN_SECONDS):
