@@ -31,7 +31,7 @@ from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
-from budgetlm.search.study import check_machine, prepare, repetition_warning
+from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning
 from budgetlm.studies import DATABASE
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.loop import Checkpoints, train, warm_up
@@ -146,8 +146,7 @@ class _Final:
         device = pick_device(self.study.train.device, self.study.train.threads)
         check_machine(self.plan, identify(device))
         tokens = prepare(self.study, self.plan.world.vocab_size, self.cache, self.watcher)
-        if tokens.facts.fingerprint != self.plan.data:
-            raise StudyError(f"the data of study {self.study.name!r} has changed since its search. Bring the old text back.")
+        check_data(self.plan, tokens, self.study.name)
         if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
             self.watcher.note(repetition_warning("this final", epochs))
         warm_up()

@@ -77,7 +77,8 @@ class RunRecord:
     """Likewise."""
     passport: str = ""
     cause: str = ""
-    """What ended it, where it is not done: a cause of `workers/job.py`, `diverged`, or `stopped` when it was asked to."""
+    """What ended it, where it is not done: a cause of `workers/job.py`, `diverged`, or `stopped` when it was asked to or its
+    search was ended."""
     error: str = ""
     """What happened, with the end of the traceback where there is one."""
 

@@ -17,7 +17,7 @@ from budgetlm.search import scheduler, study
 from budgetlm.train import calibrate, loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.watch import Watcher
-from budgetlm.workers.inline import Inline
+from tests.workers.inline import Inline
 
 torch.set_num_threads(1)  # models this small are slower with more
 
@@ -107,6 +107,37 @@ def study_of(corpus_folder: Path, seconds: float, **changes) -> StudyConfig:
         "space": {"depth": {"low": 1, "high": 2}, "width": {"low": 16, "high": 48, "step": 16}, "batch_tokens": 128},
     }
     return study_config(table | changes)
+
+
+def small_study(corpus_folder: Path, **changes) -> str:
+    """The file of a study that takes seconds on the real clock."""
+    settings = {
+        "hours": 8 / 3600,
+        "devices": 0,
+        "memory_gb": 0.0,
+        "width": "{ low = 16, high = 48, step = 16 }",
+    } | changes
+    return f"""
+        [budget]
+        hours = {settings["hours"]}
+        target_hours = {4 / 3600}
+        [data]
+        source = "{corpus_folder}"
+        vocab_size = 320
+        [model]
+        context_length = 32
+        [train]
+        threads = 1
+        devices = {settings["devices"]}
+        memory_gb = {settings["memory_gb"]}
+        eval_tokens = 512
+        [search]
+        least_rung_seconds = 0.25
+        [space]
+        depth = {{ low = 1, high = 2 }}
+        width = {settings["width"]}
+        batch_tokens = 256
+    """
 
 
 @pytest.fixture

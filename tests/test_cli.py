@@ -14,6 +14,7 @@ from budgetlm.budget.ledger import HEARTBEAT_SECONDS
 from budgetlm.cli import app, main
 from budgetlm.records import read_records
 from budgetlm.studies import ledger_of
+from tests.conftest import small_study
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -29,25 +30,7 @@ def study_file(home, corpus_folder, cache, monkeypatch):
     """A study of seconds on the real clock."""
     monkeypatch.setitem(ENVIRONMENT, "BUDGETLM_CACHE", str(cache))
     path = home / "small.toml"
-    path.write_text(f"""
-        [budget]
-        hours = {9 / 3600}
-        target_hours = {4 / 3600}
-        [data]
-        source = "{corpus_folder}"
-        vocab_size = 320
-        [model]
-        context_length = 32
-        [train]
-        threads = 1
-        eval_tokens = 512
-        [search]
-        least_rung_seconds = 0.25
-        [space]
-        depth = {{ low = 1, high = 2 }}
-        width = {{ low = 16, high = 48, step = 16 }}
-        batch_tokens = 256
-    """)
+    path.write_text(small_study(corpus_folder, hours=9 / 3600))
     return path
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from budgetlm.records import read_records
+from budgetlm.records import read_curve, read_records
 from budgetlm.search.unfinished import unfinished_runs
 from budgetlm.studies import ledger_of, open_config
 from tests.benchmarks.bench_faults import workers_of
+from tests.conftest import small_study
 
 ROOT = Path(__file__).parent.parent
 STUDY = Path("studies/small")
@@ -26,33 +27,7 @@ def search(home, corpus_folder, cache):
     started = []
 
     def start(folder=home, **changes):
-        settings = {
-            "hours": 8 / 3600,
-            "devices": 0,
-            "memory_gb": 0.0,
-            "width": "{ low = 16, high = 48, step = 16 }",
-        } | changes
-        (folder / "small.toml").write_text(f"""
-            [budget]
-            hours = {settings["hours"]}
-            target_hours = {4 / 3600}
-            [data]
-            source = "{corpus_folder}"
-            vocab_size = 320
-            [model]
-            context_length = 32
-            [train]
-            threads = 1
-            devices = {settings["devices"]}
-            memory_gb = {settings["memory_gb"]}
-            eval_tokens = 512
-            [search]
-            least_rung_seconds = 0.25
-            [space]
-            depth = {{ low = 1, high = 2 }}
-            width = {settings["width"]}
-            batch_tokens = 256
-        """)
+        (folder / "small.toml").write_text(small_study(corpus_folder, **changes))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "BUDGETLM_CACHE": str(cache), "COLUMNS": "200"}
         process = subprocess.Popen(
             [sys.executable, "-m", "budgetlm", "search", "--file", "small.toml"],
@@ -95,6 +70,7 @@ def check_the_books():
     balance, records = ledger_of("small").balance(), read_records(STUDY)
     assert balance.charged_seconds <= balance.budget_seconds + 1.0
     assert balance.leased_seconds == 0
+    assert all(seconds > -0.05 for r in records for seconds in r.by_purpose.values())
     assert not unfinished_runs(STUDY)
     assert not list(STUDY.glob("**/step-*"))  # no weights are left of what cannot be gone on with
     trials = optuna.load_study(study_name=config.name, storage=f"sqlite:///{STUDY / 'study.db'}").trials
@@ -142,6 +118,20 @@ def test_time_for_which_everything_was_stopped_is_not_charged_and_nothing_is_los
     assert ledger_of("small").balance().charged_seconds < before + 0.5 * stopped
     finished(process)
     assert not [r for r in read_records(STUDY) if r.state != "done"]
+
+
+def test_what_a_worker_did_while_only_its_search_was_stopped_is_charged(search):
+    process = search(hours=12 / 3600)
+    wait_for(lambda: len(read_records(STUDY)) >= 1 and workers_of(process.pid))
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(5.0)
+    os.kill(process.pid, signal.SIGCONT)
+    finished(process)
+    records = read_records(STUDY)
+    charged = {run: sum(spent.values()) for run, spent in ledger_of("small").by_run().items()}
+    for record in records:
+        assert record.seconds == pytest.approx(charged[record.run], abs=0.05)
+        assert record.seconds > read_curve(STUDY, record.run)[-1].seconds - 0.05  # which is the worker's own account
 
 
 def test_a_second_search_on_the_same_study_is_sent_away_and_the_first_does_not_notice(search):

@@ -76,7 +76,8 @@ class Meter:
     The meter runs from its making to the last `flush`. `during(purpose)` says what the time inside is for, `bill(run)`
     whose it is from now on. What has run up is handed to `charge` about once a second, so that a process killed at any
     instant leaves at most that much unaccounted. Where another process does the work, its own account arrives through
-    `explain`, and moves time from `other`, where it ran up, to what it was for: the sum stays what this clock has seen.
+    `explain`, and moves time from `other`, where it ran up, to what it was for. The sum is what this clock has seen, and
+    beyond it what only the other process has: it may have worked on while this one was stopped.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Meter:
         self._charge = charge
         self._flush_seconds = flush_seconds
         self._pending: dict[Purpose, float] = {}
+        self._unexplained = 0.0  # of `other`, since the bill began
         self._purpose, self._run = purpose, run
         self._since = self._flushed = clock.now()
 
@@ -115,14 +117,16 @@ class Meter:
     def bill(self, run: str) -> None:
         """Charge the time from now on to `run`; all of the time before is handed over."""
         self.flush()
-        self._run = run
+        self._run, self._unexplained = run, 0.0
 
     def explain(self, spent: Mapping[Purpose, float]) -> None:
-        """Take seconds, by purpose, that have run up here as `other` for what they really were."""
+        """Take seconds, by purpose, that have run up here as `other` for what they really were; any beyond are added."""
+        self._account()
         for purpose, seconds in spent.items():
-            for name, change in ((purpose, seconds), ("other", -seconds)):
-                self.spent[name] += change
-                self._pending[name] = self._pending.get(name, 0.0) + change
+            seen = min(seconds, self._unexplained)
+            self._unexplained -= seen
+            self._add("other", -seen)
+            self._add(purpose, seconds)
 
     def tick(self) -> None:
         """Hand over what has run up if that was not done for a while."""
@@ -142,5 +146,10 @@ class Meter:
         now = self.clock.now()
         seconds, self._since = now - self._since, now
         if seconds > 0:
-            self.spent[self._purpose] += seconds
-            self._pending[self._purpose] = self._pending.get(self._purpose, 0.0) + seconds
+            self._add(self._purpose, seconds)
+            if self._purpose == "other":
+                self._unexplained += seconds
+
+    def _add(self, purpose: Purpose, seconds: float) -> None:
+        self.spent[purpose] += seconds
+        self._pending[purpose] = self._pending.get(purpose, 0.0) + seconds

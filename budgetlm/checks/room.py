@@ -7,13 +7,11 @@ from typing import Any
 
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Finding, judge, needed, size_text
-from budgetlm.model.size import ModelConfig, parameters, round_width
+from budgetlm.model.size import ModelConfig, round_width, saved_bytes
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import USABLE_MEMORY, World, least_bytes, model_of
 from budgetlm.recipe.space import Choices, Domain, Fixed, Space
 
-CHECKPOINT_BYTES, EXPORT_BYTES = 12, 4
-"""Bytes a parameter on disk: weights and AdamW's two moments in fp32; the exported weights."""
 ALLOWANCE = 100 * 10**6
 """Bytes for what does not grow with the model: records, curves, database, tokenizer, report."""
 
@@ -44,7 +42,7 @@ def _final_bytes(model: ModelConfig) -> int:
     """Bytes that a final writes at its fullest: the checkpoints kept and one more being written, and the exported model."""
     from budgetlm.train.checkpoint import KEEP
 
-    return parameters(model) * (CHECKPOINT_BYTES * (KEEP + 1) + EXPORT_BYTES) + ALLOWANCE
+    return saved_bytes(model, checkpoints=KEEP + 1, exported=True) + ALLOWANCE
 
 
 def memory(case: Case) -> Finding:

@@ -10,20 +10,17 @@ from budgetlm.checks.case import Case, Expected, Finding, NotCheckedError, State
 from budgetlm.config import STUDY_FILE
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.corpus import prepare_corpus
-from budgetlm.errors import ConfigError, StudyError
+from budgetlm.errors import ConfigError
 from budgetlm.model.size import parameters
-from budgetlm.recipe.scale import MANY_EPOCHS, World, at_target, epochs_at_target, expected_tokens, model_of
+from budgetlm.recipe.scale import MANY_EPOCHS, at_target, epochs_at_target, expected_tokens, model_of
 from budgetlm.recipe.space import complete_space, default_recipe, read_space, searched, suggest
 from budgetlm.records import read_records
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import DATABASE, LOCK
-from budgetlm.train.throughput import SpeedModel
 
 if TYPE_CHECKING:
     from budgetlm.search.plan import Plan
 
-LEAST_MICRO_BATCH = 1024
-"""Tokens of the smallest forward pass that calibration settles for."""
 DRAWS = 100
 """Recipes drawn from the space to see whether they are possible."""
 SPLITS = {"train": "train", "validation": "validate"}
@@ -79,7 +76,8 @@ def _leftovers(*folders: Path) -> list[str]:
 
 def data(case: Case) -> Finding:
     """Whether the text can be read and is enough for one sequence; it is prepared as the search will want it."""
-    from budgetlm.search.study import prepare
+    from budgetlm.search.plan import context_of
+    from budgetlm.search.study import check_data, prepare
 
     if case.cache in case.unwritable:
         raise NotCheckedError("it needs a cache folder that can be written (see above).")
@@ -89,12 +87,9 @@ def data(case: Case) -> Finding:
         return "warning", f"{corpus.facts.summary()}; not tokenised, for the vocabulary depends on the device (see above)"
     tokens = prepare(case.config, vocab_size, case.cache, case.watcher)
     facts = tokens.facts
-    if case.plan and case.plan.data != facts.fingerprint:
-        raise StudyError(
-            f"the data of study {case.config.name!r} has changed since it was begun (fingerprint {case.plan.data}, now "
-            f"{facts.fingerprint}). Bring the old text back, or give the new search another name with `--study`."
-        )
-    context = _context(case)
+    if case.plan:
+        check_data(case.plan, tokens, case.config.name)
+    context = context_of(case.config, case.identity.device if case.identity else "cpu")
     Batches(tokens.split("train"), context, case.config.search.seed)
     validation_windows(tokens.split("validation"), context, context)
     case.tokens = tokens
@@ -110,11 +105,6 @@ def _vocabulary(case: Case) -> int | None:
         return case.plan.world.vocab_size
     suited = suited_vocabulary(case.config.budget.target_seconds, case.passport) if case.passport else None
     return case.config.data.vocab_size or suited
-
-
-def _context(case: Case) -> int:
-    on_gpu = case.identity is not None and case.identity.device == "cuda"
-    return case.config.model.context_length or (1024 if on_gpu else 256)
 
 
 def recipe(case: Case) -> Finding:
@@ -135,30 +125,11 @@ def _from_plan(plan: "Plan") -> Expected:
 
 
 def _estimate(case: Case) -> Expected:
-    """What a plan would settle, with the ceiling times UTILISATION in place of measured speeds."""
-    from budgetlm.search.plan import UTILISATION, memory_model, memory_of
+    """What a plan would settle, with a share of the ceiling in place of measured speeds."""
+    from budgetlm.search.plan import guessed_calibration, world_of
 
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
-    bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
-    wanted = config.train.precision
-    bf16 = wanted == "bf16" or (wanted == "auto" and bf16_is_fast)
-    ceiling = (passport.bf16_gflops if bf16 else passport.fp32_gflops) * 1e9
-    world = World(
-        vocab_size=tokens.facts.vocab_size,
-        context_length=_context(case),
-        train_tokens=tokens.facts.tokens["train"],
-        eval_tokens=config.train.eval_tokens,
-        full_eval_tokens=0,
-        micro_batch_tokens=max(LEAST_MICRO_BATCH, _context(case)),
-        precision="bf16" if bf16 else "fp32",
-        bf16_is_fast=bf16_is_fast,
-        compile=config.train.compile,
-        device=passport.device,
-        memory_bytes=memory_of(config, passport),
-        clip=config.train.clip,
-        speed=SpeedModel((1 / (UTILISATION * ceiling), 0.0, 0.0, 0.0)),
-        memory=memory_model([], passport.device),
-    )
+    world = world_of(config, passport, tokens, guessed_calibration(config, passport))
     space, default = complete_space(read_space(config.space), default_recipe(config.budget.target_seconds, world), world)
     return Expected(world, space, default)
 

@@ -217,6 +217,11 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
     return FP32 * (2 * parameters(model) - by_muon)
 
 
+def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False) -> int:
+    """Bytes on the disk: a checkpoint's weights and two moments (AdamW's; Muon keeps fewer), an exported model's weights."""
+    return FP32 * parameters(model) * (3 * checkpoints + exported)
+
+
 def _moments_of_a_pass(
     model: ModelConfig, sequences: int, precision: str, checkpointed: bool, accumulates: bool, state: int
 ) -> list[TrainingMemory]:

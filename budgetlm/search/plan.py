@@ -22,7 +22,7 @@ from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
-from budgetlm.train.config import run_config_from
+from budgetlm.train.config import Precision, run_config_from
 from budgetlm.train.memory import HEAP_PRICE, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint
 
@@ -33,6 +33,8 @@ EVALUATION_SHARE = 0.02
 LEARNT_FROM = 200
 """So many of the newest runs teach speed and memory: more would cost time at every rung and change four prices little."""
 MOST_EVAL_TOKENS = 2**21
+GUESSED_MICRO_BATCH = {"cpu": 4_096, "cuda": 16_384}
+"""Tokens of a forward pass that calibration is taken to settle for, by device, before it has."""
 FULL_EVALUATION_SHARE = 0.02
 """Share of a final that the evaluation on a larger part of the validation split may take."""
 
@@ -137,6 +139,40 @@ def _guessed_width(flops: float) -> float:
     return float((math.sqrt(flops / 120) * 40 / 12) ** (1 / 3))
 
 
+def context_of(config: StudyConfig, device: str) -> int:
+    """Tokens that a model sees at once: as wished, or what suits a kind of device."""
+    return config.model.context_length or (1024 if device == "cuda" else 256)
+
+
+def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
+    """What calibration would settle, from the device's ceilings alone."""
+    fast = passport.bf16_gflops > passport.fp32_gflops
+    wanted = config.train.precision
+    precision: Precision = "bf16" if wanted == "bf16" or (wanted == "auto" and fast) else "fp32"
+    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0)
+
+
+def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: Calibration) -> World:
+    """All that recipes are scaled by; where no speeds were measured, a share of the device's ceiling stands in for them."""
+    world = World(
+        vocab_size=tokens.facts.vocab_size,
+        context_length=context_of(config, passport.device),
+        train_tokens=tokens.facts.tokens["train"],
+        eval_tokens=config.train.eval_tokens,
+        full_eval_tokens=0,
+        micro_batch_tokens=measured.micro_batch_tokens,
+        precision=measured.precision,
+        bf16_is_fast=measured.bf16_is_fast,
+        compile=config.train.compile,
+        device=passport.device,
+        memory_bytes=memory_of(config, passport),
+        clip=config.train.clip,
+        speed=SpeedModel((1.0,)),
+        memory=memory_model([], passport.device),
+    )
+    return replace(world, speed=_speed_model(measured.points, passport, world))
+
+
 def make_plan(
     config: StudyConfig,
     passport: Passport,
@@ -155,7 +191,7 @@ def make_plan(
     """
     target = config.budget.target_seconds
     rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds)
-    context = config.model.context_length or (1024 if passport.device == "cuda" else 256)
+    context = context_of(config, passport.device)
     # Too little text is noticed before anything is measured on its behalf.
     Batches(tokens.split("train"), context, config.search.seed)
     validation_windows(tokens.split("validation"), context, context)
@@ -163,23 +199,7 @@ def make_plan(
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
     measured = measure(shapes, optimizers)
-    world = World(
-        vocab_size=tokens.facts.vocab_size,
-        context_length=context,
-        train_tokens=tokens.facts.tokens["train"],
-        eval_tokens=config.train.eval_tokens,
-        full_eval_tokens=0,
-        micro_batch_tokens=measured.micro_batch_tokens,
-        precision=measured.precision,
-        bf16_is_fast=measured.bf16_is_fast,
-        compile=config.train.compile,
-        device=passport.device,
-        memory_bytes=memory_of(config, passport),
-        clip=config.train.clip,
-        speed=SpeedModel((1.0,)),
-        memory=memory_model([], passport.device),
-    )
-    world = replace(world, speed=_speed_model(measured.points, passport, world))
+    world = world_of(config, passport, tokens, measured)
     space, default = complete_space(wanted, default_recipe(target, world), world)
     sample, full = _evaluation_sizes(default, rungs[0], target, world, tokens)
     world = replace(world, eval_tokens=sample, full_eval_tokens=full)

@@ -19,19 +19,18 @@ from budgetlm.budget.clock import ManualClock
 from budgetlm.budget.ledger import SEARCH, Ledger, open_database
 from budgetlm.config import StudyConfig
 from budgetlm.data.tokens import Tokens
-from budgetlm.model.size import compute_parameters, flops_per_token, parameters
+from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import World, expected_peak_bytes, expected_speed, miniature
 from budgetlm.records import RunRecord, curve_path
 from budgetlm.search.jobs import RungJob
-from budgetlm.search.plan import Plan, make_plan
+from budgetlm.search.plan import Plan, guessed_calibration, make_plan
 from budgetlm.search.scheduler import Scheduler, Site
 from budgetlm.search.trials import Trials
 from budgetlm.studies import DATABASE
 from budgetlm.train.checkpoint import KEEP
-from budgetlm.train.config import Precision, as_dict
-from budgetlm.train.throughput import Calibration
+from budgetlm.train.config import as_dict
 from budgetlm.watch import Watcher
 from budgetlm.workers.job import Ended, Event, Job, Spent
 
@@ -42,10 +41,6 @@ LEVELS = (0.1, 0.15)
 BETWEEN_SECONDS = 0.15
 """What a run's process and the asking and telling around it take (`python -m tests.benchmarks.bench_share` measures it)."""
 CALIBRATION_SECONDS = 8.0
-CHECKPOINT_BYTES, EXPORT_BYTES = 12, 4
-"""Bytes a parameter on disk: weights and two moments in fp32; the exported weights."""
-MICRO_BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}
-"""What calibration is taken to settle for."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +92,7 @@ def guessed_plan(config: StudyConfig, passport: Passport, tokens: Tokens) -> Pla
     Raises:
         BudgetExhausted, ConfigError, DataError: as a search would.
     """
-    bf16 = passport.bf16_gflops > passport.fp32_gflops
-    precision: Precision = (
-        "bf16" if config.train.precision == "bf16" or (config.train.precision == "auto" and bf16) else "fp32"
-    )
-    micro = MICRO_BATCH_TOKENS[passport.device]
-    plan, _ = make_plan(config, passport, tokens, lambda _s, _n: Calibration(precision, bf16, micro, [], 0.0))
+    plan, _ = make_plan(config, passport, tokens, lambda _shapes, _optimizers: guessed_calibration(config, passport))
     return plan
 
 
@@ -146,7 +136,6 @@ def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
     config = miniature(recipe, seconds, plan.target_seconds, plan.world)
     model, speed = config.model, expected_speed(config, plan.world)
     tokens = speed * config.seconds
-    kept = CHECKPOINT_BYTES * (KEEP + 1) + (EXPORT_BYTES if seconds == plan.target_seconds else 0)
     return Stage(
         seconds=seconds,
         runs=runs,
@@ -159,7 +148,7 @@ def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
         micro_batch_tokens=config.micro_batch_sequences * model.context_length,
         checkpoint_activations=config.checkpoint_activations,
         peak_bytes=expected_peak_bytes(config, plan.world),
-        disk_bytes=kept * parameters(model),
+        disk_bytes=saved_bytes(model, checkpoints=KEEP + 1, exported=seconds == plan.target_seconds),
     )
 
 

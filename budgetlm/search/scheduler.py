@@ -104,7 +104,6 @@ class Seat:
     held_at: float = 0.0
     step: Step | None = None
     run: Unfinished | None = None
-    began: float = 0.0
     before: dict[Purpose, float] = field(default_factory=dict)
 
     def hold(self, seconds: float) -> bool:
@@ -205,7 +204,9 @@ class Scheduler:
         if cost > 1e-3:
             why = Failure("killed", "the search itself was ended")
             record = _failed(run.label, run.config, self.site.seed, why, "interrupted")
-            append_record(self.site.folder, replace(record, seconds=cost, by_purpose={"lost": cost}))
+            # Not its own doing, and not its machine's: it does not count against the restarts.
+            record = replace(record, seconds=cost, by_purpose={"lost": cost}, cause="stopped")
+            append_record(self.site.folder, record)
 
     # --- handing out work ---
 
@@ -236,7 +237,7 @@ class Scheduler:
             if run is None:
                 continue  # impossible at this rung; it has its record
             seat = self.seats[place]
-            seat.step, seat.run, seat.began = step, run, self.site.clock.now()
+            seat.step, seat.run = step, run
             seat.meter.bill(run.label.run)
             seat.before = dict(seat.meter.spent)
             self.site.watcher.run(_title(step, run), run.config.seconds)
@@ -379,10 +380,9 @@ class Scheduler:
             seat.meter.flush()
             seat.meter.explain({"lost": seat.spent()["other"]})
         seat.meter.bill("study")
-        seconds = self.site.clock.now() - seat.began
         spent: Mapping[str, float] = {str(p): s for p, s in seat.spent().items() if s}
         record = self._judge(run, outcome) if isinstance(outcome, Failure) else outcome
-        record = replace(record, seconds=seconds, by_purpose=dict(spent), **run.predicted)
+        record = replace(record, seconds=sum(spent.values()), by_purpose=dict(spent), **run.predicted)
         append_record(self.site.folder, record)
         seat.step = seat.run = None
         self.dry = False
@@ -405,6 +405,8 @@ class Scheduler:
         if failure.cause == "study":
             self.fatal = failure.message
             return _failed(run.label, run.config, self.site.seed, failure, "interrupted")
+        if failure.cause in TRANSIENT and self.stopping_since is not None:  # by force: it was asked to, and did not
+            return replace(_failed(run.label, run.config, self.site.seed, failure, "interrupted"), cause="stopped")
         before = [r for r in self.site.records() if r.run == run.label.run and r.cause in TRANSIENT]
         again = failure.cause in TRANSIENT and len(before) < self.site.max_restarts
         return _failed(run.label, run.config, self.site.seed, failure, "interrupted" if again else "failed")

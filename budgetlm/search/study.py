@@ -172,11 +172,8 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             else config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
         )
         tokens = prepare(config, vocab_size, cache, watcher)
-        if plan and plan.data != tokens.facts.fingerprint:
-            raise StudyError(
-                f"the data of study {config.name!r} has changed since it was begun (fingerprint {plan.data}, now "
-                f"{tokens.facts.fingerprint}). Bring the old text back, or give the new search another name with `--study`."
-            )
+        if plan:
+            check_data(plan, tokens, config.name)
         if plan is None:
             plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache))
             watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
@@ -195,7 +192,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     counted, importance = trials.importance()
     write_json(folder / IMPORTANCE, {"trials": counted, "importance": importance})
     records = site.records()
-    choice = choose(records, plan.target_seconds)
+    choice = choose(records, plan.target_seconds, site.forecasts())
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs)
 
@@ -277,6 +274,19 @@ def check_machine(plan: Plan, passport: Passport) -> None:
         raise StudyError(
             f"this study was begun on another machine or set-up ({plan.passport.summary()}); this is {passport.summary()}. "
             "Device-seconds of the two cannot be compared. Go on there, or begin another study here with `--study`."
+        )
+
+
+def check_data(plan: Plan, tokens: Tokens, name: str) -> None:
+    """Refuse to go on with other text than a study was begun with.
+
+    Raises:
+        StudyError: it has changed.
+    """
+    if plan.data != tokens.facts.fingerprint:
+        raise StudyError(
+            f"the data of study {name!r} has changed since it was begun (fingerprint {plan.data}, now "
+            f"{tokens.facts.fingerprint}). Bring the old text back, or give the new search another name with `--study`."
         )
 
 

@@ -19,7 +19,7 @@ from budgetlm.budget.clock import Meter
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import compute_parameters, evaluation_sequences, flops_per_token, parameters
+from budgetlm.model.size import compute_parameters, evaluation_sequences, flops_per_token, parameters, saved_bytes
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
@@ -176,7 +176,7 @@ class _Run:
         self.last_loss = self.position.loss
         self.pending: list[tuple[float, float]] = []  # loss and seconds of the steps since the last curve point
         self.last_checkpoint = (meter.clock.now(), self.position.step)
-        self.checkpoint_seconds = LEAST_CHECKPOINT_SECONDS + 12 * parameters(config.model) / DISK_BYTES_PER_SECOND
+        self.checkpoint_seconds = LEAST_CHECKPOINT_SECONDS + saved_bytes(config.model) / DISK_BYTES_PER_SECOND
         # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None

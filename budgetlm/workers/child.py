@@ -7,18 +7,17 @@ import os
 import resource
 import signal
 import threading
-import traceback
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from budgetlm.budget.clock import Clock, Meter, Purpose
+from budgetlm.budget.clock import STOPPED_SECONDS, Clock, Meter, Purpose
 from budgetlm.records import CurvePoint
 from budgetlm.workers.job import Ended, Failure, Job, Spent, failure_of
 
-TRACEBACK_LINES = 8
 SECONDS_BETWEEN_WORDS = 0.25
 ORPHANED = 3
 
@@ -75,7 +74,9 @@ def main(connection: Connection, job: Job, place: Place, started: float) -> None
     Args:
         started: the search's monotonic clock when it asked for this process.
     """
-    desk = _Desk(connection, started)
+    born = time.monotonic()
+    # Longer than this takes no birth: everything was stopped meanwhile, or the server was still loading PyTorch.
+    desk = _Desk(connection, started if born - started < STOPPED_SECONDS else born)
     signal.signal(signal.SIGTERM, desk.ask_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the search decides what becomes of it
     threading.Thread(target=_listen, args=(connection, desk), daemon=True).start()
@@ -83,8 +84,7 @@ def main(connection: Connection, job: Job, place: Place, started: float) -> None
         _settle_in(place)
         outcome = job.work(desk)
     except Exception as error:  # noqa: BLE001  # it is handed over, whatever it is
-        lines = "".join(traceback.format_exception(error)).strip().splitlines()
-        outcome = failure_of(error, "\n".join(lines[-TRACEBACK_LINES:]))
+        outcome = failure_of(error)
     with suppress(OSError):  # nobody listens any more
         desk.meter.flush()
         try:

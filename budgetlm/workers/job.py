@@ -1,11 +1,16 @@
 """What a worker is given, what it says while it works, and how it can end. Data only; no torch."""
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from budgetlm.budget.clock import Meter, Purpose
+from budgetlm.errors import BudgetlmError, CheckpointError, ConfigError
 from budgetlm.records import CurvePoint
+
+TRACEBACK_LINES = 8
+"""So much of the end of a traceback is kept."""
 
 Cause = Literal["configuration", "memory", "exception", "study", "killed", "hang", "device"]
 """Why a job failed. Of its own making: `configuration` (asked for the impossible), `memory` (did not fit), `exception` (looks
@@ -85,15 +90,10 @@ class Workers(Protocol):
         """Leave nothing running."""
 
 
-def failure_of(error: BaseException, tail: str) -> Failure:
-    """The failure that an exception in a job stands for.
-
-    Args:
-        tail: the last lines of its traceback.
-    """
-    from budgetlm.errors import BudgetlmError, CheckpointError, ConfigError
-
+def failure_of(error: BaseException) -> Failure:
+    """The failure that an exception in a job stands for, with the end of its traceback where that says more than it does."""
     name, text = type(error).__name__, str(error)
+    tail = "\n".join("".join(traceback.format_exception(error)).strip().splitlines()[-TRACEBACK_LINES:])
     if isinstance(error, ConfigError | CheckpointError):
         return Failure("configuration", text)
     if isinstance(error, BudgetlmError):

@@ -20,22 +20,12 @@ from collections.abc import Callable
 import optuna
 
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.space import Choices, Range, Space, suggest
+from budgetlm.recipe.space import Range, Space, suggest
 from budgetlm.search.sampler import EXCERPT, make_sampler
+from tests.benchmarks.bench_machinery import SPACE as MACHINERY_SPACE
 
-SPACE: Space = {
-    "depth": Range(low=2, high=12),
-    "width": Range(low=64, high=512, step=32),
-    "batch_tokens": Range(
-        low=512, high=16_384, step=512
-    ),  # TPE on all takes five times longer with a `log` range of integers
-    "peak_lr": Range(low=1e-3, high=4e-2, log=True),
-    "schedule": Choices(("linear", "cosine", "wsd")),
-    "warmup": Range(low=0.01, high=0.15),
-    "cooldown": Range(low=0.2, high=0.8),
-    "optimizer": Choices(("adamw", "muon")),
-    "weight_decay": Range(low=0.01, high=0.5, log=True),
-}
+SPACE: Space = MACHINERY_SPACE | {"batch_tokens": Range(low=512, high=16_384, step=512)}
+"""TPE on all takes five times longer with a `log` range of integers."""
 NOISE = 0.005
 """Spread of one observation, relative to the loss."""
 LEAST = 1.5

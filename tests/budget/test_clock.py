@@ -59,6 +59,18 @@ def test_what_a_worker_says_of_its_time_moves_it_and_keeps_the_sum():
     assert sum(meter.spent.values()) == 6.0
 
 
+def test_time_that_only_the_worker_has_seen_is_charged_on_top():
+    clock, charges = ManualClock(), []
+    meter = Meter(clock, lambda _run, spent: charges.append(spent))
+    meter.bill("trial0")
+    clock.move(1)  # this clock stood still for the rest
+    meter.explain({"train": 3.0})
+    clock.move(1)
+    meter.explain({"evaluate": 1.0})
+    meter.flush()
+    assert charges == [{"train": 3.0, "evaluate": 1.0, "other": 0.0}]
+
+
 @pytest.fixture
 def hands(monkeypatch):
     """The machine's clocks, moved by hand: real seconds, seconds that the process worked, and the date."""

@@ -226,6 +226,28 @@ def test_whatever_instant_a_search_dies_at_the_next_one_settles_every_trial_once
     assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
 
 
+def test_a_search_that_is_ended_often_costs_its_runs_none_of_their_restarts(tiny_study, cache, clock, monkeypatch):
+    config = tiny_study(6.0, search={"least_rung_seconds": 0.15, "max_restarts": 0})
+    plain, calls = Scheduler._end, []
+
+    def dies(self, seat, ended):
+        calls.append(ended)
+        if len(calls) == 3:
+            raise SystemExit("kill -9")
+        return plain(self, seat, ended)
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(Scheduler, "_end", dies)
+            calls.clear()
+            with pytest.raises(SystemExit):
+                search(config, cache, clock, Notes())
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    assert {(r.state, r.cause) for r in records} == {("interrupted", "stopped"), ("done", "")}
+    assert {r.run for r in records if r.state == "interrupted"} <= {r.run for r in records if r.state == "done"}
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
 def test_a_rung_whose_checkpoint_is_damaged_begins_again_and_is_told_once(tiny_study, cache, clock, monkeypatch, damage):
     config = tiny_study(6.0)

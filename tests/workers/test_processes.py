@@ -129,11 +129,12 @@ import os, signal, time
 from budgetlm.budget.clock import Clock
 from budgetlm.workers.child import Place
 from budgetlm.workers.processes import Processes
+from budgetlm.workers.job import Ended
 from tests.workers import jobs
 if __name__ == "__main__":
     workers = Processes([Place("cpu", threads=1)], Clock())
     workers.start(0, jobs.Look(), 60.0)
-    while not workers.wait(1.0): pass
+    while not any(isinstance(event, Ended) for _, event in workers.wait(1.0)): pass
     workers.start(0, jobs.Forget({str(tmp_path / "mark")!r}), 60.0)
     time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,12 +1,10 @@
 """Workers without processes: each job is done where it is waited for. For debugging, and for clocks that are not real."""
 
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from budgetlm.budget.clock import Clock, Meter, Purpose
 from budgetlm.records import CurvePoint
-from budgetlm.workers.child import TRACEBACK_LINES
 from budgetlm.workers.job import Ended, Event, Job, Spent, failure_of
 
 
@@ -32,12 +30,12 @@ class Inline:
         self._clock, self._should_stop, self._asked = clock, should_stop, False
         self._job: Job | None = None
 
-    def start(self, place: int, job: Job, most_seconds: float) -> None:  # noqa: ARG002  # no force is used here
+    def start(self, place: int, job: Job, most_seconds: float) -> None:  # no force is used here
         """Take a job."""
         assert self._job is None
         self._job = job
 
-    def wait(self, seconds: float) -> list[tuple[int, Event]]:  # noqa: ARG002
+    def wait(self, seconds: float) -> list[tuple[int, Event]]:
         """Do the job that was taken."""
         if self._job is None:
             return []
@@ -47,8 +45,7 @@ class Inline:
         try:
             outcome = job.work(desk)
         except Exception as error:  # noqa: BLE001  # as a process would
-            lines = "".join(traceback.format_exception(error)).strip().splitlines()
-            outcome = failure_of(error, "\n".join(lines[-TRACEBACK_LINES:]))
+            outcome = failure_of(error)
         desk.meter.flush()
         return [(0, event) for event in [*desk.said, Ended(outcome)]]
 
@@ -56,7 +53,7 @@ class Inline:
         """Ask the job to save what it has and return."""
         self._asked = True
 
-    def kill(self, place: int | None = None, why: str = "") -> None:  # noqa: ARG002
+    def kill(self, place: int | None = None, why: str = "") -> None:
         """Drop a job that was taken and not begun."""
         self._job = None
 
