@@ -111,12 +111,6 @@ def flops_per_token(model: ModelConfig) -> int:
     return 6 * compute_parameters(model) + 12 * model.depth * model.width * model.context_length
 
 
-def activation_elements(model: ModelConfig) -> int:
-    """Numbers that a training step reads or writes for one token beside the matrix products; a proxy for its memory traffic."""
-    per_block = 10 * model.width + 4 * model.hidden + model.heads * model.context_length
-    return model.depth * per_block + 2 * model.vocab_size
-
-
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 FP32, BF16 = 4, 2

@@ -13,6 +13,7 @@ from typing import Any
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
+from budgetlm.errors import StudyError
 from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
@@ -24,7 +25,7 @@ from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.config import Precision, run_config_from
 from budgetlm.train.memory import HEAP_PRICE, MemoryModel, MemoryPoint, run_memory
-from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint
+from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work
 
 UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
@@ -81,7 +82,7 @@ class Plan:
             for r, c in runs
             if r.tokens_per_second > 0
         ]
-        speed = _speed_model([*self.points, *speeds], self.passport, self.world)
+        speed = _speed_model([*self.points, *speeds], self.passport, self.world.precision)
         memory = memory_model(
             [MemoryPoint(run_memory(c), r.peak_bytes) for r, c in runs if r.peak_bytes > 0 and not c.compact_heap],
             self.world.device,
@@ -93,11 +94,20 @@ def load_plan(folder: Path) -> Plan | None:
     """The plan of a study, if it has settled one.
 
     Raises:
-        StudyError: the file is damaged.
+        StudyError: the file is damaged, or of another version.
     """
     if not (folder / PLAN).exists():
         return None
-    values = read_json(folder / PLAN)
+    try:
+        return _plan_from_dict(read_json(folder / PLAN))
+    except (KeyError, TypeError) as error:
+        raise StudyError(
+            f"{folder / PLAN} was written by another version of budgetlm, or by hand (at {error}). Begin another study with "
+            "`--study`, or go on with the version that began it."
+        ) from None
+
+
+def _plan_from_dict(values: dict[str, Any]) -> Plan:
     return Plan(
         passport=Passport(**values["passport"]),
         world=_world_from_dict(values["world"]),
@@ -154,7 +164,7 @@ def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
 
 def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: Calibration) -> World:
     """All that recipes are scaled by; where no speeds were measured, a share of the device's ceiling stands in for them."""
-    world = World(
+    return World(
         vocab_size=tokens.facts.vocab_size,
         context_length=context_of(config, passport.device),
         train_tokens=tokens.facts.tokens["train"],
@@ -167,10 +177,9 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         device=passport.device,
         memory_bytes=memory_of(config, passport),
         clip=config.train.clip,
-        speed=SpeedModel((1.0,)),
+        speed=_speed_model(measured.points, passport, measured.precision),
         memory=memory_model([], passport.device),
     )
-    return replace(world, speed=_speed_model(measured.points, passport, world))
 
 
 def make_plan(
@@ -243,15 +252,15 @@ def _optimizers(wanted: Space) -> list[str]:
     return [domain.value] if isinstance(domain, Fixed) else list(domain.values) if isinstance(domain, Choices) else []
 
 
-def _speed_model(points: Sequence[SpeedPoint], passport: Passport, world: World) -> SpeedModel:
-    ceiling = passport.bf16_gflops if world.precision == "bf16" else passport.fp32_gflops
-    return SpeedModel.fit([p for p in points if p.tokens_per_second > 0], ceiling)
+def _speed_model(points: Sequence[SpeedPoint], passport: Passport, precision: str) -> SpeedModel:
+    ceiling = passport.bf16_gflops if precision == "bf16" else passport.fp32_gflops
+    return SpeedModel.fit([p for p in points if p.tokens_per_second > 0], ceiling, passport.device)
 
 
 def _world_from_dict(values: dict[str, Any]) -> World:
     memory = values["memory"]
     models = {
-        "speed": SpeedModel(tuple(values["speed"]["prices"])),
+        "speed": SpeedModel(Work(**values["speed"]["prices"]), values["speed"]["floor"]),
         "memory": MemoryModel(tuple(memory["prices"]), memory["overhead_bytes"]),
     }
     return World(**{**values, **models})

@@ -25,7 +25,7 @@ from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
-from budgetlm.train.heap import compact_heap
+from budgetlm.train.heap import compact_heap, roomy_heap
 from budgetlm.train.optim import build_optimizers, set_lr
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import lr_factor
@@ -150,8 +150,8 @@ class _Run:
     ) -> None:
         self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
         self.spent_before = dict(meter.spent)
-        if config.compact_heap:
-            compact_heap()
+        if config.device == "cpu":
+            compact_heap() if config.compact_heap else roomy_heap()
         self.memory = PeakMemory.begin(config.device)
         context = config.model.context_length
         self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)

@@ -1,28 +1,57 @@
 """How fast a shape will train, from what was measured on others. Arithmetic only, no torch.
 
-The seconds for one token are a sum of what the device does for it: matrix products, memory traffic beside them, kernels
-launched, and the optimizer's passes over the parameters. The four prices are fitted, non-negative, to measured speeds; small
-models then come out at the low utilisation that they really have, which is what a miniature has to know (DESIGN 4.4).
+The seconds for one token are a sum of what the device does for it, each kind of work at a price of its own. The prices are
+fitted, non-negative, to measured speeds, beside a prior for kinds that the measurements hardly show; small models then come out
+at the low utilisation that they really have, which is what a miniature has to know (DESIGN 4.4).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy.optimize import nnls
 
-from budgetlm.model.size import (
-    ModelConfig,
-    activation_elements,
-    block_matrices,
-    flops_per_token,
-    parameters,
-)
+from budgetlm.model.size import ModelConfig, block_matrices, flops_per_token, parameters
 from budgetlm.train.config import Precision
 
-PRIOR_WEIGHT = 0.03
-"""How much a guessed price counts beside a measurement, which counts 1. With 0.1 it held prices far from what eight
-measurements said: worst error on other shapes 1.1 to 1.6 instead of 0.2 to 0.7 (bench_oracle)."""
+PRIOR_WEIGHT = 0.2
+"""How much a guessed price counts beside a measurement, which counts 1."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a token of an optimisation step takes; or, in the same fields, the seconds for one of each."""
+
+    products: float
+    """Floating-point operations of the model's matrix products and attention."""
+    elements: float
+    """Numbers that the blocks read or write beside them: norms, rotations, activations, residuals."""
+    scores: float
+    """Attention scores."""
+    words: float
+    """Scores of the vocabulary, through softmax and loss."""
+    passes: float
+    """Blocks begun: what a forward and backward pass through one costs however few tokens there are."""
+    steps: float
+    """Optimisation steps begun."""
+    updates: float
+    """Parameters updated by the optimizer; Muon's matrices count twice."""
+    gradients: float
+    """Parameters whose gradient is written, once a pass."""
+    orthogonal: float
+    """Floating-point operations of Muon."""
+
+
+def _prior(device: str, floor: float) -> Work:
+    """Prices to begin with, in seconds; `floor` is what a floating-point operation takes at the measured ceiling.
+
+    Those of a CPU are what 32 shapes on one core of an AMD EPYC gave (tests/benchmarks/bench_oracle.py). Those of a GPU are
+    reckoned, not measured: about 10 bytes an element at 200 operations in the time of a byte, and 75 kernels of 5
+    microseconds for a block.
+    """
+    if device == "cuda":
+        return Work(1.2 * floor, 2000 * floor, 20 * floor, 3000 * floor, 4e-4, 1e-3, 6000 * floor, 2000 * floor, 1.5 * floor)
+    return Work(floor, 600 * floor, 150 * floor, 800 * floor, 1.2e-3, 4e-4, 500 * floor, 300 * floor, 1.1 * floor)
 
 
 @dataclass(frozen=True)
@@ -51,30 +80,30 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SpeedModel:
-    """Seconds a token as prices of what has to be done for it."""
+    """Seconds a token as the sum of its work at these prices."""
 
-    prices: tuple[float, ...]
+    prices: Work
+    floor: float = 0.0
+    """Seconds of a floating-point operation at the device's ceiling: no shape is believed to pass it."""
 
     @classmethod
-    def fit(cls, points: Sequence[SpeedPoint], ceiling_gflops: float) -> "SpeedModel":
-        """Fit the prices to measurements by relative error; without enough of them, from the device's ceiling.
+    def fit(cls, points: Sequence[SpeedPoint], ceiling_gflops: float, device: str = "cpu") -> "SpeedModel":
+        """Fit the prices to measurements by relative error.
 
         Args:
-            ceiling_gflops: speed of a large matrix product in the precision used. No shape is believed to pass it, and
-                as one weak measurement of its own it fills in for directions that the points do not show.
+            ceiling_gflops: speed of a large matrix product in the precision used, of which the prior is made.
         """
         floor = 1 / (ceiling_gflops * 1e9)
-        prior = np.array([2 * floor, 100 * floor, 100_000 * floor, 30 * floor])
-        rows = [
-            np.array(_work(p.model, p.batch_tokens, p.micro_batch_tokens, p.optimizer, p.checkpoint_activations))
+        prior = np.array(astuple(_prior(device, floor)))
+        work = [
+            np.array(astuple(work_of(p.model, p.batch_tokens, p.micro_batch_tokens, p.optimizer, p.checkpoint_activations)))
             for p in points
         ]
-        design = [row * p.tokens_per_second for row, p in zip(rows, points, strict=True)]
-        weak = PRIOR_WEIGHT * np.diag(1 / prior)
-        wanted = [1.0] * len(points) + [PRIOR_WEIGHT] * 4
-        prices, _ = nnls(np.array([*design, *weak]), np.array(wanted))
-        prices[0] = max(prices[0], floor)
-        return cls(tuple(float(price) for price in prices))
+        measured = [row * p.tokens_per_second for row, p in zip(work, points, strict=True)]
+        design = np.array([*measured, *(PRIOR_WEIGHT * np.diag(1 / prior))])
+        wanted = np.array([1.0] * len(points) + [PRIOR_WEIGHT] * len(prior))
+        prices, _ = nnls(design, wanted)
+        return cls(Work(*(float(price) for price in prices)), floor)
 
     def tokens_per_second(
         self,
@@ -85,23 +114,30 @@ class SpeedModel:
         checkpoint_activations: bool = False,
     ) -> float:
         """Predicted speed of optimisation steps."""
-        work = _work(model, batch_tokens, micro_batch_tokens, optimizer, checkpoint_activations)
-        return 1 / float(np.dot(self.prices, work))
+        work = work_of(model, batch_tokens, micro_batch_tokens, optimizer, checkpoint_activations)
+        seconds = float(np.dot(astuple(self.prices), astuple(work)))
+        return 1 / max(seconds, self.floor * (work.products + work.orthogonal))
 
 
-def _work(
-    model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str, checkpointed: bool
-) -> tuple[float, ...]:
-    """What one token costs: FLOPs (Muon's too), memory traffic, kernel launches, the optimizer's passes.
-
-    The forward pass is a third of it, and a checkpointed block takes a second one.
-    """
-    head, blocks = 6 * model.vocab_size * model.width, 4 / 3 if checkpointed else 1.0
-    flops = head + blocks * (flops_per_token(model) - head)
-    traffic = 2 * model.vocab_size + blocks * (activation_elements(model) - 2 * model.vocab_size)
-    launches = (blocks * model.depth + 1) / max(1.0, min(batch_tokens, micro_batch_tokens))
+def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str, checkpointed: bool) -> Work:
+    """What one token takes. The forward pass is a third of it, and a checkpointed block takes a second one."""
+    micro = max(1.0, min(batch_tokens, micro_batch_tokens))
+    blocks = model.depth * (4 / 3 if checkpointed else 1.0)
+    head, count = 6 * model.vocab_size * model.width, parameters(model)
+    updated, orthogonal = float(count), 0.0
     if optimizer == "muon":
         # Five Newton-Schulz steps on an (a, b) matrix, a <= b: each 4·a²·b + 2·a³ operations.
         shapes = [(min(s), max(s)) for s in block_matrices(model)]
-        flops += model.depth * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes) / batch_tokens
-    return flops, traffic, launches, 10.0 * parameters(model) / batch_tokens
+        orthogonal = model.depth * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes)
+        updated += model.depth * sum(a * b for a, b in shapes)
+    return Work(
+        products=head + (flops_per_token(model) - head) * blocks / model.depth,
+        elements=blocks * (10 * model.width + 4 * model.hidden),
+        scores=blocks * model.heads * model.context_length,
+        words=model.vocab_size,
+        passes=(blocks + 1) / micro,
+        steps=1 / batch_tokens,
+        updates=updated / batch_tokens,
+        gradients=count / micro,
+        orthogonal=orthogonal / batch_tokens,
+    )

@@ -24,6 +24,7 @@ from budgetlm.data.tokens import TokenFacts, Tokens
 from budgetlm.model.size import ModelConfig, evaluation_sequences, flops_per_token
 from budgetlm.passport import take_passport
 from budgetlm.records import CurvePoint
+from budgetlm.search.plan import memory_model
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, RunConfig, as_dict
 from budgetlm.train.loop import Label, train
 from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
@@ -146,7 +147,7 @@ def main() -> None:
 def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflops: float) -> None:
     rows = list(zip(configs, speeds, peaks, strict=True))
     known = rows[CALIBRATED_ONE_IN // 2 :: CALIBRATED_ONE_IN]
-    memory = MemoryModel.fit([MemoryPoint(run_memory(c), peak) for c, _, peak in known])
+    memory = memory_model([MemoryPoint(run_memory(c), peak) for c, _, peak in known], "cpu")
     speed = SpeedModel.fit([speed_point(c, s) for c, s, _ in known], gflops)
     bare_memory, bare_speed = MemoryModel(), SpeedModel.fit([], gflops)
     print(f"{'shape, micro-batch, passes':52} {'peak MiB, predicted, error':>30} {'tokens/s, predicted, error':>30}")

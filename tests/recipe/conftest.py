@@ -1,7 +1,7 @@
 import pytest
 
 from budgetlm.recipe.scale import World
-from budgetlm.train.throughput import SpeedModel
+from budgetlm.train.throughput import SpeedModel, Work
 
 
 @pytest.fixture
@@ -20,5 +20,5 @@ def world() -> World:
         device="cpu",
         memory_bytes=2**34,
         clip=1.0,
-        speed=SpeedModel((2e-11, 1e-9, 1e-3, 4e-11)),
+        speed=SpeedModel(Work(2e-11, 1e-9, 1e-9, 2e-9, 1e-3, 0.0, 4e-10, 0.0, 2e-11)),
     )

@@ -1,9 +1,10 @@
 import pytest
 
-from budgetlm.train.throughput import SpeedModel, SpeedPoint
+from budgetlm.model.size import flops_per_token
+from budgetlm.train.throughput import SpeedModel, SpeedPoint, Work
 from tests.conftest import tiny_model
 
-TRUE = SpeedModel((3e-11, 2e-9, 2e-3, 4e-11))
+TRUE = SpeedModel(Work(3e-11, 2e-8, 5e-9, 2e-8, 2e-3, 1e-3, 4e-9, 2e-9, 3e-11))
 
 
 def point(depth, width, batch=1024, micro=1024, optimizer="adamw"):
@@ -35,8 +36,9 @@ def test_without_measurements_the_ceiling_gives_a_sensible_guess():
 
 
 def test_no_shape_is_believed_to_pass_the_ceiling():
-    absurd = [SpeedPoint(tiny_model(depth=4, width=256), 1024, 1024, "adamw", 1e9)]
-    assert SpeedModel.fit(absurd, ceiling_gflops=50).prices[0] >= 1 / 50e9
+    model = tiny_model(depth=4, width=256)
+    absurd = SpeedModel.fit([SpeedPoint(model, 1024, 1024, "adamw", 1e9)] * 9, ceiling_gflops=50)
+    assert absurd.tokens_per_second(model, 1024, 1024, "adamw") * flops_per_token(model) <= 50e9 * 1.0001
 
 
 def test_a_checkpointed_run_pays_for_a_second_forward_pass_of_its_blocks():
