@@ -24,7 +24,7 @@ from budgetlm.data.tokens import TokenFacts, Tokens
 from budgetlm.model.size import ModelConfig, evaluation_sequences, flops_per_token
 from budgetlm.passport import take_passport
 from budgetlm.records import CurvePoint
-from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, RunConfig, as_dict
+from budgetlm.train.config import OptimizerConfig, RunConfig, as_dict
 from budgetlm.train.loop import Label, train
 from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import SpeedModel, SpeedPoint
@@ -50,7 +50,7 @@ def shapes() -> list[RunConfig]:
         micro, passes = chance.choice((1, 2, 4, 8, 16)), chance.choice((1, 1, 2, 4))
         config = RunConfig(
             model=model,
-            optimizer=OptimizerConfig(name=chance.choice(OPTIMIZERS)),
+            optimizer=OptimizerConfig(name=chance.choice(("adamw", "muon"))),
             batch_sequences=micro * passes,
             micro_batch_sequences=micro,
             steps=STEPS,
