@@ -7,7 +7,7 @@ from typing import Any
 
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Finding, judge, needed, size_text
-from budgetlm.model.size import ModelConfig, round_width, saved_bytes
+from budgetlm.model.size import round_width, saved_bytes
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import USABLE_MEMORY, World, least_bytes, model_of
 from budgetlm.recipe.space import Choices, Domain, Fixed, Space
@@ -19,8 +19,8 @@ ALLOWANCE = 100 * 10**6
 def disk(case: Case) -> Finding:
     """Whether there is room for what a final writes, and for what prepared data still needs."""
     expected = needed(case.expected, "a default recipe")
-    default = _final_bytes(model_of(expected.default, expected.world))
-    largest = _final_bytes(model_of(largest_recipe(expected.space, expected.default), expected.world))
+    default = _final_bytes(expected.default, expected.world)
+    largest = _final_bytes(largest_recipe(expected.space, expected.default), expected.world)
     faults, warnings, free_here = [], [], []
     for what, folder, need in (("study", case.config.folder, default), ("cache", case.cache, ALLOWANCE)):
         place = probes.existing_parent(folder)
@@ -38,11 +38,12 @@ def disk(case: Case) -> Finding:
     return judge(faults, warnings, f"{', '.join(free_here)}; {final}")
 
 
-def _final_bytes(model: ModelConfig) -> int:
+def _final_bytes(recipe: Recipe, world: World) -> int:
     """Bytes that a final writes at its fullest: the checkpoints kept and one more being written, and the exported model."""
     from budgetlm.train.checkpoint import KEEP
 
-    return saved_bytes(model, checkpoints=KEEP + 1, exported=True) + ALLOWANCE
+    model, averaged = model_of(recipe, world), recipe.ema > 0
+    return saved_bytes(model, checkpoints=KEEP + 1, exported=True, averaged=averaged) + ALLOWANCE
 
 
 def memory(case: Case) -> Finding:
@@ -89,6 +90,7 @@ def largest_recipe(space: Space, default: Recipe) -> Recipe:
         mlp_ratio=float(_extreme(space["mlp_ratio"], max)),
         kv_groups=1,  # the most keys and values, and possible with any number of heads
         tie_embeddings=bool(_extreme(space["tie_embeddings"], min)),
+        ema=float(_extreme(space["ema"], max)) if "ema" in space else default.ema,
     )
 
 

@@ -5,7 +5,7 @@ never fit. Everything that scales a model, prices it or plots it asks here.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from budgetlm.errors import ConfigError
 
@@ -184,36 +184,47 @@ def training_memory(
     checkpoint_activations: bool,
     accumulates: bool,
     muon_in_bf16: bool = False,
+    averaged: bool = False,
 ) -> TrainingMemory:
     """What training holds at its fullest moment, from the second step on.
 
     Args:
         micro_batch_sequences: sequences in one forward pass.
-        optimizer: `adamw` or `muon`.
+        optimizer: its name (`train/config.py`).
         precision: `fp32`, or `bf16` for autocast over fp32 weights.
         checkpoint_activations: whether only the input of each block is kept, and the rest computed again.
         accumulates: whether a step takes several forward passes, so that all but the first have gradients beside them.
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
+        averaged: whether a second set of weights holds their average.
     """
     facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates)
     state = optimizer_state_bytes(model, optimizer)
     moments = _moments_of_a_pass(*facts, state) + _moments_of_an_evaluation(model, micro_batch_sequences, precision, state)
-    if optimizer == "muon":
-        weights = FP32 * parameters(model)
-        update = state + _muon_bytes(model, one_at_a_time=muon_in_bf16)
-        moments.append(TrainingMemory(weights, weights, update, 0, 0))
-    return max(moments, key=lambda moment: moment.peak)
+    weights = FP32 * parameters(model)
+    update = state + _update_bytes(model, optimizer, muon_in_bf16)
+    moments.append(TrainingMemory(weights, weights, update, 0, 0))
+    fullest = max(moments, key=lambda moment: moment.peak)
+    return replace(fullest, weights=2 * weights) if averaged else fullest
 
 
 def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes between steps: two fp32 numbers for a parameter that AdamW trains, one for a matrix that Muon does."""
-    by_muon = model.depth * sum(a * b for a, b in block_matrices(model)) if optimizer == "muon" else 0
-    return FP32 * (2 * parameters(model) - by_muon)
+    """Bytes between steps, all fp32.
+
+    Two numbers for a parameter that one of Adam's kind trains (moments, or schedule-free's base weights and second moment), one
+    for SGD's momentum and for a matrix that Muon trains; Adafactor keeps one for each row and each column of a matrix.
+    """
+    matrices = [shape for shape in block_matrices(model) for _ in range(model.depth)]
+    if optimizer == "adafactor":
+        ends = [(model.vocab_size, model.width)] * (1 if model.tie_embeddings else 2)
+        vectors = parameters(model) - sum(a * b for a, b in matrices + ends)
+        return FP32 * (sum(a + b for a, b in matrices + ends) + vectors)
+    once = {"sgd": parameters(model), "muon": sum(a * b for a, b in matrices)}.get(optimizer, 0)
+    return FP32 * (2 * parameters(model) - once)
 
 
-def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False) -> int:
-    """Bytes on the disk: a checkpoint's weights and two moments (AdamW's; Muon keeps fewer), an exported model's weights."""
-    return FP32 * parameters(model) * (3 * checkpoints + exported)
+def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False, averaged: bool = False) -> int:
+    """Bytes on the disk: a checkpoint's weights, their average and two moments (some optimizers keep fewer), an exported model's."""
+    return FP32 * parameters(model) * ((3 + averaged) * checkpoints + exported)
 
 
 def _moments_of_a_pass(
@@ -284,6 +295,23 @@ def _chunk_bytes(model: ModelConfig, tokens: int) -> int:
     rows = -(-tokens // -(-model.vocab_size // model.width))
     chunk = max(1, (1 << (rows - 1).bit_length()) // 2)
     return 2 * FP32 * min(chunk, tokens) * model.vocab_size
+
+
+COPIES = {"adamax": (1, 0), "nadam": (2, 1), "adafactor": (1, 1), "schedulefree": (1, 1)}
+"""Copies of a weight that an optimizer computes with, and those it still holds when it has come to the next weight. Optimizers
+that are not named are fused, and need none."""
+
+
+def _update_bytes(model: ModelConfig, optimizer: str, muon_in_bf16: bool) -> int:
+    """Bytes that an optimizer computes with."""
+    if optimizer == "muon":
+        return _muon_bytes(model, one_at_a_time=muon_in_bf16)
+    own, left = COPIES.get(optimizer, (0, 0))
+    blocks = [a * b for a, b in block_matrices(model)] * min(2, model.depth)
+    ends = [model.vocab_size * model.width] * (1 if model.tie_embeddings else 2)
+    # Schedule-free AdamW goes through all weights in one function, the others through each group in one.
+    in_a_row = [blocks + ends] if optimizer == "schedulefree" else [blocks, ends]
+    return FP32 * max(left * before + own * now for row in in_a_row for before, now in zip([0, *row], row, strict=False))
 
 
 def _muon_bytes(model: ModelConfig, *, one_at_a_time: bool) -> int:

@@ -18,15 +18,28 @@ class Recipe:
     batch_tokens: int
     """Tokens in one optimisation step."""
     peak_lr: float
-    """Learning rate at the top of the schedule."""
+    """Learning rate at the top of the schedule, in AdamW's measure for every optimizer."""
     schedule: str = "linear"
-    """Shape of the learning rate over the run."""
+    """Shape of the learning rate over the run. With `schedulefree` it stays at its top, whatever is said here."""
     warmup: float = 0.05
     """Share of the run in which the learning rate rises."""
     cooldown: float = 0.4
-    """Share of the run in which it falls; `wsd` only."""
+    """Share of the run in which it falls; `wsd` and `one_cycle` only."""
+    cooldown_shape: str = "linear"
+    """How it falls then; `wsd` only."""
     optimizer: str = "adamw"
+    embedding_lr: float = 1.0
+    """Learning rate of the embedding and the head, as a multiple of the others'."""
     weight_decay: float = 0.1
+    """Decoupled; `adam` is without."""
+    weight_decay_schedule: str = "constant"
+    """Whether the weight decay stays, or falls `linear`ly to 0."""
+    batch_ramp: float = 0.0
+    """Share of the run in which the batch rises from a quarter to the whole."""
+    momentum_warmup: float = 0.0
+    """Share of the run in which Muon's momentum rises from 0.85 to 0.95."""
+    ema: float = 0.0
+    """Averaging time of the weights as a share of the run; 0, or with `schedulefree`, for none."""
     kv_groups: int = 1
     """Query heads that share a key/value head."""
     mlp_ratio: float = 3.0
@@ -36,10 +49,16 @@ class Recipe:
 
     def summary(self) -> str:
         """One line for people."""
-        falls = f", the last {self.cooldown:.0%} falling" if self.schedule == "wsd" else ""
-        return (
+        schedule = "constant" if self.optimizer == "schedulefree" else self.schedule
+        falls = f", the last {self.cooldown:.0%} falling" if schedule in ("wsd", "one_cycle") else ""
+        parts = [
             f"depth {self.depth} x width {self.width}, batch {self.batch_tokens:,} tokens, {self.optimizer} at peak lr "
-            f"{self.peak_lr:.2e}, {self.schedule} schedule (warm-up {self.warmup:.0%}{falls}), weight decay {self.weight_decay:.2g}"
+            f"{self.peak_lr:.2e}, {schedule} schedule (warm-up {self.warmup:.0%}{falls}), weight decay {self.weight_decay:.2g}"
+        ]
+        unusual = ("cooldown_shape", "embedding_lr", "weight_decay_schedule", "batch_ramp", "momentum_warmup", "ema")
+        values = {name: getattr(self, name) for name in unusual if getattr(self, name) != PARAMETERS[name].default}
+        return ", ".join(
+            parts + [f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v}" for name, v in values.items()]
         )
 
 

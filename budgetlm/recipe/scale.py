@@ -9,7 +9,8 @@ the rest:
   with D the tokens and N the parameters that compute. (Step Law leaves the output head out of N; in models this small the
   head is most of what computes, and without it the rate of a miniature came out up to 2.7 times the target's.)
 - weight decay keeps its averaging time as a share of the run: `lr · decay · steps` is constant (arXiv:2405.13698);
-- the schedule is the recipe's own, annealed to the miniature's own end;
+- the schedule is the recipe's own, annealed to the miniature's own end, and so is whatever else is a share of the run: batch
+  ramp, warm-up of the momentum, averaging time of the weights;
 - where the final would repeat its data, a miniature reads a smaller slice and repeats it as often (arXiv:2305.16264).
 """
 
@@ -24,7 +25,7 @@ from budgetlm.model.size import WIDTH_STEP, ModelConfig, TrainingMemory, compute
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
-from budgetlm.train.schedule import ScheduleConfig
+from budgetlm.train.schedule import ScheduleConfig, mean_batch_share
 from budgetlm.train.throughput import SpeedModel
 
 LR_BY_PARAMETERS, LR_BY_TOKENS, BATCH_BY_TOKENS = -0.712, 0.307, 0.571
@@ -107,10 +108,14 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
 
 
 def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
-    """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off."""
-    sequences, thrift = _forward_pass(model, _sequences(batch_tokens, world), recipe.optimizer, world)
+    """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off.
+
+    Of a batch ramp it knows that the batch is smaller in the mean, so that the optimizer's share of a step is larger.
+    """
+    sequences, thrift = _forward_pass(model, _sequences(batch_tokens, world), recipe, world)
     micro, again = sequences * world.context_length, thrift.checkpoint_activations
-    speed = world.speed.tokens_per_second(model, batch_tokens, micro, recipe.optimizer, again)
+    mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
+    speed = world.speed.tokens_per_second(model, mean_batch, micro, recipe.optimizer, again)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
     return max(0.5 * seconds, training) * speed
 
@@ -119,7 +124,8 @@ def expected_speed(config: RunConfig, world: World) -> float:
     """Tokens per second of a run's optimisation steps, by the throughput model."""
     model, micro = config.model, config.micro_batch_sequences * config.model.context_length
     name, again = config.optimizer.name, config.checkpoint_activations
-    return world.speed.tokens_per_second(model, config.batch_tokens, micro, name, again)
+    mean_batch = config.batch_tokens * mean_batch_share(config.schedule.batch_ramp)
+    return world.speed.tokens_per_second(model, mean_batch, micro, name, again)
 
 
 def expected_peak_bytes(config: RunConfig, world: World) -> float:
@@ -135,8 +141,8 @@ def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
 
 
 def fits(model: ModelConfig, world: World) -> bool:
-    """Whether a shape can be trained at all, one sequence at a time, by AdamW, which keeps the most beside the weights."""
-    return _pass_bytes(model, 2, "adamw", world.thrift[-1], world, 1) <= world.usable_bytes
+    """Whether a shape can be trained at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
+    return _pass_bytes(model, 2, "adamw", False, world.thrift[-1], world, 1) <= world.usable_bytes
 
 
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -223,16 +229,18 @@ def _run_config(
     seed: int,
 ) -> RunConfig:
     sequences = _sequences(batch_tokens, world)
-    micro, thrift = _forward_pass(model, sequences, recipe.optimizer, world)
+    micro, thrift = _forward_pass(model, sequences, recipe, world)
     return RunConfig(
         model=model,
         optimizer=OptimizerConfig(
             name=recipe.optimizer,  # type: ignore[arg-type]  # checked by OptimizerConfig
             peak_lr=lr,
+            embedding_lr=recipe.embedding_lr,
             weight_decay=min(decay, 0.5 / lr),
             clip=world.clip,
         ),
-        schedule=ScheduleConfig(shape=recipe.schedule, warmup=recipe.warmup, cooldown=recipe.cooldown),  # type: ignore[arg-type]
+        schedule=_schedule(recipe),
+        ema=_averaging_time(recipe),
         batch_sequences=sequences,
         micro_batch_sequences=micro,
         checkpoint_activations=thrift.checkpoint_activations,
@@ -248,12 +256,30 @@ def _run_config(
     )
 
 
+def _schedule(recipe: Recipe) -> ScheduleConfig:
+    """The recipe's schedule; schedule-free AdamW's rate does not fall, for averaging does its work (arXiv:2405.15682)."""
+    return ScheduleConfig(
+        shape="constant" if recipe.optimizer == "schedulefree" else recipe.schedule,  # type: ignore[arg-type]
+        warmup=recipe.warmup,
+        cooldown=recipe.cooldown,
+        cooldown_shape=recipe.cooldown_shape,  # type: ignore[arg-type]  # all checked by ScheduleConfig
+        weight_decay_schedule=recipe.weight_decay_schedule,  # type: ignore[arg-type]
+        batch_ramp=recipe.batch_ramp,
+        momentum_warmup=recipe.momentum_warmup,
+    )
+
+
+def _averaging_time(recipe: Recipe) -> float:
+    """Share of the run over which weights are averaged; none for schedule-free AdamW, which averages them by itself."""
+    return 0.0 if recipe.optimizer == "schedulefree" else recipe.ema
+
+
 def _sequences(batch_tokens: float, world: World) -> int:
     """Whole sequences of a batch."""
     return max(1, round(batch_tokens / world.context_length))
 
 
-def _forward_pass(model: ModelConfig, batch_sequences: int, optimizer: str, world: World) -> tuple[int, Thrift]:
+def _forward_pass(model: ModelConfig, batch_sequences: int, recipe: Recipe, world: World) -> tuple[int, Thrift]:
     """Sequences in one forward pass, and what else is done to fit the memory that there is.
 
     The largest micro-batch that fits; thrift costs time, so only where not even one sequence fits without it. Where nothing
@@ -261,7 +287,7 @@ def _forward_pass(model: ModelConfig, batch_sequences: int, optimizer: str, worl
     """
     most = max(1, min(batch_sequences, world.micro_batch_tokens // world.context_length))
     for thrift in world.thrift:
-        peak = partial(_pass_bytes, model, batch_sequences, optimizer, thrift, world)
+        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, _averaging_time(recipe) > 0, thrift, world)
         room = world.fitting_bytes(thrift.compact_heap)
         # Memory grows with the micro-batch, but the whole batch at once is apart: it accumulates no gradients.
         fitting = most if peak(most) <= room else bisect_right(range(1, most), room, key=peak)
@@ -271,7 +297,13 @@ def _forward_pass(model: ModelConfig, batch_sequences: int, optimizer: str, worl
 
 
 def _pass_bytes(
-    model: ModelConfig, batch_sequences: int, optimizer: str, thrift: Thrift, world: World, micro_batch_sequences: int
+    model: ModelConfig,
+    batch_sequences: int,
+    optimizer: str,
+    averaged: bool,
+    thrift: Thrift,
+    world: World,
+    micro_batch_sequences: int,
 ) -> float:
     counted = training_memory(
         model,
@@ -281,6 +313,7 @@ def _pass_bytes(
         checkpoint_activations=thrift.checkpoint_activations,
         accumulates=batch_sequences > micro_batch_sequences,
         muon_in_bf16=world.bf16_is_fast,
+        averaged=averaged,
     )
     return _priced(counted, thrift.compact_heap, world)
 

@@ -16,7 +16,7 @@ from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, comput
 from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
 from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS, World, fits
 from budgetlm.train.config import OPTIMIZERS
-from budgetlm.train.schedule import SHAPES
+from budgetlm.train.schedule import COOLDOWN_SHAPES, DECAY_SCHEDULES, SHAPES
 
 if TYPE_CHECKING:
     import optuna
@@ -25,7 +25,13 @@ TOKENS_PER_PARAMETER = 20.0
 """Of the default recipe (Hoffmann et al. 2022, arXiv:2203.15556)."""
 MOST_DEFAULT_LR = 0.01
 """Step Law was fitted from 60 M parameters up; carried down to 0.1 M it asks for about three times the best rate (docs/LOG.md)."""
-CHOICES: dict[str, tuple[Any, ...]] = {"schedule": SHAPES, "optimizer": OPTIMIZERS, "tie_embeddings": (True, False)}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "schedule": SHAPES,
+    "cooldown_shape": COOLDOWN_SHAPES,
+    "optimizer": OPTIMIZERS,
+    "weight_decay_schedule": DECAY_SCHEDULES,
+    "tie_embeddings": (True, False),
+}
 INTEGERS = ("depth", "width", "batch_tokens", "kv_groups")
 LIMITS: dict[str, tuple[float, float]] = {
     "depth": (1, 256),
@@ -34,7 +40,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "peak_lr": (1e-8, 10),
     "warmup": (0, 0.5),
     "cooldown": (0, 1),
+    "embedding_lr": (0.01, 100),
     "weight_decay": (0, 10),
+    "batch_ramp": (0, 1),
+    "momentum_warmup": (0, 1),
+    "ema": (0, 1),
     "kv_groups": (1, 64),
     "mlp_ratio": (0.25, 16),
 }
@@ -186,8 +196,14 @@ def default_space(default: Recipe, world: World) -> Space:
         "schedule": Choices(("linear", "cosine", "wsd")),
         "warmup": Range(low=0.01, high=0.15),
         "cooldown": Range(low=0.2, high=0.8),
-        "optimizer": Choices(OPTIMIZERS),
+        "cooldown_shape": Fixed("linear"),
+        "optimizer": Choices(("adamw", "muon")),
+        "embedding_lr": Fixed(1.0),
         "weight_decay": Range(low=0.01, high=0.5, log=True),
+        "weight_decay_schedule": Fixed("constant"),
+        "batch_ramp": Fixed(0.0),
+        "momentum_warmup": Fixed(0.0),
+        "ema": Fixed(0.0),
         "kv_groups": Fixed(1),
         "mlp_ratio": Fixed(3.0),
         "tie_embeddings": Fixed(True),

@@ -73,7 +73,7 @@ class Plan:
         speeds = [
             SpeedPoint(
                 c.model,
-                c.batch_tokens,
+                r.tokens // r.steps,  # a batch ramp's mean
                 c.micro_batch_sequences * c.model.context_length,
                 c.optimizer.name,
                 r.tokens_per_second,

@@ -148,7 +148,9 @@ def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
         micro_batch_tokens=config.micro_batch_sequences * model.context_length,
         checkpoint_activations=config.checkpoint_activations,
         peak_bytes=expected_peak_bytes(config, plan.world),
-        disk_bytes=saved_bytes(model, checkpoints=KEEP + 1, exported=seconds == plan.target_seconds),
+        disk_bytes=saved_bytes(
+            model, checkpoints=KEEP + 1, exported=seconds == plan.target_seconds, averaged=config.ema > 0
+        ),
     )
 
 

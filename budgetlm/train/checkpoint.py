@@ -1,4 +1,4 @@
-"""Save and resume a run: weights, optimizers, position. Whole or absent, checked on reading, never a pickle.
+"""Save and resume a run: weights, their average, optimizers, position. Whole or absent, checked on reading, never a pickle.
 
 A checkpoint is a folder `step-00000123` with `tensors.safetensors` and `state.json`, which holds the checksum of the
 former. The data position is the number of sequences read, and the data order is a function of it; PyTorch's own random
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from budgetlm.errors import CheckpointError, DiskFull
 from budgetlm.files import digest, new_folder, write_json
@@ -42,14 +42,22 @@ class Position:
 
 
 def save_checkpoint(
-    folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], position: Position, config: dict[str, Any]
+    folder: Path,
+    network: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    position: Position,
+    config: dict[str, Any],
+    average: nn.Module | None = None,
 ) -> Path:
     """Write a checkpoint and drop all but the newest few.
+
+    Args:
+        average: the network with its averaged weights, where the run averages them.
 
     Raises:
         DiskFull: it would not fit; nothing was written.
     """
-    tensors = {f"model.{name}": value for name, value in network.state_dict().items() if name != _tied_copy(network)}
+    tensors = _weights("model", network) | (_weights("average", average) if average else {})
     groups: list[list[dict[str, Any]]] = []
     for number, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()
@@ -70,9 +78,13 @@ def save_checkpoint(
 
 
 def load_newest(
-    folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], config: dict[str, Any]
+    folder: Path,
+    network: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    config: dict[str, Any],
+    average: nn.Module | None = None,
 ) -> tuple[Position, list[str]]:
-    """Load the newest checkpoint that is whole into the network and the optimizers.
+    """Load the newest checkpoint that is whole into the network, its average and the optimizers.
 
     Returns:
         Where the run stands (at the start if there is none), and what was wrong with those that were passed over.
@@ -83,7 +95,7 @@ def load_newest(
     faults: list[str] = []
     for path in _checkpoints(folder):
         try:
-            return _load(path, network, optimizers, config), faults
+            return _load(path, network, optimizers, config, average), faults
         except CheckpointError as error:
             faults.append(str(error))
     if faults:
@@ -91,7 +103,13 @@ def load_newest(
     return Position(), faults
 
 
-def _load(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], config: dict[str, Any]) -> Position:
+def _load(
+    path: Path,
+    network: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    config: dict[str, Any],
+    average: nn.Module | None,
+) -> Position:
     try:
         state = json.loads((path / STATE).read_text())
         intact = _checksum(path / TENSORS) == state["checksum"]
@@ -102,10 +120,9 @@ def _load(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer
         raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match.")
     if state["config"] != digest(config):
         raise CheckpointError(f"The checkpoint {path} belongs to another configuration.")
-    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    missing = network.load_state_dict(weights, strict=False)
-    assert not missing.unexpected_keys, missing
-    assert set(missing.missing_keys) <= {_tied_copy(network)}, missing
+    _restore("model", network, tensors)
+    if average:
+        _restore("average", average, tensors)
     for number, (optimizer, groups) in enumerate(zip(optimizers, state["groups"], strict=True)):
         values: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():
@@ -115,6 +132,19 @@ def _load(path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer
         optimizer.load_state_dict({"state": values, "param_groups": groups})
     torch.set_rng_state(tensors["random"])
     return Position(state["step"], state["sequences"], state["seconds"], state["loss"])
+
+
+def _weights(name: str, network: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors as a checkpoint names them."""
+    return {f"{name}.{key}": value for key, value in network.state_dict().items() if key != _tied_copy(network)}
+
+
+def _restore(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put the tensors of that name back into a network."""
+    weights = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    missing = network.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys, missing
+    assert set(missing.missing_keys) <= {_tied_copy(network)}, missing
 
 
 def _make_room(folder: Path, needed: int) -> None:

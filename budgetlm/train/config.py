@@ -10,7 +10,7 @@ from budgetlm.model.size import ModelConfig
 from budgetlm.train.schedule import ScheduleConfig
 
 Precision = Literal["fp32", "bf16"]
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "adam", "adamax", "sgd", "nadam", "adafactor", "schedulefree"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 
@@ -20,10 +20,13 @@ class OptimizerConfig:
 
     name: OptimizerName = "adamw"
     peak_lr: float = 3e-3
-    """Learning rate at the top of the schedule."""
+    """Learning rate at the top of the schedule, in AdamW's measure: others are given a multiple (`train/optim.py`)."""
+    embedding_lr: float = 1.0
+    """Learning rate of the embedding and the head, as a multiple of the others'."""
     weight_decay: float = 0.1
-    """Decoupled decay of the blocks' matrices and the embedding; norms are not decayed."""
+    """Decoupled decay of the blocks' matrices and the embedding; norms are not decayed. `adam` is the one without."""
     beta1: float = 0.9
+    """Decay of the mean of gradients a step; the momentum of `sgd`. Muon's momentum is the schedule's."""
     beta2: float = 0.95
     clip: float = 1.0
     """Largest norm of the gradient; longer ones are shortened to it."""
@@ -33,6 +36,8 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer {self.name!r} is not known. Use one of {', '.join(OPTIMIZERS)}.")
         if not (math.isfinite(self.peak_lr) and self.peak_lr > 0):
             raise ConfigError(f"peak_lr is {self.peak_lr}, but must be above 0. 1e-4 to 1e-2 is usual.")
+        if not (math.isfinite(self.embedding_lr) and self.embedding_lr > 0):
+            raise ConfigError(f"embedding_lr is {self.embedding_lr}, but must be above 0. 1 gives all the same rate.")
         if self.weight_decay < 0 or self.clip <= 0:
             raise ConfigError(
                 f"weight_decay ({self.weight_decay}) must not be negative and clip ({self.clip}) must be above 0."
@@ -59,8 +64,10 @@ class RunConfig:
     model: ModelConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: float = 0.0
+    """Averaging time of the weights as a share of the run; 0 for none. Evaluations and the exported model use the average."""
     batch_sequences: int
-    """Sequences in one optimisation step."""
+    """Sequences in one optimisation step, once a batch ramp is over."""
     micro_batch_sequences: int
     """Sequences in one forward pass; a step takes as many passes as it needs."""
     seconds: float = 0.0
@@ -91,10 +98,17 @@ class RunConfig:
             raise ConfigError(f"a run ends by seconds ({self.seconds}) or by steps ({self.steps}): give exactly one.")
         if min(self.batch_sequences, self.micro_batch_sequences) < 1:
             raise ConfigError("a batch needs at least one sequence. Raise `batch_tokens` to the context length or more.")
+        if not 0 <= self.ema <= 1:
+            raise ConfigError(f"ema is {self.ema}, but it is a share of the run: between 0 and 1. 0 does without.")
+        if self.ema and self.optimizer.name == "schedulefree":
+            raise ConfigError(
+                f"schedulefree averages the weights by itself, so there is no second average over {self.ema} of the run. "
+                "Set `ema` to 0, or use another optimizer."
+            )
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens in one optimisation step."""
+        """Tokens in one optimisation step, once a batch ramp is over."""
         return self.batch_sequences * self.model.context_length
 
 

@@ -5,6 +5,7 @@ what the next step and the last evaluation will cost and stops before they would
 decides nothing, and a run that was stopped and resumed equals one that was not, to the bit.
 """
 
+import copy
 import math
 import statistics
 from collections import deque
@@ -26,9 +27,9 @@ from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import compact_heap, roomy_heap
-from budgetlm.train.optim import build_optimizers, set_lr
+from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
-from budgetlm.train.schedule import lr_factor
+from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
@@ -60,6 +61,7 @@ class Trained:
 
     record: RunRecord
     network: LanguageModel
+    """The weights that were evaluated: the averaged ones where the run averages."""
     notes: list[str]
 
 
@@ -164,22 +166,27 @@ class _Run:
         self.bytes_V = tokens.bytes_V
         self.network = build(config.model, config.seed, config.device)
         self.stepper = Stepper(config, self.network)
+        self.average = copy.deepcopy(self.network).requires_grad_(False) if config.ema else None
         self.position, self.notes = Position(), list[str]()
         if checkpoints:
-            network, optimizers = self.network, self.stepper.optimizers
-            self.position, self.notes = load_newest(checkpoints.folder, network, optimizers, as_dict(config))
+            parts = (self.network, self.stepper.optimizers)
+            self.position, self.notes = load_newest(checkpoints.folder, *parts, as_dict(config), self.average)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
-        self.step_seconds: deque[float] = deque(maxlen=9)
+        self.sequence_seconds: deque[float] = deque(maxlen=9)
+        """Seconds a sequence of the latest steps: a batch ramp makes steps unlike, but not their sequences."""
         self.eval_seconds_a_window = 0.0
         self.train_seconds, self.train_tokens = 0.0, 0
         self.recent_loss: deque[float] = deque(maxlen=20)
         self.last_loss = self.position.loss
-        self.pending: list[tuple[float, float]] = []  # loss and seconds of the steps since the last curve point
+        self.pending: list[tuple[float, float, int]] = []  # loss, seconds, tokens of the steps since the last curve point
         self.last_checkpoint = (meter.clock.now(), self.position.step)
-        self.checkpoint_seconds = LEAST_CHECKPOINT_SECONDS + saved_bytes(config.model) / DISK_BYTES_PER_SECOND
+        self.checkpoint_seconds = (
+            LEAST_CHECKPOINT_SECONDS + saved_bytes(config.model, averaged=config.ema > 0) / DISK_BYTES_PER_SECOND
+        )
         # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None
+        self.averaged_until = self._progress()
 
     @property
     def elapsed(self) -> float:
@@ -199,7 +206,7 @@ class _Run:
             if should_stop():
                 state = "interrupted"
                 break
-            lr = self._lr(self._progress_of_next_step())
+            lr = self._prepare(self._progress_of_next_step())
             loss = self._step(lr)
             if self._diverged(loss):
                 state = "diverged"
@@ -218,18 +225,38 @@ class _Run:
             ):
                 full = self._evaluate(self.all_windows)
             self._point(self._lr(1.0), bpb, on_point)
-        return Trained(self._record(state, bpb, full), self.network, self.notes)
+        set_training(self.stepper.optimizers, on=False)
+        return Trained(self._record(state, bpb, full), self.average or self.network, self.notes)
 
     # --- one step ---
 
     def _lr(self, progress: float) -> float:
         return self.config.optimizer.peak_lr * lr_factor(self.config.schedule, progress)
 
+    def _prepare(self, progress: float) -> float:
+        """Set weights, weight decay and momentum for a step at `progress`, and say its learning rate."""
+        schedule, optimizers = self.config.schedule, self.stepper.optimizers
+        set_training(optimizers, on=True)
+        set_decay(optimizers, self.config.optimizer.weight_decay * decay_factor(schedule, progress))
+        set_momentum(optimizers, muon_momentum(schedule, progress))
+        return self._lr(progress)
+
+    def _batch(self) -> int:
+        """Sequences of the coming step."""
+        return batch_at(self.config.schedule, self._progress(), self.config.batch_sequences)
+
+    def _average(self) -> None:
+        """Let the averaged weights follow the step just done."""
+        if self.average:
+            progress = self._progress()
+            average_into(self.average, self.network, averaging_weight(self.config.ema, self.averaged_until, progress))
+            self.averaged_until = progress
+
     def _step(self, lr: float) -> float:
-        compiling = self.config.compile and not self.step_seconds
+        compiling = self.config.compile and not self.sequence_seconds
         before = self.meter.clock.now()
         with self.meter.during("compile" if compiling else "train"):
-            rows = self.batches.take(self.position.sequences, self.config.batch_sequences)
+            rows = self.batches.take(self.position.sequences, self._batch())
             try:
                 loss = self.stepper.step(rows, lr)
             except torch._dynamo.exc.TorchDynamoException as error:
@@ -237,15 +264,16 @@ class _Run:
                     f"torch.compile does not work here: {str(error).strip().splitlines()[0]}. Set `train.compile` to "
                     "false, or install a C compiler."
                 ) from error
+            done = self.position
+            self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
+            self._average()
         seconds = self.meter.clock.now() - before
-        self.position = replace(
-            self.position, step=self.position.step + 1, sequences=self.position.sequences + len(rows), loss=loss
-        )
-        self.step_seconds.append(seconds)
-        self.pending.append((loss, seconds))
+        tokens = len(rows) * self.config.model.context_length
+        self.sequence_seconds.append(seconds / len(rows))
+        self.pending.append((loss, seconds, tokens))
         if not compiling:
             self.train_seconds += seconds
-            self.train_tokens += self.config.batch_tokens
+            self.train_tokens += tokens
         return loss
 
     def _diverged(self, loss: float) -> bool:
@@ -261,11 +289,11 @@ class _Run:
         if self.config.steps:
             return self.position.step >= self.config.steps
         # A step that would pass the deadline is not begun; the first one is, so that there is something to measure.
-        return bool(self.step_seconds) and self.elapsed + self._next_step() > self._training_ends()
+        return bool(self.sequence_seconds) and self.elapsed + self._next_step() > self._training_ends()
 
     def _next_step(self) -> float:
         """Seconds that the next step will take, rather too many than too few."""
-        return 1.1 * statistics.median(self.step_seconds) if self.step_seconds else 0.0
+        return 1.1 * self._batch() * statistics.median(self.sequence_seconds) if self.sequence_seconds else 0.0
 
     def _training_ends(self) -> float:
         """When the last step must be done for the last evaluation to fit before the deadline."""
@@ -275,8 +303,7 @@ class _Run:
         """Seconds to evaluate on `windows`: as measured, or at first from the steps, of which a forward pass is a third."""
         if self.eval_seconds_a_window:
             return 1.1 * self.eval_seconds_a_window * len(windows)
-        step = statistics.median(self.step_seconds) if self.step_seconds else 0.0
-        return 0.5 * step / self.config.batch_sequences * len(windows)
+        return 0.5 * len(windows) * (statistics.median(self.sequence_seconds) if self.sequence_seconds else 0.0)
 
     def _progress(self) -> float:
         if self.config.steps:
@@ -293,6 +320,7 @@ class _Run:
 
     def _point(self, lr: float, bpb: float | None, on_point: Callable[[CurvePoint], None] | None) -> None:
         losses, seconds = [p[0] for p in self.pending], sum(p[1] for p in self.pending)
+        tokens = sum(p[2] for p in self.pending)
         if losses:
             self.last_loss = statistics.fmean(losses)
         point = CurvePoint(
@@ -301,7 +329,7 @@ class _Run:
             tokens=self.sequences_done * self.config.model.context_length,
             loss=self.last_loss,
             lr=lr,
-            tokens_per_second=len(losses) * self.config.batch_tokens / seconds if seconds else 0.0,
+            tokens_per_second=tokens / seconds if seconds else 0.0,
             bpb=bpb,
         )
         self.pending = []
@@ -326,7 +354,9 @@ class _Run:
         micro = evaluation_sequences(self.config.model, self.config.micro_batch_sequences)
         before = self.meter.clock.now()
         with self.meter.during("evaluate"):
-            bpb = evaluate(self.network, windows, self.bytes_V, micro_batch=micro, precision=self.config.precision)
+            network, precision = self.average or self.network, self.config.precision
+            set_training(self.stepper.optimizers, on=False)
+            bpb = evaluate(network, windows, self.bytes_V, micro_batch=micro, precision=precision)
         self.eval_seconds_a_window = (self.meter.clock.now() - before) / len(windows)
         return bpb
 
@@ -342,10 +372,10 @@ class _Run:
 
     def _save(self) -> None:
         assert self.checkpoints
-        optimizers, before = self.stepper.optimizers, self.meter.clock.now()
+        parts, before = (self.network, self.stepper.optimizers), self.meter.clock.now()
         self.position = replace(self.position, seconds=self.elapsed)
         with self.meter.during("checkpoint"):
-            save_checkpoint(self.checkpoints.folder, self.network, optimizers, self.position, as_dict(self.config))
+            save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average)
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
         self.checkpoint_seconds = max(LEAST_CHECKPOINT_SECONDS, self.last_checkpoint[0] - before)
 

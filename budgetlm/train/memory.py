@@ -67,6 +67,7 @@ def run_memory(config: RunConfig) -> TrainingMemory:
         checkpoint_activations=config.checkpoint_activations,
         accumulates=config.batch_sequences > config.micro_batch_sequences,
         muon_in_bf16=config.bf16_is_fast,
+        averaged=config.ema > 0,
     )
 
 

@@ -25,12 +25,14 @@ from budgetlm.model.size import ModelConfig, evaluation_sequences, flops_per_tok
 from budgetlm.passport import take_passport
 from budgetlm.records import CurvePoint
 from budgetlm.search.plan import memory_model
-from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, RunConfig, as_dict
+from budgetlm.train.config import OptimizerConfig, RunConfig, as_dict
 from budgetlm.train.loop import Label, train
 from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import SpeedModel, SpeedPoint
 
 SHAPES, CALIBRATED_ONE_IN = 32, 4
+SEED = 1
+"""Of the shapes. The priors of both models were chosen on those of seed 0."""
 ROUNDS, STEPS = 3, 4
 MOST_STEP_FLOPS = 16e9
 VOCABULARIES = (512, 2048, 4096, 8192, 16384)
@@ -38,7 +40,7 @@ VOCABULARIES = (512, 2048, 4096, 8192, 16384)
 
 def shapes() -> list[RunConfig]:
     """Varied runs, the same every time, none of which takes long."""
-    chance, found = random.Random(0), list[RunConfig]()
+    chance, found = random.Random(SEED), list[RunConfig]()
     while len(found) < SHAPES:
         model = ModelConfig(
             vocab_size=chance.choice(VOCABULARIES),
@@ -51,7 +53,7 @@ def shapes() -> list[RunConfig]:
         micro, passes = chance.choice((1, 2, 4, 8, 16)), chance.choice((1, 1, 2, 4))
         config = RunConfig(
             model=model,
-            optimizer=OptimizerConfig(name=chance.choice(OPTIMIZERS)),
+            optimizer=OptimizerConfig(name=chance.choice(("adamw", "muon"))),
             batch_sequences=micro * passes,
             micro_batch_sequences=micro,
             steps=STEPS,

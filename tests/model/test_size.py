@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,13 +20,16 @@ from budgetlm.model.size import (
     loss_activation_bytes,
     optimizer_state_bytes,
     parameters,
+    saved_bytes,
     training_memory,
 )
 from budgetlm.model.transformer import LanguageModel, build
-from budgetlm.train.config import OptimizerConfig
+from budgetlm.train.checkpoint import Position, save_checkpoint
+from budgetlm.train.config import OPTIMIZERS, OptimizerConfig
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.loop import Stepper
 from budgetlm.train.memory import run_memory
+from budgetlm.train.optim import average_into
 from tests.conftest import tiny_model, tiny_run
 
 SHAPES = [
@@ -86,10 +90,10 @@ def allocated_peak(work: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max(initial=0))
 
 
-def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", **shape):
+def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=0.0, **shape):
     return tiny_run(
         model=tiny_model(**shape),
         optimizer=OptimizerConfig(name=optimizer),
@@ -97,6 +101,7 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", **sh
         micro_batch_sequences=micro,
         checkpoint_activations=again,
         precision=precision,
+        ema=ema,
         steps=2,
     )
 
@@ -109,7 +114,10 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", **sh
         run_of(8, 1, again=True, width=128, context_length=128, depth=6),
         run_of(16, 2, "muon", again=True, width=64, context_length=128, depth=4, tie_embeddings=False),
         run_of(1, 1, "muon", width=256, depth=6),
-        run_of(1, 1, width=256, depth=2, vocab_size=4096),
+        *(run_of(1, 1, name, width=256, depth=2, vocab_size=2048) for name in OPTIMIZERS if name != "muon"),
+        *(run_of(1, 1, name, width=256, depth=2, tie_embeddings=False) for name in OPTIMIZERS if name != "muon"),
+        run_of(8, 1, ema=0.1, width=128, context_length=128, depth=3),
+        run_of(1, 1, ema=0.1, width=256, depth=2, vocab_size=2048, tie_embeddings=False),
         run_of(2, 2, again=True, width=256, context_length=128, depth=4, vocab_size=512),
         run_of(16, 1, width=64, context_length=128, depth=1, vocab_size=8192),
         run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16"),
@@ -126,21 +134,43 @@ def test_the_counted_peak_is_what_the_allocator_gives_out(config):
     passes = evaluation_sequences(model, config.micro_batch_sequences)
     windows = random_ids.integers(1, model.vocab_size, size=(passes, model.context_length + 1))
     bytes_V = np.ones(model.vocab_size, dtype=np.int64)
+    average = copy.deepcopy(network) if config.ema else network
     transient = max(
         allocated_peak(lambda: stepper.step(rows, 1e-4)),
-        allocated_peak(lambda: evaluate(network, windows, bytes_V, micro_batch=passes, precision=config.precision)),
+        allocated_peak(lambda: average_into(average, network, 0.1)),
+        allocated_peak(lambda: evaluate(average, windows, bytes_V, micro_batch=passes, precision=config.precision)),
     )
-    held = FP32 * parameters(model) + optimizer_state_bytes(model, config.optimizer.name)
+    weights = sum(weight.nbytes for one in {network, average} for weight in one.parameters())
+    held = weights + optimizer_state_bytes(model, config.optimizer.name)
     assert run_memory(config).peak == pytest.approx(held + transient, rel=0.05)
 
 
-def test_optimizer_state_is_two_numbers_a_parameter_and_one_where_muon_trains():
-    for name in ("adamw", "muon"):
-        config = run_of(2, 1, name, tie_embeddings=False)
-        stepper = Stepper(config, build(config.model, 0))
-        stepper.step(np.ones((2, config.model.context_length + 1), dtype=np.int64), 1e-4)
-        state = [v for o in stepper.optimizers for values in o.state.values() for v in values.values()]
-        assert optimizer_state_bytes(config.model, name) == sum(t.nbytes for t in state if t.ndim)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_counted_optimizer_state_is_what_the_optimizer_keeps(name, tied):
+    config = run_of(2, 1, name, tie_embeddings=tied, kv_groups=2)
+    stepper = Stepper(config, build(config.model, 0))
+    stepper.step(np.ones((2, config.model.context_length + 1), dtype=np.int64), 1e-4)
+    state = [v for o in stepper.optimizers for values in o.state.values() for v in values.values()]
+    assert optimizer_state_bytes(config.model, name) == sum(t.nbytes for t in state if t.ndim)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("ema", [0.0, 0.2])
+def test_a_checkpoint_weighs_no_more_than_is_reckoned_with(name, ema, tmp_path):
+    if ema and name == "schedulefree":
+        pytest.skip("it averages by itself")
+    config = run_of(2, 1, name, ema=ema, width=64)
+    network = build(config.model, 0)
+    stepper = Stepper(config, network)
+    stepper.step(np.ones((2, config.model.context_length + 1), dtype=np.int64), 1e-4)
+    average = copy.deepcopy(network) if ema else None
+    path = save_checkpoint(tmp_path, network, stepper.optimizers, Position(step=1), {}, average)
+    reckoned = saved_bytes(config.model, averaged=ema > 0)
+    written = sum(file.stat().st_size for file in path.iterdir())
+    assert written < 1.05 * reckoned + 50_000  # names, numbers of steps, PyTorch's random state
+    if name in ("adamw", "adam", "schedulefree"):
+        assert written > reckoned
 
 
 def test_memory_grows_with_micro_batch_and_model_and_falls_with_checkpointing():

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import compute_parameters
+from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import (
     at_target,
@@ -68,6 +68,41 @@ def test_weight_decay_keeps_its_averaging_time_as_a_share_of_the_run(world):
 def test_the_schedule_is_the_recipes_own_whole_one(world):
     small = miniature(RECIPE, TARGET / 16, TARGET, world)
     assert (small.schedule.shape, small.schedule.cooldown) == ("wsd", 0.3)
+
+
+MOVING = {"cooldown_shape": "sqrt", "batch_ramp": 0.3, "momentum_warmup": 0.1, "weight_decay_schedule": "linear"}
+
+
+def test_what_is_a_share_of_the_run_is_kept_in_miniatures(world):
+    recipe = dataclasses.replace(RECIPE, ema=0.1, embedding_lr=2.0, **MOVING)
+    for ratio in (1, 16):
+        config = miniature(recipe, TARGET / ratio, TARGET, world)
+        assert {name: getattr(config.schedule, name) for name in MOVING} == MOVING
+        assert (config.ema, config.optimizer.embedding_lr) == (0.1, 2.0)
+
+
+def test_a_batch_ramp_costs_a_little_speed_because_the_optimizers_part_of_a_step_is_larger(world):
+    ramped = dataclasses.replace(RECIPE, batch_ramp=0.4)
+    plain, slower = (at_target(recipe, TARGET, world) for recipe in (RECIPE, ramped))
+    assert slower.batch_tokens == plain.batch_tokens
+    ratio = expected_speed(slower, world) / expected_speed(plain, world)
+    assert 0.8 < ratio < 1
+    tokens = [expected_tokens(r, plain.model, plain.batch_tokens, TARGET, world) for r in (RECIPE, ramped)]
+    assert tokens[1] / tokens[0] == pytest.approx(ratio, rel=0.01)
+
+
+def test_schedule_free_keeps_its_rate_and_has_no_second_average(world):
+    free = dataclasses.replace(RECIPE, optimizer="schedulefree", ema=0.1, warmup=0.02)
+    config = miniature(free, TARGET / 16, TARGET, world)
+    assert (config.schedule.shape, config.schedule.warmup, config.ema) == ("constant", 0.02, 0.0)
+
+
+def test_an_average_is_reckoned_with_where_memory_is_short(world):
+    averaged = dataclasses.replace(RECIPE, ema=0.1)
+    more = memory_violation(averaged, TARGET, world) - memory_violation(RECIPE, TARGET, world)
+    assert more * 2**30 == pytest.approx(4 * parameters(model_of(RECIPE, world)))
+    tight = with_room_for(peak(at_target(RECIPE, TARGET, world), world), world)
+    assert at_target(averaged, TARGET, tight).micro_batch_sequences < at_target(RECIPE, TARGET, tight).micro_batch_sequences
 
 
 def test_where_the_final_repeats_its_data_a_miniature_repeats_a_slice_as_often(world):

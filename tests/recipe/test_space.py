@@ -5,16 +5,31 @@ import pytest
 
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import compute_parameters
-from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
 from budgetlm.recipe.scale import expected_tokens, model_of
-from budgetlm.recipe.space import Choices, Fixed, Range, complete_space, default_recipe, parameters_of, read_space, suggest
+from budgetlm.recipe.space import (
+    Choices,
+    Fixed,
+    Range,
+    complete_space,
+    default_recipe,
+    default_space,
+    parameters_of,
+    read_space,
+    suggest,
+)
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         ({"widht": 64}, "Did you mean `width`"),
-        ({"optimizer": "adam"}, "cannot be 'adam'. Use adamw, muon"),
+        ({"optimizer": "adamm"}, "cannot be 'adamm'. Use adamw, muon"),
+        ({"cooldown_shape": "square"}, "cannot be 'square'. Use linear, sqrt, cosine"),
+        ({"weight_decay_schedule": ["constant", "cosine"]}, "cannot be 'cosine'"),
+        ({"ema": 1.5}, "lies between 0 and 1"),
+        ({"batch_ramp": {"low": -0.5, "high": 0.5}}, "lies between 0 and 1"),
+        ({"embedding_lr": 0}, "lies between 0.01 and 100"),
         ({"optimizer": {"low": 1, "high": 2}}, "is a choice, not a range"),
         ({"schedule": []}, "empty list"),
         ({"depth": {"low": 5, "high": 2}}, "low 5 above high 2"),
@@ -41,6 +56,21 @@ def test_a_value_a_list_and_a_table_fix_choose_and_range():
         "schedule": Choices(("wsd", "cosine")),
         "depth": Range(low=1, high=9),
     }
+
+
+def test_every_parameter_of_a_recipe_is_in_the_space_and_can_be_fixed_to_its_default(world):
+    default = default_recipe(500.0, world)
+    assert set(default_space(default, world)) == set(PARAMETERS)
+    fixed = read_space(dataclasses.asdict(default))
+    assert all(domain == Fixed(getattr(default, name)) for name, domain in fixed.items())
+
+
+def test_what_the_default_space_does_not_search_is_as_if_it_were_not_there(world):
+    space = default_space(default_recipe(500.0, world), world)
+    later = ("cooldown_shape", "embedding_lr", "weight_decay_schedule", "batch_ramp", "momentum_warmup", "ema")
+    assert {name: space[name] for name in later} == {name: Fixed(PARAMETERS[name].default) for name in later}
+    assert space["optimizer"] == Choices(("adamw", "muon"))
+    assert space["schedule"] == Choices(("linear", "cosine", "wsd"))
 
 
 def test_the_default_recipe_is_compute_optimal_and_grows_with_the_target(world):
@@ -74,3 +104,12 @@ def test_whatever_is_suggested_is_a_recipe_that_can_be_built(world):
 def test_a_recipe_says_itself_in_words():
     recipe = Recipe(depth=3, width=64, batch_tokens=4096, peak_lr=0.01, schedule="wsd")
     assert "depth 3 x width 64, batch 4,096 tokens, adamw at peak lr 1.00e-02, wsd schedule" in recipe.summary()
+    assert "ema" not in recipe.summary()
+    assert dataclasses.replace(recipe, ema=0.05, cooldown_shape="sqrt").summary().endswith(", cooldown_shape sqrt, ema 0.05")
+    assert "constant schedule (warm-up 5%)" in dataclasses.replace(recipe, optimizer="schedulefree").summary()
+
+
+def test_an_old_recipe_without_newer_parameters_is_read_as_it_was_meant():
+    recipe = Recipe(depth=3, width=64, batch_tokens=4096, peak_lr=0.01)
+    old = {name: getattr(recipe, name) for name in ("depth", "width", "batch_tokens", "peak_lr", "schedule", "optimizer")}
+    assert recipe_from(old) == recipe

@@ -5,8 +5,9 @@ import pytest
 from budgetlm.recipe.scale import expected_peak_bytes
 from budgetlm.records import read_records
 from budgetlm.search.plan import load_plan
-from budgetlm.train.config import run_config_from
+from budgetlm.train.config import as_dict, run_config_from
 from budgetlm.train.memory import HEAP_PRICE, run_memory
+from budgetlm.train.schedule import ScheduleConfig
 
 
 def test_a_plan_learns_memory_from_the_studys_own_runs_and_is_the_same_when_loaded_again(searched):
@@ -20,3 +21,12 @@ def test_a_plan_learns_memory_from_the_studys_own_runs_and_is_the_same_when_load
     learnt.save(searched.folder)
     assert load_plan(searched.folder).world == learnt.world
     assert plan.learning([replace(record, peak_bytes=0)]).world.memory == plan.world.memory
+
+
+def test_speed_is_learnt_at_the_batch_that_was_really_read(searched):
+    plan, record = load_plan(searched.folder), replace(read_records(searched.folder)[0], steps=50)
+    config = run_config_from(record.config)
+    whole = replace(record, tokens=50 * config.batch_tokens)
+    larger = as_dict(replace(config, batch_sequences=4 * config.batch_sequences, schedule=ScheduleConfig(batch_ramp=1.0)))
+    assert plan.learning([replace(whole, config=larger)]).world.speed == plan.learning([whole]).world.speed
+    assert plan.learning([replace(whole, tokens=10 * whole.tokens)]).world.speed != plan.learning([whole]).world.speed

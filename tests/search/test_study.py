@@ -25,6 +25,8 @@ from budgetlm.search.study import search
 from budgetlm.search.unfinished import unfinished_runs
 from budgetlm.studies import ledger_of, status_of
 from budgetlm.train import loop
+from budgetlm.train.config import OPTIMIZERS
+from budgetlm.train.schedule import COOLDOWN_SHAPES, SHAPES
 from budgetlm.watch import Watcher
 
 
@@ -47,6 +49,32 @@ def test_a_search_spends_its_budget_and_never_more(searched):
     assert "the budget is spent" in balance.stopped_because
     assert 0.9 * 6.0 < balance.charged_seconds <= 6.0
     assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
+
+
+EVERYTHING = {
+    "optimizer": list(OPTIMIZERS),
+    "schedule": list(SHAPES),
+    "cooldown_shape": list(COOLDOWN_SHAPES),
+    "weight_decay_schedule": ["constant", "linear"],
+    "cooldown": {"low": 0.1, "high": 0.8},
+    "embedding_lr": {"low": 0.3, "high": 3.0, "log": True},
+    "batch_ramp": {"low": 0.0, "high": 0.5},
+    "momentum_warmup": {"low": 0.0, "high": 0.5},
+    "ema": {"low": 0.0, "high": 0.3},
+    "depth": 1,
+    "width": 32,
+    "batch_tokens": 256,
+}
+
+
+def test_a_space_of_all_optimizers_and_schedules_is_searched_without_a_failure(tiny_study, cache, clock):
+    config = tiny_study(8.0, space=EVERYTHING)
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    assert {r.state for r in records} <= {"done", "diverged"}
+    assert len({r.recipe["optimizer"] for r in records}) > 3
+    assert len({r.recipe["schedule"] for r in records}) > 3
+    assert any(r.config["ema"] > 0 for r in records)
 
 
 def test_the_same_command_again_does_and_charges_nothing_and_a_raised_budget_goes_on(searched, tiny_study, cache, clock):

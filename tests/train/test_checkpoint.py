@@ -3,8 +3,13 @@ import torch
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.errors import CheckpointError, DiskFull
+from budgetlm.model.transformer import build
+from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
+from budgetlm.train.config import OPTIMIZERS, OptimizerConfig
 from budgetlm.train.loop import Checkpoints, Label, train
-from tests.conftest import tiny_run
+from budgetlm.train.optim import build_optimizers, set_training
+from budgetlm.train.schedule import ScheduleConfig
+from tests.conftest import tiny_model, tiny_run
 
 LABEL = Label(run="x", kind="final", trial=0, rung=-1, recipe={}, target_seconds=1.0)
 
@@ -26,28 +31,63 @@ def run(config, tokens, **arguments):
 def config(tokens):
     import dataclasses
 
-    from budgetlm.train.config import OptimizerConfig
-    from tests.conftest import tiny_model
-
     base = tiny_run(steps=12, model=tiny_model(vocab_size=tokens.facts.vocab_size), micro_batch_sequences=3)
     return lambda name="adamw", **changes: dataclasses.replace(
         base, optimizer=OptimizerConfig(name=name, peak_lr=0.01), **changes
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("stops", [(1,), (5,), (3, 4, 2)])
+MOVING = ScheduleConfig(weight_decay_schedule="linear", batch_ramp=0.8, momentum_warmup=0.7)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stops", [(1,), (3, 4, 2)])
 def test_stopped_and_resumed_equals_not_stopped_to_the_bit(tokens, config, tmp_path, optimizer, stops):
-    straight = run(config(optimizer), tokens)
-    checkpoints = Checkpoints(folder=tmp_path / "checkpoints")
+    compare_stopped_with_straight(config(optimizer), stops, tokens, tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.3}, {"schedule": MOVING}, {"ema": 0.3, "schedule": MOVING}])
+@pytest.mark.parametrize("tied", [True, False])
+def test_averages_ramps_and_schedules_go_on_where_they_stood(tokens, config, tmp_path, changes, tied):
+    model = tiny_model(vocab_size=tokens.facts.vocab_size, tie_embeddings=tied)
+    compare_stopped_with_straight(config("muon", model=model, **changes), (3, 4, 2), tokens, tmp_path)
+
+
+def compare_stopped_with_straight(config, stops, tokens, folder):
+    straight = run(config, tokens)
+    checkpoints = Checkpoints(folder=folder / "checkpoints")
     for steps in stops:
-        part = run(config(optimizer), tokens, checkpoints=checkpoints, should_stop=StopAfter(steps))
+        part = run(config, tokens, checkpoints=checkpoints, should_stop=StopAfter(steps))
         assert part.record.state == "interrupted"
-    resumed = run(config(optimizer), tokens, checkpoints=checkpoints)
+    resumed = run(config, tokens, checkpoints=checkpoints)
     assert resumed.record.steps == straight.record.steps == 12
+    assert resumed.record.tokens == straight.record.tokens
     pairs = zip(straight.network.state_dict().items(), resumed.network.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for (_, a), b in pairs)
     assert resumed.record.bpb == straight.record.bpb
+
+
+def test_schedule_free_weights_saved_as_evaluated_are_trained_on_as_if_never_saved(tmp_path):
+    def stepped(network, optimizers, seed):
+        for number, weight in enumerate(network.parameters()):
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 * seed + number))
+        optimizers[0].step()
+
+    def begun():
+        network = build(tiny_model(), 0)
+        return network, build_optimizers(network, OptimizerConfig(name="schedulefree"), bf16_is_fast=False)
+
+    network, optimizers = begun()
+    stepped(network, optimizers, 1)
+    stepped(network, optimizers, 2)
+    set_training(optimizers, on=False)
+    save_checkpoint(tmp_path, network, optimizers, Position(step=2), {})
+    loaded, its_optimizers = begun()
+    load_newest(tmp_path, loaded, its_optimizers, {})
+    for parts in ((network, optimizers), (loaded, its_optimizers)):
+        set_training(parts[1], on=True)
+        stepped(*parts, 3)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
 
 
 def test_only_the_newest_checkpoints_are_kept(tokens, config, tmp_path):

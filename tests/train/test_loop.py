@@ -1,15 +1,19 @@
 import dataclasses
+import math
 import multiprocessing
 
 import pytest
 import torch
 
 from budgetlm.budget.clock import Clock, Meter
-from budgetlm.train.config import OptimizerConfig, as_dict, run_config_from
-from budgetlm.train.loop import Label, train
+from budgetlm.data.batches import Batches, validation_windows
+from budgetlm.errors import ConfigError
+from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, as_dict, run_config_from
+from budgetlm.train.evaluate import evaluate
+from budgetlm.train.loop import Label, Stepper, train
 from budgetlm.train.memory import run_memory
 from budgetlm.train.schedule import ScheduleConfig
-from tests.conftest import tiny_model, tiny_run
+from tests.conftest import step_seconds, tiny_model, tiny_run
 
 LABEL = Label(run="x", kind="rung", trial=3, rung=1, recipe={"depth": 2}, target_seconds=9.0, passport="here")
 
@@ -42,6 +46,15 @@ def test_real_training_on_a_real_clock_learns(tokens, config):
     record = train(config(seconds=3.0), LABEL, tokens, Meter(clock)).record
     untrained = train(config(steps=1, optimizer=OptimizerConfig(peak_lr=1e-9)), LABEL, tokens, Meter(clock)).record
     assert record.bpb < 0.6 * untrained.bpb
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_at_a_rate_in_adamws_measure(tokens, config, name):
+    shape = "constant" if name == "schedulefree" else "linear"
+    run = config(steps=60, optimizer=OptimizerConfig(name=name, peak_lr=0.01), schedule=ScheduleConfig(shape=shape))
+    learnt = train(run, LABEL, tokens, Meter(Clock())).record.bpb
+    untrained = train(config(steps=1, optimizer=OptimizerConfig(peak_lr=1e-9)), LABEL, tokens, Meter(Clock())).record.bpb
+    assert learnt < 0.7 * untrained
 
 
 def test_the_schedule_follows_the_clock_not_the_steps(tokens, config, clock):
@@ -120,6 +133,125 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tokens, config):
         train(dataclasses.replace(config(steps=5), seed=s), LABEL, tokens, Meter(Clock())).record.bpb for s in (0, 0, 1)
     )
     assert first == again != other
+
+
+def test_old_records_without_newer_settings_are_read_as_they_were_meant(config):
+    run, values = config(steps=3), as_dict(config(steps=3))
+    newer = {"schedule": ("cooldown_shape", "weight_decay_schedule", "batch_ramp", "momentum_warmup")}
+    newer["optimizer"] = ("embedding_lr",)
+    for part, names in newer.items():
+        values[part] = {name: value for name, value in values[part].items() if name not in names}
+    del values["ema"]
+    assert run_config_from(values) == run
+
+
+def spied(monkeypatch, look):
+    """Let `look` see every step's stepper and sequences, after it was done."""
+    plain = Stepper.step
+
+    def step(self, rows, lr):
+        loss = plain(self, rows, lr)
+        look(self, rows)
+        return loss
+
+    monkeypatch.setattr(Stepper, "step", step)
+
+
+def test_a_batch_ramp_reads_every_sequence_once_and_counts_what_it_read(tokens, config, clock, monkeypatch):
+    takes, points = [], []
+    plain = Batches.take
+    monkeypatch.setattr(Batches, "take", lambda self, at, count: takes.append((at, count)) or plain(self, at, count))
+    run = config(seconds=2.0, batch_sequences=16, schedule=ScheduleConfig(batch_ramp=0.5))
+    record = train(run, LABEL, tokens, Meter(clock), on_point=points.append).record
+    counts = [count for _, count in takes]
+    assert counts[0] == 4
+    assert counts == sorted(counts)
+    assert counts[-1] == 16
+    assert [at for at, _ in takes] == [sum(counts[:step]) for step in range(len(counts))]
+    assert record.tokens == points[-1].tokens == 32 * sum(counts)
+    assert record.flops == pytest.approx(record.tokens * train_flops(run))
+    assert clock.seconds <= 2.0
+    speed = 32 / step_seconds(run.model, 33)  # this clock takes as long for a sequence in any batch
+    assert record.tokens_per_second == pytest.approx(speed)
+    assert all(point.tokens_per_second == pytest.approx(speed) for point in points[:-1])
+
+
+def train_flops(run):
+    from budgetlm.model.size import flops_per_token
+
+    return flops_per_token(run.model)
+
+
+def test_momentum_and_weight_decay_follow_the_progress(tokens, config, monkeypatch):
+    seen = []
+    spied(monkeypatch, lambda stepper, _: seen.append(dict(stepper.optimizers[1].param_groups[0])))
+    schedule = ScheduleConfig(weight_decay_schedule="linear", momentum_warmup=0.5)
+    muon = OptimizerConfig(name="muon", peak_lr=0.01, weight_decay=0.2)
+    train(config(steps=10, optimizer=muon, schedule=schedule), LABEL, tokens, Meter(Clock()))
+    assert [group["weight_decay"] for group in seen] == pytest.approx([0.2 * (1 - (i + 0.5) / 10) for i in range(10)])
+    assert [group["momentum"] for group in seen] == pytest.approx([0.86, 0.88, 0.90, 0.92, 0.94] + [0.95] * 5)
+
+
+def bpb_of(network, tokens, run):
+    windows = validation_windows(tokens.split("validation"), run.model.context_length, run.eval_tokens)
+    return evaluate(network, windows, tokens.bytes_V, micro_batch=64)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_evaluated_and_handed_out_is_the_average_over_the_steps(tokens, config, monkeypatch, tied):
+    seen = []
+    spied(monkeypatch, lambda stepper, _: seen.append([w.detach().clone() for w in stepper.network.parameters()]))
+    model = tiny_model(vocab_size=tokens.facts.vocab_size, tie_embeddings=tied)
+    run = config(steps=8, ema=0.3, model=model)
+    trained = train(run, LABEL, tokens, Meter(Clock()))
+    counts = [math.exp(-(8 - step) / 8 / 0.3) for step in range(1, 9)]
+    for number, weight in enumerate(trained.network.parameters()):
+        average = sum(c * weights[number] for c, weights in zip(counts, seen, strict=True)) / sum(counts)
+        assert torch.allclose(weight, average, atol=1e-5)
+        assert not torch.equal(weight, seen[-1][number])
+    assert bpb_of(trained.network, tokens, run) == pytest.approx(trained.record.bpb)
+
+
+def test_an_average_covers_the_whole_run_by_its_clock(tokens, config, clock, monkeypatch):
+    from budgetlm.train import loop
+
+    plain, spans = loop.averaging_weight, []
+    monkeypatch.setattr(
+        loop, "averaging_weight", lambda ema, before, after: spans.append((before, after)) or plain(ema, before, after)
+    )
+    record = train(config(seconds=1.0, ema=0.2), LABEL, tokens, Meter(clock)).record
+    assert len(spans) == record.steps
+    assert spans[0][0] == 0
+    assert [before for before, _ in spans[1:]] == [after for _, after in spans[:-1]]
+    assert 0.95 < spans[-1][1] <= 1
+
+
+def test_schedule_free_hands_out_the_weights_that_it_evaluated(tokens, config, monkeypatch):
+    seen = []
+    spied(monkeypatch, lambda stepper, _: seen.append([w.detach().clone() for w in stepper.network.parameters()]))
+    run = config(steps=20, optimizer=OptimizerConfig(name="schedulefree", peak_lr=0.01))
+    trained = train(run, LABEL, tokens, Meter(Clock()))
+    assert bpb_of(trained.network, tokens, run) == trained.record.bpb
+    pairs = zip(trained.network.parameters(), seen[-1], strict=True)
+    assert not all(torch.allclose(weight, last, atol=1e-5) for weight, last in pairs)
+
+
+def test_schedule_free_goes_on_training_after_an_evaluation_on_the_way(tokens, config, clock, monkeypatch):
+    modes = []
+    spied(monkeypatch, lambda stepper, _: modes.append(stepper.optimizers[0].param_groups[0]["train_mode"]))
+    monkeypatch.setattr("budgetlm.train.loop.EVALUATION_SHARE", 0.3)
+    points = []
+    run = config(seconds=1.0, optimizer=OptimizerConfig(name="schedulefree"))
+    train(run, LABEL, tokens, Meter(clock), on_point=points.append)
+    assert sum(point.bpb is not None for point in points) > 1
+    assert all(modes)
+
+
+def test_a_second_average_beside_schedule_frees_own_is_refused(config):
+    with pytest.raises(ConfigError, match="averages the weights by itself.*over 0.1 of the run. Set `ema` to 0"):
+        config(steps=3, ema=0.1, optimizer=OptimizerConfig(name="schedulefree"))
+    with pytest.raises(ConfigError, match="ema is 1.5"):
+        config(steps=3, ema=1.5)
 
 
 def peak_of(config, tokens) -> int:

@@ -40,6 +40,13 @@ def test_one_odd_measurement_does_not_overturn_the_formula():
     assert MemoryModel.fit([*KNOWN, MemoryPoint(counted(10, 0, 0), 1)]).peak_bytes(memory) > 0
 
 
+def test_an_average_of_the_weights_counts_as_one_more_set_of_them():
+    plain = tiny_run(model=tiny_model(width=256), steps=1)
+    averaged = run_memory(replace(plain, ema=0.1))
+    assert averaged.weights == 2 * run_memory(plain).weights
+    assert averaged.peak - run_memory(plain).peak == run_memory(plain).weights
+
+
 def test_a_step_of_several_passes_counts_gradients_beside_each_but_the_first():
     once = tiny_run(model=tiny_model(width=256), steps=1, batch_sequences=128, micro_batch_sequences=128)
     several = replace(once, batch_sequences=384)
