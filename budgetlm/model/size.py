@@ -5,7 +5,7 @@ never fit. Everything that scales a model, prices it or plots it asks here.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from budgetlm.errors import ConfigError
 
@@ -122,24 +122,41 @@ EVALUATION_TOKENS = 2_048
 
 
 @dataclass(frozen=True)
-class TrainingMemory:
-    """What training holds at its fullest moment, in bytes by purpose."""
+class Moment:
+    """What training holds at a moment, in bytes by purpose."""
 
     weights: int
     """The fp32 parameters."""
     gradients: int
     """Those that have been computed at that moment, and those that wait to be added to them."""
     optimizer: int
-    """Moments of the gradients, and at the update what it computes with."""
+    """Moments of the gradients."""
     activations: int
     """What the forward pass keeps for the backward pass, the backward pass's own, and bf16 copies of weights."""
     logits: int
     """The scores of all tokens of the vocabulary, their logarithms of probabilities, and the gradients of both."""
+    update: int = 0
+    """What the optimizer's update computes with."""
 
     @property
     def peak(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return sum(astuple(self))
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What training needs, in two counts: of an allocator that reuses whatever was freed, and of one that hardly can."""
+
+    fullest: Moment
+    """The moment at which most is held."""
+    apart: Moment
+    """The most of each kind, whenever that was: what a heap comes to that finds no use for the blocks of another kind."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment."""
+        return self.fullest.peak
 
 
 def evaluation_sequences(model: ModelConfig, micro_batch_sequences: int) -> int:
@@ -186,7 +203,7 @@ def training_memory(
     muon_in_bf16: bool = False,
     averaged: bool = False,
 ) -> TrainingMemory:
-    """What training holds at its fullest moment, from the second step on.
+    """What training holds from the second step on.
 
     Args:
         micro_batch_sequences: sequences in one forward pass.
@@ -201,10 +218,11 @@ def training_memory(
     state = optimizer_state_bytes(model, optimizer)
     moments = _moments_of_a_pass(*facts, state) + _moments_of_an_evaluation(model, micro_batch_sequences, precision, state)
     weights = FP32 * parameters(model)
-    update = state + _update_bytes(model, optimizer, muon_in_bf16)
-    moments.append(TrainingMemory(weights, weights, update, 0, 0))
-    fullest = max(moments, key=lambda moment: moment.peak)
-    return replace(fullest, weights=2 * weights) if averaged else fullest
+    moments.append(Moment(weights, weights, state, 0, 0, _update_bytes(model, optimizer, muon_in_bf16)))
+    if averaged:
+        moments = [replace(moment, weights=2 * weights) for moment in moments]
+    apart = Moment(*(max(kind) for kind in zip(*map(astuple, moments), strict=True)))
+    return TrainingMemory(max(moments, key=lambda moment: moment.peak), apart)
 
 
 def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
@@ -229,7 +247,7 @@ def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = Fa
 
 def _moments_of_a_pass(
     model: ModelConfig, sequences: int, precision: str, checkpointed: bool, accumulates: bool, state: int
-) -> list[TrainingMemory]:
+) -> list[Moment]:
     """The moments of a forward and backward pass at which memory may be fullest."""
     tokens = sequences * model.context_length
     c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
@@ -261,17 +279,15 @@ def _moments_of_a_pass(
     after_blocks = before + waiting if accumulates else weights - embedding - first_block
     after_all = weights + waiting + (head if accumulates or model.tie_embeddings else 0)
     return [
-        TrainingMemory(weights, before + made_early, state, model.depth * kept + features + head_copy + cached, forward),
-        TrainingMemory(weights, before + made_early, state, model.depth * kept + features + head_copy, backward),
-        TrainingMemory(weights, after_head, state, model.depth * kept + passing, 0),
-        TrainingMemory(weights, after_blocks, state, kept + passing, 0),
-        TrainingMemory(weights, after_all, state, residual, 0),
+        Moment(weights, before + made_early, state, model.depth * kept + features + head_copy + cached, forward),
+        Moment(weights, before + made_early, state, model.depth * kept + features + head_copy, backward),
+        Moment(weights, after_head, state, model.depth * kept + passing, 0),
+        Moment(weights, after_blocks, state, kept + passing, 0),
+        Moment(weights, after_all, state, residual, 0),
     ]
 
 
-def _moments_of_an_evaluation(
-    model: ModelConfig, micro_batch_sequences: int, precision: str, state: int
-) -> list[TrainingMemory]:
+def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, precision: str, state: int) -> list[Moment]:
     """The moments of a forward pass without gradients at which memory may be fullest."""
     tokens = evaluation_sequences(model, micro_batch_sequences) * model.context_length
     c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
@@ -280,8 +296,8 @@ def _moments_of_an_evaluation(
     swiglu = 3 * residual + 3 * c * tokens * model.hidden  # the SiLU, the other half, their product
     logits = (2 * FP32 + rounded) * tokens * model.vocab_size  # and the logarithms of probabilities
     return [
-        TrainingMemory(weights, 0, state, copies + swiglu, 0),
-        TrainingMemory(weights, 0, state, copies + residual, logits),
+        Moment(weights, 0, state, copies + swiglu, 0),
+        Moment(weights, 0, state, copies + residual, logits),
     ]
 
 

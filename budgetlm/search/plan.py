@@ -24,7 +24,7 @@ from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.config import Precision, run_config_from
-from budgetlm.train.memory import HEAP_PRICE, MemoryModel, MemoryPoint, run_memory
+from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work
 
 UTILISATION = 0.45
@@ -130,7 +130,7 @@ def memory_of(config: StudyConfig, passport: Passport) -> int:
 
 def memory_model(points: Sequence[MemoryPoint], device: str) -> MemoryModel:
     """The memory model of a device, from what runs were measured to need."""
-    return MemoryModel.fit(points, prior=HEAP_PRICE if device == "cpu" else 1.0)
+    return MemoryModel.fit(points, HEAP_PRICES) if device == "cpu" else MemoryModel.fit(points)
 
 
 def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
@@ -261,7 +261,7 @@ def _world_from_dict(values: dict[str, Any]) -> World:
     memory = values["memory"]
     models = {
         "speed": SpeedModel(Work(**values["speed"]["prices"]), values["speed"]["floor"]),
-        "memory": MemoryModel(tuple(memory["prices"]), memory["overhead_bytes"]),
+        "memory": MemoryModel((memory["prices"][0], memory["prices"][1]), memory["overhead_bytes"]),
     }
     return World(**{**values, **models})
 

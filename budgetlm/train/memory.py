@@ -1,8 +1,8 @@
 """How much memory a run will need, from the formula and from what others were measured to need. No torch.
 
 The formula (`training_memory`) counts tensors, and a GPU gives out just that. On a CPU a process needs more: workspaces of
-the matrix library, and a heap that does not give everything back. Three prices, one for each kind of tensor, and a constant
-are fitted to the measured peaks, beside a prior price for all of them.
+the matrix library, and a heap that cannot reuse every block. So the count has two parts, what is held at the fullest moment and
+what a heap would add that reused nothing of one kind for another; their prices and a constant are fitted to the measured peaks.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ from budgetlm.train.config import RunConfig
 
 USUAL_OVERHEAD = 4 * 2**20
 """Bytes that a run needs beside its tensors, before any is measured: about what the smallest runs were seen to."""
-HEAP_PRICE = 1.5
-"""Resident bytes for each byte in use under glibc's heap as it is: 1.28 to 1.95 measured (docs/LOG.md)."""
-PRIOR_WEIGHT = 0.1
+Prices = tuple[float, float]
+
+HEAP_PRICES: Prices = (1.13, 0.6)
+"""Of glibc's heap, before any is measured: as fitted to 64 shapes on a CPU (tests/benchmarks/bench_oracle.py)."""
+PRIOR_WEIGHT = 0.2
 """How much the prior counts beside a measurement, which counts 1."""
 
 
@@ -33,28 +35,28 @@ class MemoryPoint:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Measured bytes for each byte that the formula counts, by kind, and a constant."""
+    """Measured bytes for each byte that the formula counts, and a constant."""
 
-    prices: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Of weights, gradients and optimizer; of activations; of logits."""
+    prices: Prices = (1.0, 0.0)
+    """Of what is held at the fullest moment, and of what else there would be if no kind of tensor reused another's memory."""
     overhead_bytes: float = USUAL_OVERHEAD
 
     @classmethod
-    def fit(cls, points: Sequence[MemoryPoint], prior: float = 1.0) -> "MemoryModel":
+    def fit(cls, points: Sequence[MemoryPoint], prior: Prices = (1.0, 0.0)) -> "MemoryModel":
         """Fit prices and overhead to measurements by relative error, none of them negative.
 
         Args:
-            prior: what the prices are taken to be where the measurements do not say: 1, or `HEAP_PRICE`.
+            prior: prices where the measurements do not say: those of a heap that is perfect, or `HEAP_PRICES`.
         """
-        measured = [np.array([*_kinds(p.counted), USUAL_OVERHEAD]) / p.peak_bytes for p in points]
-        design = np.array([*measured, *(PRIOR_WEIGHT * np.eye(4))])
-        wanted = np.array([1.0] * len(points) + [PRIOR_WEIGHT * prior] * 3 + [PRIOR_WEIGHT])
-        (state, activations, logits, overhead), _ = nnls(design, wanted)
-        return cls((float(state), float(activations), float(logits)), float(overhead) * USUAL_OVERHEAD)
+        measured = [np.array([*_parts(p.counted), USUAL_OVERHEAD]) / p.peak_bytes for p in points]
+        design = np.array([*measured, *(PRIOR_WEIGHT * np.eye(3))])
+        wanted = np.array([1.0] * len(points) + [PRIOR_WEIGHT * price for price in (*prior, 1.0)])
+        (fullest, apart, overhead), _ = nnls(design, wanted)
+        return cls((float(fullest), float(apart)), float(overhead) * USUAL_OVERHEAD)
 
     def peak_bytes(self, counted: TrainingMemory) -> float:
         """Predicted peak of a run for which the formula counts this much."""
-        return float(np.dot(self.prices, _kinds(counted))) + self.overhead_bytes
+        return float(np.dot(self.prices, _parts(counted))) + self.overhead_bytes
 
 
 def run_memory(config: RunConfig) -> TrainingMemory:
@@ -71,5 +73,5 @@ def run_memory(config: RunConfig) -> TrainingMemory:
     )
 
 
-def _kinds(counted: TrainingMemory) -> tuple[int, int, int]:
-    return counted.weights + counted.gradients + counted.optimizer, counted.activations, counted.logits
+def _parts(counted: TrainingMemory) -> tuple[int, int]:
+    return counted.fullest.peak, counted.apart.peak - counted.fullest.peak

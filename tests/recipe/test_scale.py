@@ -160,7 +160,7 @@ def test_activations_are_checkpointed_only_where_one_sequence_does_not_fit_other
 
 
 def test_a_compact_heap_is_the_last_resort_and_only_on_a_cpu(world):
-    world = dataclasses.replace(world, memory=MemoryModel((1.5, 1.5, 1.5)))
+    world = dataclasses.replace(world, memory=MemoryModel((1.5, 0.0)))
     roomy = at_target(RECIPE, TARGET, world)
     assert not roomy.compact_heap
     least = peak(roomy, world, micro_batch_sequences=1, checkpoint_activations=True, compact_heap=True)
