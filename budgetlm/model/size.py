@@ -116,7 +116,9 @@ def flops_per_token(model: ModelConfig) -> int:
 FP32, BF16 = 4, 2
 """Bytes of a number."""
 LOGIT_BYTES_BEFORE_CHUNKING = 256 * 2**20
-"""Above this much memory for fp32 logits, the loss is computed in chunks that never hold them all at once."""
+"""Above this much memory for bf16's logits, the loss is computed in chunks that never hold them all at once."""
+LOGIT_ROWS = 512
+"""Tokens whose logits exist at once in fp32: few enough for a CPU's cache, enough for its matrix product (docs/LOG.md)."""
 EVALUATION_TOKENS = 2_048
 """Tokens in one forward pass of an evaluation, at least: without gradients there is room for more than in training."""
 
@@ -265,7 +267,9 @@ def _moments_of_a_pass(
     forward, backward = ((k * FP32 + r) * tokens * model.vocab_size for k, r in ((2, rounded), (3, 0)))
     before = weights if accumulates else 0
     made_early = 0
-    if chunk := _chunk_bytes(model, tokens):  # the gradients of the head and of its input are made in the forward pass
+    if chunk := _chunk_bytes(
+        model, tokens, precision
+    ):  # the gradients of the head and of its input are made in the forward pass
         forward, backward, head_copy, made_early = chunk + residual, residual, 0, head
     cached = model.depth * copies if checkpointed else 0  # autocast keeps its copies until the forward pass is over
 
@@ -294,18 +298,21 @@ def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, pr
     weights, residual = FP32 * parameters(model), FP32 * tokens * model.width
     copies = model.depth * block_copy_bytes(model, precision) + rounded * model.vocab_size * model.width
     swiglu = 3 * residual + 3 * c * tokens * model.hidden  # the SiLU, the other half, their product
-    logits = (2 * FP32 + rounded) * tokens * model.vocab_size  # and the logarithms of probabilities
+    rows = min(LOGIT_ROWS, tokens) if precision == "fp32" else tokens
+    logits = (2 * FP32 + rounded) * rows * model.vocab_size  # and the logarithms of probabilities
     return [
         Moment(weights, 0, state, copies + swiglu, 0),
         Moment(weights, 0, state, copies + residual, logits),
     ]
 
 
-def _chunk_bytes(model: ModelConfig, tokens: int) -> int:
-    """Bytes of the logits that the chunked loss holds at once; 0 where the plain one is used.
+def _chunk_bytes(model: ModelConfig, tokens: int, precision: str) -> int:
+    """Bytes of the logits, and what is made of them, that the loss holds at once where it goes in chunks; 0 where it does not.
 
     Source: `LinearCrossEntropyOptions`, `aspect_ratio:2` (torch/nn/modules/linear_cross_entropy_options.py).
     """
+    if precision == "fp32":
+        return 2 * FP32 * min(LOGIT_ROWS, tokens) * model.vocab_size
     if FP32 * tokens * model.vocab_size <= LOGIT_BYTES_BEFORE_CHUNKING:
         return 0
     rows = -(-tokens // -(-model.vocab_size // model.width))

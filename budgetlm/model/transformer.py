@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from budgetlm.model.size import LOGIT_BYTES_BEFORE_CHUNKING, ModelConfig
+from budgetlm.model.loss import head_loss
+from budgetlm.model.size import ModelConfig
 
 
 def rotary_tables(model: ModelConfig, length: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -152,21 +153,8 @@ class LanguageModel(nn.Module):
         return logits_BLV
 
     def loss(self, token_BL: Tensor, target_BL: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of the targets in nats: a scalar, or shape (B·L,) with `reduction="none"`.
-
-        Large vocabularies go through the chunked path of `linear_cross_entropy`, which never holds all fp32 logits;
-        small ones through its plain path, which is faster.
-        """
-        features_ND = self.model(token_BL).flatten(0, 1)
-        logit_bytes = 4 * features_ND.shape[0] * self.config.vocab_size
-        chunked = reduction == "mean" and logit_bytes > LOGIT_BYTES_BEFORE_CHUNKING
-        return F.linear_cross_entropy(
-            features_ND,
-            self.lm_head.weight,
-            target_BL.flatten(),
-            reduction=reduction,
-            options=torch.nn.LinearCrossEntropyOptions() if chunked else None,
-        )
+        """Cross-entropy of the targets in nats: a scalar, or shape (B·L,) with `reduction="none"`."""
+        return head_loss(self.model(token_BL).flatten(0, 1), self.lm_head.weight, target_BL.flatten(), reduction)
 
 
 def build(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:

@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from budgetlm.model.loss import head_loss
+from budgetlm.model.size import LOGIT_ROWS
+
+
+@pytest.fixture
+def case():
+    generator = torch.Generator().manual_seed(0)
+    count, width, vocabulary = 2 * LOGIT_ROWS + 7, 24, 300
+    features = torch.randn(count, width, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
+    return features, weight, torch.randint(vocabulary, (count,), generator=generator)
+
+
+def test_loss_and_gradients_are_those_of_cross_entropy_on_all_logits(case):
+    features, weight, target = case
+    for scale in (1.0, 0.25):  # a micro-batch's share of the batch
+        true = torch.autograd.grad(scale * F.cross_entropy(features @ weight.T, target), (features, weight))
+        loss = scale * head_loss(features, weight, target)
+        assert loss.item() == pytest.approx(scale * F.cross_entropy(features @ weight.T, target).item(), rel=1e-5)
+        for ours, theirs in zip(torch.autograd.grad(loss, (features, weight)), true, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_each_target_has_its_own_loss_where_no_mean_is_wanted(case):
+    features, weight, target = case
+    with torch.no_grad():
+        each = head_loss(features, weight, target, reduction="none")
+        assert torch.allclose(each, F.cross_entropy(features @ weight.T, target, reduction="none"), atol=1e-5)
+        assert each.mean().item() == pytest.approx(head_loss(features, weight, target).item(), rel=1e-5)
+
+
+def test_gradients_agree_with_small_differences():
+    torch.manual_seed(0)
+    features, weight = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    target = torch.tensor([0, 6, 3, 3, 1])
+    torch.autograd.backward(head_loss(features, weight, target))
+    step = 1e-2
+    for tensor in (features, weight):
+        moved = tensor.detach().clone()
+        moved[2, 1] += step
+        other = tensor.detach().clone()
+        other[2, 1] -= step
+        pair = [(t, weight) if tensor is features else (features, t) for t in (moved, other)]
+        above, below = (head_loss(f, w, target).item() for f, w in pair)
+        assert tensor.grad[2, 1].item() == pytest.approx((above - below) / (2 * step), rel=0.02, abs=1e-4)
+
+
+def test_a_target_held_for_impossible_costs_a_finite_loss_and_a_broken_model_is_still_seen():
+    features, weight = torch.ones(1, 2), torch.tensor([[500.0, 0.0], [-500.0, 0.0]])
+    assert 80 < head_loss(features, weight, torch.tensor([1])).item() < 100
+    assert math.isnan(head_loss(features * math.nan, weight, torch.tensor([1])).item())
+
+
+def test_under_autocast_it_is_pytorchs_function(case):
+    features, weight, target = case
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head_loss(features.bfloat16(), weight, target)
+    assert loss.item() == pytest.approx(F.cross_entropy(features @ weight.T, target).item(), rel=0.02)
