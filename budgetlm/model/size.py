@@ -5,7 +5,9 @@ never fit. Everything that scales a model, prices it or plots it asks here.
 """
 
 from collections import Counter
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from budgetlm.errors import ConfigError
 
@@ -76,13 +78,15 @@ def round_width(width: float) -> int:
     return max(WIDTH_STEP, round(width / WIDTH_STEP) * WIDTH_STEP)
 
 
-def block_matrices(model: ModelConfig) -> list[tuple[int, int]]:
+@lru_cache(4096)  # shapes are compared by the thousand
+def block_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
     """Shapes (out, in) of the weight matrices in one block."""
     kv = model.kv_heads * model.head_size
     width, hidden = model.width, model.hidden
-    return [(width, width), (kv, width), (kv, width), (width, width), (hidden, width), (hidden, width), (width, hidden)]
+    return ((width, width), (kv, width), (kv, width), (width, width), (hidden, width), (hidden, width), (width, hidden))
 
 
+@lru_cache(4096)
 def body_parameters(model: ModelConfig) -> int:
     """Parameters of all blocks and the last norm: the N, without embeddings, of the scaling laws."""
     norms = 2 * model.width + 2 * model.head_size
@@ -123,8 +127,7 @@ EVALUATION_TOKENS = 2_048
 """Tokens in one forward pass of an evaluation, at least: without gradients there is room for more than in training."""
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """What training holds at a moment, in bytes by purpose."""
 
     weights: int
@@ -143,7 +146,7 @@ class Moment:
     @property
     def peak(self) -> int:
         """All of it."""
-        return sum(astuple(self))
+        return sum(self)
 
 
 @dataclass(frozen=True)
@@ -222,8 +225,8 @@ def training_memory(
     weights = FP32 * parameters(model)
     moments.append(Moment(weights, weights, state, 0, 0, _update_bytes(model, optimizer, muon_in_bf16)))
     if averaged:
-        moments = [replace(moment, weights=2 * weights) for moment in moments]
-    apart = Moment(*(max(kind) for kind in zip(*map(astuple, moments), strict=True)))
+        moments = [moment._replace(weights=2 * weights) for moment in moments]
+    apart = Moment(*map(max, zip(*moments, strict=True)))
     return TrainingMemory(max(moments, key=lambda moment: moment.peak), apart)
 
 

@@ -260,7 +260,7 @@ def _speed_model(points: Sequence[SpeedPoint], passport: Passport, precision: st
 def _world_from_dict(values: dict[str, Any]) -> World:
     memory = values["memory"]
     models = {
-        "speed": SpeedModel(Work(**values["speed"]["prices"]), values["speed"]["floor"]),
+        "speed": SpeedModel(Work(*values["speed"]["prices"]), values["speed"]["floor"]),
         "memory": MemoryModel((memory["prices"][0], memory["prices"][1]), memory["overhead_bytes"]),
     }
     return World(**{**values, **models})

@@ -16,6 +16,7 @@ from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
+from budgetlm.train.heap import roomy_heap
 from budgetlm.train.loop import Stepper
 from budgetlm.train.throughput import Calibration, SpeedPoint
 
@@ -25,7 +26,7 @@ MOST_ON_A_CPU = 4_096
 SECONDS_A_MEASUREMENT = 0.25
 BUDGET_SHARE = 1 / 400
 """Of the search's budget, the most that one of about ten measurements may take beyond its first two steps."""
-FORMAT = 3
+FORMAT = 4
 
 
 def calibrate(
@@ -55,6 +56,8 @@ def calibrate(
         points = [SpeedPoint(ModelConfig(**p.pop("model")), **p) for p in kept.pop("points")]
         return Calibration(points=points, **{**kept, "seconds": 0.0})
 
+    if passport.device == "cpu":
+        roomy_heap()  # as the runs will have it
     bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
     seconds = min(SECONDS_A_MEASUREMENT, BUDGET_SHARE * budget_seconds)
     ceiling = 1e9 * max(passport.fp32_gflops, passport.bf16_gflops)

@@ -6,7 +6,9 @@ at the low utilisation that they really have, which is what a miniature has to k
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import mul
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
@@ -18,8 +20,7 @@ PRIOR_WEIGHT = 0.2
 """How much a guessed price counts beside a measurement, which counts 1."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What a token of an optimisation step takes; or, in the same fields, the seconds for one of each."""
 
     products: float
@@ -99,9 +100,9 @@ class SpeedModel:
             ceiling_gflops: speed of a large matrix product in the precision used, of which the prior is made.
         """
         floor = 1 / (ceiling_gflops * 1e9)
-        prior = np.array(astuple(_prior(device, floor)))
+        prior = np.array(_prior(device, floor))
         work = [
-            np.array(astuple(work_of(p.model, p.batch_tokens, p.micro_batch_tokens, p.optimizer, p.checkpoint_activations)))
+            np.array(work_of(p.model, p.batch_tokens, p.micro_batch_tokens, p.optimizer, p.checkpoint_activations))
             for p in points
         ]
         measured = [row * p.tokens_per_second for row, p in zip(work, points, strict=True)]
@@ -120,7 +121,7 @@ class SpeedModel:
     ) -> float:
         """Predicted speed of optimisation steps."""
         work = work_of(model, batch_tokens, micro_batch_tokens, optimizer, checkpoint_activations)
-        seconds = float(np.dot(astuple(self.prices), astuple(work)))
+        seconds: float = sum(map(mul, self.prices, work))
         return 1 / max(seconds, self.floor * (work.products + work.orthogonal))
 
 
