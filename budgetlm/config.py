@@ -81,15 +81,21 @@ class TrainSettings:
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
     """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster."""
-    compile: bool = False
-    """Whether models go through `torch.compile`. It takes 30 to 60 seconds a shape, so it pays on long rungs only."""
+    compile: str = "auto"
+    """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, or `auto` for the runs in which it is expected to earn
+    its time back."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     eval_tokens: int = 0
     """Tokens of the validation sample; 0 for as many as about 2 % of the cheapest rung can pay for."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("device", ("auto", "cpu", "cuda")), ("precision", ("auto", "fp32", "bf16"))):
+        choices = {
+            "device": ("auto", "cpu", "cuda"),
+            "precision": ("auto", "fp32", "bf16"),
+            "compile": ("auto", "on", "off"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
         if min(self.devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens) < 0 or self.clip <= 0:

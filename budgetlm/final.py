@@ -33,6 +33,7 @@ from budgetlm.records import CurvePoint, RunRecord, append_point, append_record,
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning
 from budgetlm.studies import DATABASE
+from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.loop import Checkpoints, train, warm_up
 from budgetlm.watch import Watcher
@@ -150,6 +151,7 @@ class _Final:
         if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
             self.watcher.note(repetition_warning("this final", epochs))
         warm_up()
+        keep_compiled(self.cache)
         config = self._config()
         self._keep_forecast(forecast)
         ledger = Ledger(open_database(self.study.folder / DATABASE))

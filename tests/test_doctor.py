@@ -154,7 +154,7 @@ def test_compiling_is_only_tried_when_asked_for(tiny_study, found, monkeypatch):
     assert "not checked" in found(tiny_study())["compile"].says
     assert tried == []
     assert "1.5 s" in found(tiny_study(), compile=True)["compile"].says
-    assert "1.5 s" in found(tiny_study(train={"compile": True, "threads": 1}))["compile"].says
+    assert "1.5 s" in found(tiny_study(train={"compile": "on", "threads": 1}))["compile"].says
     assert tried == ["cpu", "cpu"]
 
 
@@ -165,7 +165,7 @@ def test_compiling_that_fails_is_a_fault_where_the_study_wants_it_and_a_warning_
     monkeypatch.setattr(probes, "try_compile", fail)
     monkeypatch.setattr(probes, "compiler", lambda: "")
     assert states(found(tiny_study(), compile=True))["compile"] == "warning"
-    check = found(tiny_study(train={"compile": True, "threads": 1}))["compile"]
+    check = found(tiny_study(train={"compile": "on", "threads": 1}))["compile"]
     assert check.state == "fault"
     assert "torch.compile fails: no working C++ compiler; no C++ compiler is found" in check.says
 

@@ -155,12 +155,12 @@ def compile(case: Case) -> Finding:
     compiler = probes.compiler()
     found = f"C++ compiler {compiler}" if compiler else "no C++ compiler is found (it needs one; `apt install g++`)"
     if not case.compile:
-        return "ok", f"not checked, for `train.compile` is off (`--compile` checks it); {found}"
+        return "ok", f"not checked, for `train.compile` is not on (`--compile` checks it); {found}"
     identity = needed(case.identity, "a device")
     try:
         seconds = probes.try_compile(identity.device)
     except (RuntimeError, OSError) as error:
-        asked = case.config.train.compile
+        asked = case.config.train.compile == "on"
         remedy = "Install a compiler, or set `train.compile` to false." if asked else "Leave `train.compile` off."
         return "fault" if asked else "warning", f"torch.compile fails: {_first_line(error)}; {found}. {remedy}"
     return "ok", f"torch.compile works, {seconds:.1f} s for a tiny function; {found}"

@@ -7,6 +7,7 @@ Shapes: B batch, L length, D width, H query heads, K key/value heads, S head siz
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -119,16 +120,23 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(model) for _ in range(model.depth))
         self.norm = nn.RMSNorm(model.width, eps=1e-6)
         cos_LS, sin_LS = rotary_tables(model, model.context_length)
+        self._compiled: list[Callable[..., Tensor]] = []
         self.register_buffer("cos_LS", cos_LS, persistent=False)
         self.register_buffer("sin_LS", sin_LS, persistent=False)
+
+    def compile_blocks(self) -> None:
+        """From now on, train with compiled blocks. They share their code, so that it is compiled once for all of them."""
+        self._compiled = [torch.compile(block.forward) for block in self.layers]
 
     def forward(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L), L at most the context length -> features (B, L, D)."""
         L = token_BL.shape[1]
         assert self.model.context_length >= L, f"{L} tokens do not fit a context of {self.model.context_length}"
         x_BLD = self.embed_tokens(token_BL)
-        again = self.checkpoint_activations and torch.is_grad_enabled()
-        for block in self.layers:
+        trains = torch.is_grad_enabled()
+        again = self.checkpoint_activations and trains
+        # An evaluation is too short to be compiled for.
+        for block in self._compiled if trains and self._compiled else self.layers:
             inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L])
             # Nothing in a block is random, so there is no generator's state to bring back.
             x_BLD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)

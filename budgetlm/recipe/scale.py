@@ -23,6 +23,7 @@ from functools import partial
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, TrainingMemory, compute_parameters, parameters, training_memory
 from budgetlm.recipe.recipe import Recipe
+from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
 from budgetlm.train.schedule import ScheduleConfig, mean_batch_share
@@ -60,12 +61,18 @@ class World:
     micro_batch_tokens: int
     precision: Precision
     bf16_is_fast: bool
-    compile: bool
+    compile: str
+    """`on`, `off`, or `auto` for runs in which it pays."""
     device: str
     memory_bytes: int
     clip: float
     speed: SpeedModel
     memory: MemoryModel = field(default_factory=MemoryModel)
+    compilation: Compilation = EXPECTED["cpu"]
+
+    def compiles(self, run_seconds: float) -> bool:
+        """Whether a run of this length is compiled."""
+        return self.compile == "on" or (self.compile == "auto" and self.compilation.pays(run_seconds))
 
     @property
     def usable_bytes(self) -> float:
@@ -117,6 +124,8 @@ def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, sec
     mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
     speed = world.speed.tokens_per_second(model, mean_batch, micro, recipe.optimizer, again)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
+    if world.compiles(seconds):
+        speed, training = speed * world.compilation.gain, training - world.compilation.seconds
     return max(0.5 * seconds, training) * speed
 
 
@@ -125,7 +134,8 @@ def expected_speed(config: RunConfig, world: World) -> float:
     model, micro = config.model, config.micro_batch_sequences * config.model.context_length
     name, again = config.optimizer.name, config.checkpoint_activations
     mean_batch = config.batch_tokens * mean_batch_share(config.schedule.batch_ramp)
-    return world.speed.tokens_per_second(model, mean_batch, micro, name, again)
+    gain = world.compilation.gain if config.compile else 1.0
+    return gain * world.speed.tokens_per_second(model, mean_batch, micro, name, again)
 
 
 def expected_peak_bytes(config: RunConfig, world: World) -> float:
@@ -250,7 +260,7 @@ def _run_config(
         eval_tokens=world.eval_tokens,
         precision=world.precision,
         bf16_is_fast=world.bf16_is_fast,
-        compile=world.compile,
+        compile=world.compiles(seconds),
         device=world.device,
         seed=seed,
     )

@@ -23,6 +23,7 @@ from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
+from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Precision, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work
@@ -68,7 +69,7 @@ class Plan:
         write_atomic(folder / PLAN_TEXT, describe(self) + "\n")
 
     def learning(self, records: Sequence[RunRecord]) -> "Plan":
-        """The plan with its models of throughput and memory fitted to the study's own runs as well."""
+        """The plan with its models of throughput, memory and compilation fitted to the study's own runs as well."""
         runs = [(r, run_config_from(r.config)) for r in records[-LEARNT_FROM:] if r.steps >= 5]
         speeds = [
             SpeedPoint(
@@ -80,14 +81,20 @@ class Plan:
                 c.checkpoint_activations,
             )
             for r, c in runs
-            if r.tokens_per_second > 0
+            if r.tokens_per_second > 0 and not c.compile
         ]
         speed = _speed_model([*self.points, *speeds], self.passport, self.world.precision)
         memory = memory_model(
             [MemoryPoint(run_memory(c), r.peak_bytes) for r, c in runs if r.peak_bytes > 0 and not c.compact_heap],
             self.world.device,
         )
-        return replace(self, world=replace(self.world, speed=speed, memory=memory))
+        world = replace(self.world, speed=speed, memory=memory)
+        compiled = [
+            (r.tokens_per_second / expected_speed(replace(c, compile=False), world), r.by_purpose.get("compile", 0.0))
+            for r, c in runs
+            if r.tokens_per_second > 0 and c.compile
+        ]
+        return replace(self, world=replace(world, compilation=world.compilation.learning(compiled)))
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -179,6 +186,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         clip=config.train.clip,
         speed=_speed_model(measured.points, passport, measured.precision),
         memory=memory_model([], passport.device),
+        compilation=EXPECTED[passport.device],
     )
 
 
@@ -261,6 +269,7 @@ def _world_from_dict(values: dict[str, Any]) -> World:
     memory = values["memory"]
     models = {
         "speed": SpeedModel(Work(*values["speed"]["prices"]), values["speed"]["floor"]),
+        "compilation": Compilation(**values["compilation"]),
         "memory": MemoryModel((memory["prices"][0], memory["prices"][1]), memory["overhead_bytes"]),
     }
     return World(**{**values, **models})

@@ -34,6 +34,7 @@ from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, 
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
+from budgetlm.train.compilation import keep_compiled
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
 from budgetlm.workers.job import TRANSIENT, Ended, Failure, Job, Spent, Workers
@@ -156,6 +157,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
     config.save(folder)
+    keep_compiled(cache)
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)

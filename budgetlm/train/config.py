@@ -82,7 +82,7 @@ class RunConfig:
     """Tokens of a second, larger validation sample, measured once at the end; 0 for none."""
     precision: Precision = "fp32"
     compile: bool = False
-    """Whether the model goes through `torch.compile`; the seconds are charged."""
+    """Whether the blocks are compiled (`torch.compile`); the seconds are charged."""
     checkpoint_activations: bool = False
     """Whether the backward pass computes each block again instead of keeping what it needs of it: less memory, for about
     one more forward pass (Chen et al. 2016, arXiv:1604.06174)."""

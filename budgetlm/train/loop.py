@@ -81,7 +81,8 @@ class Stepper:
         network.model.checkpoint_activations = config.checkpoint_activations
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
-        self._loss = torch.compile(network.loss) if config.compile else network.loss
+        if config.compile:
+            network.model.compile_blocks()
 
     def step(self, rows: np.ndarray, lr: float) -> float:
         """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
@@ -90,7 +91,7 @@ class Stepper:
             micro = rows[start : start + config.micro_batch_sequences]
             tokens = torch.from_numpy(micro).to(config.device, non_blocking=True)
             with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = self._loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
+                loss = self.network.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
             torch.autograd.backward(loss)
             loss_sum += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
@@ -172,6 +173,7 @@ class _Run:
             parts = (self.network, self.stepper.optimizers)
             self.position, self.notes = load_newest(checkpoints.folder, *parts, as_dict(config), self.average)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
+        self.steps_here = 0
         self.sequence_seconds: deque[float] = deque(maxlen=9)
         """Seconds a sequence of the latest steps: a batch ramp makes steps unlike, but not their sequences."""
         self.eval_seconds_a_window = 0.0
@@ -253,7 +255,7 @@ class _Run:
             self.averaged_until = progress
 
     def _step(self, lr: float) -> float:
-        compiling = self.config.compile and not self.sequence_seconds
+        compiling = self.config.compile and not self.steps_here
         before = self.meter.clock.now()
         with self.meter.during("compile" if compiling else "train"):
             rows = self.batches.take(self.position.sequences, self._batch())
@@ -262,16 +264,17 @@ class _Run:
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise ConfigError(
                     f"torch.compile does not work here: {str(error).strip().splitlines()[0]}. Set `train.compile` to "
-                    "false, or install a C compiler."
+                    "`off`, or install a C compiler."
                 ) from error
             done = self.position
             self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
             self._average()
         seconds = self.meter.clock.now() - before
         tokens = len(rows) * self.config.model.context_length
-        self.sequence_seconds.append(seconds / len(rows))
+        self.steps_here += 1
         self.pending.append((loss, seconds, tokens))
         if not compiling:
+            self.sequence_seconds.append(seconds / len(rows))
             self.train_seconds += seconds
             self.train_tokens += tokens
         return loss
@@ -289,7 +292,7 @@ class _Run:
         if self.config.steps:
             return self.position.step >= self.config.steps
         # A step that would pass the deadline is not begun; the first one is, so that there is something to measure.
-        return bool(self.sequence_seconds) and self.elapsed + self._next_step() > self._training_ends()
+        return bool(self.steps_here) and self.elapsed + self._next_step() > self._training_ends()
 
     def _next_step(self) -> float:
         """Seconds that the next step will take, rather too many than too few."""

@@ -1,3 +1,6 @@
+import copy
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,3 +78,23 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(precisio
         gradients.append([weight.grad for weight in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert kept[1] < 0.3 * kept[0]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's compiler looks at it itself
+def test_compiled_blocks_share_their_code_train_the_same_and_leave_evaluation_and_weights_alone(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, compiled = trained_looking(tiny_model(depth=3)), trained_looking(tiny_model(depth=3))
+    compiled.model.compile_blocks()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    inputs, targets = TOKENS_BL[:, :-1], TOKENS_BL[:, 1:]
+    for network in (plain, compiled):
+        network.loss(inputs, targets).backward()
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    with torch.no_grad():
+        assert torch.equal(compiled.loss(inputs[:1], targets[:1]), plain.loss(inputs[:1], targets[:1]))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert copy.deepcopy(compiled).state_dict().keys() == plain.state_dict().keys()

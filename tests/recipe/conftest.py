@@ -16,7 +16,7 @@ def world() -> World:
         micro_batch_tokens=1024,
         precision="fp32",
         bf16_is_fast=False,
-        compile=False,
+        compile="off",
         device="cpu",
         memory_bytes=2**34,
         clip=1.0,

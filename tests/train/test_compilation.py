@@ -1,0 +1,48 @@
+from dataclasses import replace
+
+import pytest
+
+from budgetlm.recipe.scale import expected_speed, miniature
+from budgetlm.records import read_records
+from budgetlm.search.plan import load_plan
+from budgetlm.train.compilation import EXPECTED, Compilation
+
+
+def test_a_run_is_compiled_if_it_gets_more_done_that_way_and_not_on_a_cpu_where_nothing_is_gained():
+    gains = Compilation(gain=1.25, seconds=30.0)
+    assert not gains.pays(150.0)  # 120 s compiled do what 150 s do not compiled
+    assert gains.pays(151.0)
+    assert not EXPECTED["cpu"].pays(1e9)
+
+
+def test_compiled_runs_teach_what_compiling_gains_and_costs():
+    learnt = Compilation(1.0, 30.0).learning([(1.21, 10.0)] * 3)
+    assert learnt.gain == pytest.approx(1.21**0.75)
+    assert learnt.seconds == 15.0
+    assert Compilation(1.0, 30.0).learning([]) == Compilation(1.0, 30.0)
+
+
+@pytest.mark.parametrize(("wish", "compiled"), [("auto", (False, True)), ("on", (True, True)), ("off", (False, False))])
+def test_rungs_and_final_are_compiled_as_the_study_wishes_or_where_it_pays(searched, wish, compiled):
+    plan = load_plan(searched.folder)
+    top = plan.target_seconds
+    world = replace(plan.world, compile=wish, compilation=Compilation(gain=2.0, seconds=0.75 * top / 2))
+    runs = [miniature(plan.default, seconds, top, world) for seconds in (plan.rungs[0], top)]
+    assert tuple(run.compile for run in runs) == compiled
+    if compiled[1]:
+        assert expected_speed(runs[1], world) == pytest.approx(2 * expected_speed(replace(runs[1], compile=False), world))
+
+
+def test_a_study_learns_from_its_compiled_runs(searched):
+    plan, record = load_plan(searched.folder), read_records(searched.folder)[0]
+    fast = replace(
+        record,
+        steps=9,
+        config={**record.config, "compile": True},
+        tokens_per_second=2 * record.tokens_per_second,
+        by_purpose={"compile": 3.0},
+    )
+    learnt = plan.learning([replace(record, steps=9)] * 5 + [fast] * 5).world.compilation
+    assert learnt.gain > 1.5
+    assert learnt.seconds < EXPECTED["cpu"].seconds
+    assert plan.learning([replace(record, steps=9)] * 5).world.compilation == EXPECTED["cpu"]
