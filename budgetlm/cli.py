@@ -276,6 +276,9 @@ def final(
     typer.echo(
         f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs"
     )
+    typer.echo(
+        f"speed: {record.tokens_per_second:,.0f} tokens/s, {result.utilisation:.0%} of what the device's matrix products reach"
+    )
     for sample in result.samples:
         typer.echo(f"\n--- {sample['prompt']!r} goes on:\n{sample['continuation']}")
 

@@ -53,6 +53,8 @@ class FinalResult:
     folder: Path
     forecast: Forecast | None
     samples: list[dict[str, str]]
+    utilisation: float
+    """Share of the device's matrix-product ceiling that its optimisation steps reached (MFU, arXiv:2204.02311)."""
     already_done: bool
     exit_code: int = 0
     """0, or what the process should end with because it was asked to stop (`interrupt.py`)."""
@@ -104,10 +106,12 @@ def final(
         forecast = forecasts.get(number) if seconds == plan.target_seconds else None
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (home / "samples.json").exists():
-            return FinalResult(recipe.summary(), done, home, forecast, read_json(home / "samples.json"), already_done=True)
+            samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
+            return FinalResult(recipe.summary(), done, home, forecast, samples, share, already_done=True)
         run = _Final(config, plan, recipe, number, name, home, seconds, seed, cache, clock, watcher)
         record, samples, code = run.go(forecast)
-        return FinalResult(recipe.summary(), record, home, forecast, samples, already_done=False, exit_code=code)
+        share = _utilisation(record, plan)
+        return FinalResult(recipe.summary(), record, home, forecast, samples, share, already_done=False, exit_code=code)
     finally:
         watcher.close()
         lock.release()
@@ -119,6 +123,11 @@ def _recipe_of(number: int, records: list[RunRecord], study: str) -> Recipe:
             return recipe_from(record.recipe)
     known = sorted({r.trial for r in records})
     raise StudyError(f"study {study!r} has no trial {number}. It has trials {known[0]} to {known[-1]}.")
+
+
+def _utilisation(record: RunRecord, plan: Plan) -> float:
+    flops = record.flops / record.tokens * record.tokens_per_second if record.tokens else 0.0
+    return flops / (1e9 * plan.passport.ceiling_gflops(plan.world.precision))
 
 
 class _Final:

@@ -44,6 +44,10 @@ class Passport:
         """The same for results that may be compared: device, threads and torch version. Measured figures do not enter."""
         return digest([self.device, self.name, self.threads, self.torch, self.system])
 
+    def ceiling_gflops(self, precision: str) -> float:
+        """Measured speed of a large matrix product in `fp32` or `bf16`."""
+        return self.bf16_gflops if precision == "bf16" else self.fp32_gflops
+
     def summary(self) -> str:
         """One line for people."""
         return (

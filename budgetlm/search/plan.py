@@ -261,8 +261,8 @@ def _optimizers(wanted: Space) -> list[str]:
 
 
 def _speed_model(points: Sequence[SpeedPoint], passport: Passport, precision: str) -> SpeedModel:
-    ceiling = passport.bf16_gflops if precision == "bf16" else passport.fp32_gflops
-    return SpeedModel.fit([p for p in points if p.tokens_per_second > 0], ceiling, passport.device)
+    known = [point for point in points if point.tokens_per_second > 0]
+    return SpeedModel.fit(known, passport.ceiling_gflops(precision), passport.device)
 
 
 def _world_from_dict(values: dict[str, Any]) -> World:

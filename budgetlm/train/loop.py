@@ -86,20 +86,21 @@ class Stepper:
 
     def step(self, rows: np.ndarray, lr: float) -> float:
         """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
-        config, total, loss_sum = self.config, len(rows), 0.0
+        config, total, losses = self.config, len(rows), list[torch.Tensor]()
         for start in range(0, total, config.micro_batch_sequences):
             micro = rows[start : start + config.micro_batch_sequences]
             tokens = torch.from_numpy(micro).to(config.device, non_blocking=True)
             with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss = self.network.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
             torch.autograd.backward(loss)
-            loss_sum += loss.item()
+            losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
         set_lr(self.optimizers, lr)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss_sum if math.isfinite(float(norm)) else math.nan
+        mean, length = torch.stack([torch.stack(losses).sum(), norm]).tolist()  # the one time that the device is waited for
+        return mean if math.isfinite(length) else math.nan
 
 
 def train(
@@ -155,6 +156,8 @@ class _Run:
         self.spent_before = dict(meter.spent)
         if config.device == "cpu":
             compact_heap() if config.compact_heap else roomy_heap()
+        if config.device == "cuda":
+            torch.set_float32_matmul_precision("high")  # what is left in fp32 goes through TF32
         self.memory = PeakMemory.begin(config.device)
         context = config.model.context_length
         self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)
