@@ -173,17 +173,17 @@ def evaluation_sequences(model: ModelConfig, micro_batch_sequences: int) -> int:
 def block_activation_bytes(model: ModelConfig, precision: str) -> int:
     """Bytes that autograd keeps of one block for one token of a forward pass.
 
-    In the order of the forward pass, W width, K key/value width, F hidden: each of the two norms its input, the scaled
-    input and one scale; what goes into the matrices (a copy for each matrix where it has to be rounded to bf16 first);
-    queries and keys before their norm, scaled, and after the rotation; values; the attention's output and the logarithm
-    of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product.
+    In the order of the forward pass, W width, K key/value width, F hidden: each of the two norms the scaled input and one
+    scale, PyTorch's (in bf16) the input as well; what goes into the matrices (a copy for each matrix where it has to be rounded
+    to bf16 first); queries and keys before their norm (in bf16), scaled, and after the rotation; values; the attention's output
+    and the logarithm of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product.
 
     Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
     """
-    c, inputs = (FP32, 2) if precision == "fp32" else (BF16, 5)
+    c, inputs, kept_by_a_norm = (FP32, 2, 1) if precision == "fp32" else (BF16, 5, 2)
     width, hidden, kv_width = model.width, model.hidden, model.kv_heads * model.head_size
-    norms = 2 * FP32 * (2 * width + 1) + inputs * c * width
-    heads = FP32 * (2 * (width + kv_width) + 2 * model.heads + model.kv_heads)
+    norms = 2 * FP32 * (kept_by_a_norm * width + 1) + inputs * c * width
+    heads = FP32 * (kept_by_a_norm * (width + kv_width) + 2 * model.heads + model.kv_heads)
     return norms + heads + 2 * c * (width + kv_width) + 4 * c * hidden
 
 
@@ -194,7 +194,9 @@ def block_copy_bytes(model: ModelConfig, precision: str) -> int:
 
 def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
     """Bytes that autograd keeps for one token between the last block and the logits: the last norm and what comes out."""
-    return FP32 * (2 * model.width + 1) + (FP32 if precision == "fp32" else BF16) * model.width
+    if precision == "fp32":
+        return FP32 * (2 * model.width + 1)
+    return FP32 * (2 * model.width + 1) + BF16 * model.width
 
 
 def training_memory(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from budgetlm.model.loss import head_loss
+from budgetlm.model.norm import HeadNorm, Norm
 from budgetlm.model.size import ModelConfig
 
 
@@ -30,15 +31,6 @@ def rotate(x_BHLS: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
     """Turn each head's vector by the angle of its position (the half-and-half layout of Hugging Face)."""
     left, right = x_BHLS.chunk(2, dim=-1)
     return (x_BHLS * cos_LS + torch.cat([-right, left], dim=-1) * sin_LS).to(x_BHLS.dtype)
-
-
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm in the precision of its input, so that under bf16 autocast it stays one fused kernel."""
-
-    def forward(self, x_BLHS: Tensor) -> Tensor:
-        """Each head's vector at length sqrt(S) times the weight."""
-        assert self.weight is not None
-        return F.rms_norm(x_BLHS, self.normalized_shape, self.weight.to(x_BLHS.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -95,8 +87,8 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(model)
         self.mlp = MLP(model)
-        self.input_layernorm = nn.RMSNorm(model.width, eps=1e-6)
-        self.post_attention_layernorm = nn.RMSNorm(model.width, eps=1e-6)
+        self.input_layernorm = Norm(model.width, eps=1e-6)
+        self.post_attention_layernorm = Norm(model.width, eps=1e-6)
 
     def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
@@ -118,7 +110,7 @@ class Trunk(nn.Module):
         self.model = model
         self.embed_tokens = nn.Embedding(model.vocab_size, model.width)
         self.layers = nn.ModuleList(Block(model) for _ in range(model.depth))
-        self.norm = nn.RMSNorm(model.width, eps=1e-6)
+        self.norm = Norm(model.width, eps=1e-6)
         cos_LS, sin_LS = rotary_tables(model, model.context_length)
         self._compiled: list[Callable[..., Tensor]] = []
         self.register_buffer("cos_LS", cos_LS, persistent=False)
