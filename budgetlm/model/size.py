@@ -4,6 +4,7 @@ The counts are exact (a test holds them against the built model); the memory is 
 never fit. Everything that scales a model, prices it or plots it asks here.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,9 @@ from typing import NamedTuple
 from budgetlm.errors import ConfigError
 
 WIDTH_STEP = 16
-"""Widths are multiples of this: the smallest head, and what vector units like."""
+"""Widths are multiples of this, which vector units like."""
+HEAD, LEAST_HEAD = 64, 16
+"""Wanted and smallest size of an attention head. Of two sizes in narrow models the larger was better and faster (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +46,22 @@ class ModelConfig:
             raise ConfigError(
                 f"width {self.width} is not a multiple of {WIDTH_STEP}. Use {round_width(self.width)} instead."
             )
-        if self.heads % self.kv_groups:
+        if not self._head_sizes():
             raise ConfigError(
-                f"{self.heads} heads (width {self.width} / head size {self.head_size}) cannot be shared out in groups "
-                f"of {self.kv_groups}. Use a `kv_groups` that divides {self.heads}."
+                f"width {self.width} cannot be cut into heads of at least {LEAST_HEAD} that share keys and values in groups of "
+                f"{self.kv_groups}. Use fewer `kv_groups`, or a width that is a multiple of {LEAST_HEAD * self.kv_groups}."
             )
+
+    def _head_sizes(self) -> list[int]:
+        """Sizes that divide the width and leave whole groups of heads, in steps that vector units like."""
+        return [
+            s for s in range(LEAST_HEAD, self.width + 1, 8) if self.width % s == 0 and self.width // s % self.kv_groups == 0
+        ]
 
     @property
     def head_size(self) -> int:
-        """Size of one attention head: 64, smaller where that would leave a narrow model with too few heads."""
-        for size, least_width in ((64, 512), (32, 128)):
-            if self.width >= least_width and self.width % size == 0:
-                return size
-        return 16
+        """Size of one attention head: the possible one nearest to `HEAD` by ratio, the larger of two as near."""
+        return _head_size(self)
 
     @property
     def heads(self) -> int:
@@ -73,12 +79,17 @@ class ModelConfig:
         return max(16, round(self.width * self.mlp_ratio / 16) * 16)
 
 
+@lru_cache(4096)  # shapes are compared by the thousand
+def _head_size(model: ModelConfig) -> int:
+    return min(reversed(model._head_sizes()), key=lambda size: abs(math.log(size / HEAD)))
+
+
 def round_width(width: float) -> int:
     """The allowed width nearest to `width`."""
     return max(WIDTH_STEP, round(width / WIDTH_STEP) * WIDTH_STEP)
 
 
-@lru_cache(4096)  # shapes are compared by the thousand
+@lru_cache(4096)
 def block_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
     """Shapes (out, in) of the weight matrices in one block."""
     kv = model.kv_heads * model.head_size

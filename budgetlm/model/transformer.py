@@ -38,7 +38,7 @@ class Attention(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.model = model
+        self.kv_groups, self.head_size = model.kv_groups, model.head_size
         kv_width = model.kv_heads * model.head_size
         self.q_proj = nn.Linear(model.width, model.width, bias=False)
         self.k_proj = nn.Linear(model.width, kv_width, bias=False)
@@ -50,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
         """Mix each position with those before it: (B, L, D) -> (B, L, D)."""
         B, L, _ = x_BLD.shape
-        size = self.model.head_size
+        size = self.head_size
         q_BHLS = self.q_norm(self.q_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         k_BKLS = self.k_norm(self.k_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         v_BKLS = self.v_proj(x_BLD).view(B, L, -1, size).transpose(1, 2)
@@ -59,7 +59,7 @@ class Attention(nn.Module):
             rotate(k_BKLS, cos_LS, sin_LS),
             v_BKLS,
             is_causal=True,
-            enable_gqa=self.model.kv_groups > 1,
+            enable_gqa=self.kv_groups > 1,
         )
         out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
         return out_BLD

@@ -342,7 +342,8 @@ def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
     """Shapes up to the target's, with an aspect not far from it; larger ones for more than the target's time."""
     aspect, reach = target.width / target.depth, max(1.0, share ** (1 / 3))
     for depth in range(min(LEAST_DEPTH, target.depth), math.ceil(target.depth * reach) + 1):
-        for width in range(WIDTH_STEP, int(target.width * reach) + 1, WIDTH_STEP * (4 if target.width >= 512 else 1)):
+        step = WIDTH_STEP * (4 if target.width >= 512 else 1)
+        for width in range(step, int(target.width * reach) + 1, step):
             if 1 / MOST_ASPECT <= width / depth / aspect <= MOST_ASPECT:
                 groups = target.kv_groups
                 try:

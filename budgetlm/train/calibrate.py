@@ -26,7 +26,7 @@ MOST_ON_A_CPU = 4_096
 SECONDS_A_MEASUREMENT = 0.25
 BUDGET_SHARE = 1 / 400
 """Of the search's budget, the most that one of about ten measurements may take beyond its first two steps."""
-FORMAT = 4
+FORMAT = 5
 
 
 def calibrate(
