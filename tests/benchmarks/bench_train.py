@@ -23,7 +23,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ MICRO_BATCHES = (1_024 // CONTEXT, 4_096 // CONTEXT)
 HORIZONS = {"30 s": 30.0, "5 min": 300.0}
 BURST_SECONDS = 0.5
 """A burst is as many steps as fit, at least one."""
+MOST_ROUNDS, ROUNDS_SECONDS = 20, 120.0
+"""More rounds than asked for are run where they are quick: so many, or as many as fit."""
 IN_THE_WAY = {"litgpt": ["huggingface-hub"]}
 """What a package brings along in a version too old for others here; it works with theirs."""
 ROOT = Path(__file__).parents[2]
@@ -62,6 +64,8 @@ class Mode:
     compiled: bool = False
     tcmalloc: bool = False
     medium: bool = False
+    bf16: bool = False
+    """Whether it trains under bf16 autocast."""
     trainer: bool = False
     """Whether the loop is transformers' `Trainer`."""
 
@@ -80,7 +84,8 @@ MODES = [
     Mode(name="transformers Llama, compiled", side="llama", package="accelerate", compiled=True),
     Mode(name="litgpt", side="litgpt", package="litgpt"),
 ]
-OURS = [mode.name for mode in MODES if mode.side == "budgetlm"]
+BF16_MODES = [replace(mode, name=f"{mode.name}, bf16", bf16=True) for mode in MODES if not mode.medium]
+OURS = [mode.name for mode in MODES + BF16_MODES if mode.side == "budgetlm"]
 FP32_RECIPE = "nanoGPT style"
 
 
@@ -139,8 +144,8 @@ def be(mode: Mode, model: ModelConfig, turns: Turns, threads: int) -> None:
         network = trainers.gpt2_network(model)
         turns.flops_per_token = trainers.flops_per_token(network, model)
         with tempfile.TemporaryDirectory() as folder:
-            trainers.run_hugging_face_trainer(network, SEQUENCES, turns.micro, sample, turns.after_step, folder)
-    trainer = getattr(trainers, mode.side)(model, SEQUENCES, turns.micro, mode.compiled)
+            trainers.run_hugging_face_trainer(network, SEQUENCES, turns.micro, mode.bf16, sample, turns.after_step, folder)
+    trainer = getattr(trainers, mode.side)(model, mode.compiled, mode.bf16)
     turns.flops_per_token = trainers.flops_per_token(trainer.network, model)
     while True:
         trainer.step(sample(SEQUENCES), turns.micro)
@@ -293,7 +298,7 @@ def start(model: ModelConfig, modes: list[tuple[Mode, str]]) -> Iterator[Racer]:
     for mode, python in modes:
         try:
             racer = Racer(mode, model, python, micros.get(mode.side, MICRO_BATCHES[-1]))
-            if mode.side not in micros:
+            if mode.side not in micros and not mode.trainer:
                 racer.micro = micros[mode.side] = tuned(racer)
         except Gone as error:
             print(f"left out: {mode.name}, since its process ended: {error}")
@@ -304,12 +309,13 @@ def start(model: ModelConfig, modes: list[tuple[Mode, str]]) -> Iterator[Racer]:
 
 def race(model: ModelConfig, modes: list[tuple[Mode, str]], rounds: int) -> list[Result]:
     """The modes at one shape, taking turns."""
-    gflops = ceilings()[0]
+    gflops = max(ceilings())
     racers = list(start(model, modes))
     steps = [burst_steps(racer.burst(1)["wall"]) for racer in racers]
+    seconds = sum(racer.burst(count)["wall"] for racer, count in zip(racers, steps, strict=True))
     facts = [(r.mode.name, asdict(model), r.micro * CONTEXT, r.flops_per_token, r.first_step_done, gflops) for r in racers]
     results = [Result(*row) for row in facts]
-    for _ in range(rounds):
+    for _ in range(max(rounds, min(MOST_ROUNDS, int(ROUNDS_SECONDS / seconds)))):
         for racer, count, result in zip(racers, steps, results, strict=True):
             told = racer.burst(count)
             result.tokens_per_second.append(count * BATCH_TOKENS / told["wall"])
@@ -409,8 +415,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the two smaller shapes only")
     parser.add_argument("--tiny", action="store_true", help="one shape that says nothing of speed, to see that it works")
     parser.add_argument("--two-at-once", action="store_true")
-    parser.add_argument("--modes", nargs="+", help="only modes in whose name one of these words occurs")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--modes", nargs="+", metavar="NAME", help="only these, named as in the table")
+    parser.add_argument("--rounds", type=int, default=5, help="bursts of each mode, at least")
     parser.add_argument(
         "--peers", type=Path, default=Path(sys.prefix) / "peers", help="where packages of peers are installed"
     )
@@ -424,11 +430,10 @@ def main() -> None:
         two_at_once([TINY] if options.tiny else SHAPES[:3], options.rounds)
         return
     fp32, bf16 = ceilings()
-    verdict = (
-        "bf16 is faster: give both sides bf16, which this does not do yet" if bf16 > fp32 else "so nobody trains in bf16"
-    )
+    verdict = "so every mode is run in bf16 too" if bf16 > fp32 else "so bf16 modes are left out"
     print(f"matrix products on one thread: {fp32:.0f} GFLOP/s in fp32, {bf16:.1f} in bf16; {verdict}")
-    wanted = [mode for mode in MODES if not options.modes or any(word in mode.name for word in options.modes)]
+    every = MODES + (BF16_MODES if bf16 > fp32 else [])
+    wanted = [mode for mode in every if mode.name in (options.modes or [mode.name])]
     modes = possible(wanted, options.peers)
     for model in models:
         results = race(model, modes, options.rounds)

@@ -1,6 +1,6 @@
 """The trainings that `bench_train` compares: budgetlm's own step, and models of equal shape trained in the way of others.
 
-All have the depth, width, heads, context and vocabulary of a `ModelConfig`, AdamW, clipping at 1, and the same tokens a step.
+On a CPU. All have the depth, width, heads, context and vocabulary of a `ModelConfig`, AdamW, clipping at 1, and the same tokens a step.
 GPT-2's kind has hidden layers of 4 widths and two matrices where ours has three of 3 (8 % more operations in a block); Llama's kind
 has ours. Only litgpt's head is not the embedding.
 """
@@ -44,7 +44,7 @@ def passes(rows: np.ndarray, micro: int) -> Iterator[np.ndarray]:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def budgetlm(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> Trainer:
+def budgetlm(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     """The step of a run, on the heap of a run."""
     from budgetlm.model.transformer import build
     from budgetlm.train.config import OptimizerConfig, RunConfig
@@ -53,11 +53,12 @@ def budgetlm(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> 
 
     roomy_heap()
     optimizer = OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY, clip=CLIP)
-    sizes = {"batch_sequences": sequences, "micro_batch_sequences": micro}
-    stepper = Stepper(RunConfig(model=model, optimizer=optimizer, steps=1, compile=compiled, **sizes), build(model, 0))
+    how = {"compile": compiled, "precision": "bf16" if bf16 else "fp32", "bf16_is_fast": bf16}
+    config = RunConfig(model=model, optimizer=optimizer, steps=1, batch_sequences=1, micro_batch_sequences=1, **how)
+    stepper = Stepper(config, build(model, 0))
 
     def step(rows: np.ndarray, micro: int) -> None:
-        stepper.config = replace(stepper.config, micro_batch_sequences=micro)
+        stepper.config = replace(config, batch_sequences=len(rows), micro_batch_sequences=micro)
         stepper.step(rows, LR)
 
     return Trainer(stepper.network, step)
@@ -66,7 +67,7 @@ def budgetlm(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> 
 # --- plain loops ------------------------------------------------------------------------------------------------------
 
 
-def plain(network: nn.Module, loss: Loss, compiled: bool) -> Trainer:
+def plain(network: nn.Module, loss: Loss, compiled: bool, bf16: bool) -> Trainer:
     """nanoGPT's training step: mean over passes, clip, fused AdamW that decays matrices, gradients set to none."""
     weights = list(network.parameters())
     groups = [
@@ -78,7 +79,9 @@ def plain(network: nn.Module, loss: Loss, compiled: bool) -> Trainer:
 
     def step(rows: np.ndarray, micro: int) -> None:
         for part in passes(rows, micro):
-            (used(torch.from_numpy(part)) * (len(part) / len(rows))).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                mean = used(torch.from_numpy(part)) * (len(part) / len(rows))
+            mean.backward()
         nn.utils.clip_grad_norm_(weights, CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -130,10 +133,10 @@ class Reference(nn.Module):
         return F.cross_entropy(self.head(self.norm(x_BLD)).flatten(0, 1), targets.flatten())
 
 
-def nanogpt(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> Trainer:
+def nanogpt(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     """Our own writing of nanoGPT's model; the package does not exist."""
     network = Reference(model)
-    return plain(network, network, compiled)
+    return plain(network, network, compiled, bf16)
 
 
 def gpt2_network(model: ModelConfig) -> nn.Module:
@@ -163,22 +166,22 @@ def llama_network(model: ModelConfig) -> nn.Module:
     return LlamaForCausalLM(config).train()
 
 
-def hugging_face(network: nn.Module, compiled: bool) -> Trainer:
+def hugging_face(network: nn.Module, compiled: bool, bf16: bool) -> Trainer:
     """A plain loop round a model of the Hugging Face library, which shifts the labels itself."""
-    return plain(network, lambda ids: network(input_ids=ids[:, :-1], labels=ids[:, :-1]).loss, compiled)
+    return plain(network, lambda ids: network(input_ids=ids[:, :-1], labels=ids[:, :-1]).loss, compiled, bf16)
 
 
-def gpt2(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> Trainer:
+def gpt2(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     """transformers' GPT-2 in a plain loop."""
-    return hugging_face(gpt2_network(model), compiled)
+    return hugging_face(gpt2_network(model), compiled, bf16)
 
 
-def llama(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> Trainer:
+def llama(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     """transformers' Llama in a plain loop."""
-    return hugging_face(llama_network(model), compiled)
+    return hugging_face(llama_network(model), compiled, bf16)
 
 
-def litgpt(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> Trainer:
+def litgpt(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     """litgpt's model with Llama's parts in a plain loop."""
     from litgpt import GPT, Config
 
@@ -188,7 +191,11 @@ def litgpt(model: ModelConfig, sequences: int, micro: int, compiled: bool) -> Tr
     layout = {"rotary_percentage": 1.0, "parallel_residual": False, "bias": False}
     network = GPT(Config(block_size=model.context_length, **sizes, **parts, **vocabulary, **layout))
     network.apply(network._init_weights)
-    return plain(network, lambda i: F.cross_entropy(network(i[:, :-1]).flatten(0, 1), i[:, 1:].flatten()), compiled)
+
+    def loss(ids_BL: Tensor) -> Tensor:
+        return F.cross_entropy(network(ids_BL[:, :-1]).flatten(0, 1), ids_BL[:, 1:].flatten())
+
+    return plain(network, loss, compiled, bf16)
 
 
 # --- transformers' Trainer --------------------------------------------------------------------------------------------
@@ -212,6 +219,7 @@ def run_hugging_face_trainer(
     network: nn.Module,
     sequences: int,
     micro: int,
+    bf16: bool,
     sample: Callable[[int], np.ndarray],
     after_step: Callable[[], None],
     folder: str,
@@ -234,7 +242,7 @@ def run_hugging_face_trainer(
         adam_beta2=BETAS[1],
         max_grad_norm=CLIP,
         use_cpu=True,
-        bf16=False,
+        bf16=bf16,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
