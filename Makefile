@@ -3,12 +3,13 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench bench-faults setup clean
+.PHONY: help demo test lint bench bench-faults bench-train setup clean
 help:
 	@echo "make demo   search, final and report on text you already have, in about five minutes on two CPU cores"
 	@echo "make test   the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks (minutes to hours; see tests/benchmarks/)"
+	@echo "make bench-train   tokens per second against peers, which it installs, on one thread; about half an hour"
 	@echo "make bench-faults  the search killed at 200 random instants, about half an hour"
 
 # The stamp, not the folder: an installation that was cut off is done again.
@@ -39,6 +40,10 @@ lint: .venv/ready
 # About half an hour: kill -9 at 200 random instants, and what was left after each.
 bench-faults: .venv/ready
 	$(RUN) -m tests.benchmarks.bench_faults --kills 200
+
+# About half an hour on one thread, which should have a core to itself: taskset -c 1 make bench-train
+bench-train: .venv/ready
+	$(RUN) -m tests.benchmarks.bench_train
 
 bench: .venv/ready
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit 1; done
