@@ -16,7 +16,7 @@ from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
-from budgetlm.train.heap import roomy_heap
+from budgetlm.train.heap import set_heap
 from budgetlm.train.loop import Stepper
 from budgetlm.train.throughput import Calibration, SpeedPoint
 
@@ -56,8 +56,7 @@ def calibrate(
         points = [SpeedPoint(ModelConfig(**p.pop("model")), **p) for p in kept.pop("points")]
         return Calibration(points=points, **{**kept, "seconds": 0.0})
 
-    if passport.device == "cpu":
-        roomy_heap()  # as the runs will have it
+    set_heap(passport.device)  # as the runs will have it
     bf16_is_fast = passport.bf16_gflops > passport.fp32_gflops
     seconds = min(SECONDS_A_MEASUREMENT, BUDGET_SHARE * budget_seconds)
     ceiling = 1e9 * max(passport.fp32_gflops, passport.bf16_gflops)

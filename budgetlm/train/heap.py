@@ -7,6 +7,7 @@ back, for runs that would not fit the memory otherwise (figures in docs/LOG.md).
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
@@ -16,17 +17,20 @@ AHEAD_BYTES = 64 * 2**20
 NEVER = 2**31 - 1
 
 
-def roomy_heap() -> None:
-    """From now on, keep freed blocks for the next step. Without effect where the C library is not glibc."""
-    _mallopt((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, AHEAD_BYTES))
+ROOMY = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, AHEAD_BYTES))
+COMPACT = ((M_MMAP_MAX, 65_536), (M_MMAP_THRESHOLD, LARGE_BYTES), (M_TRIM_THRESHOLD, LARGE_BYTES), (M_TOP_PAD, 0))
 
 
-def compact_heap() -> None:
-    """From now on, return large freed blocks to the system at once. Without effect where the C library is not glibc."""
-    _mallopt((M_MMAP_MAX, 65_536), (M_MMAP_THRESHOLD, LARGE_BYTES), (M_TRIM_THRESHOLD, LARGE_BYTES), (M_TOP_PAD, 0))
+def set_heap(device: str, *, compact: bool = False) -> None:
+    """From now on, keep freed blocks for the next step, or give large ones back at once.
+
+    Without effect on a GPU's run, and where the C library is not glibc.
+    """
+    if device == "cpu":
+        _mallopt(COMPACT if compact else ROOMY)
 
 
-def _mallopt(*settings: tuple[int, int]) -> None:
+def _mallopt(settings: Sequence[tuple[int, int]]) -> None:
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")

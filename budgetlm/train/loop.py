@@ -26,7 +26,7 @@ from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
-from budgetlm.train.heap import compact_heap, roomy_heap
+from budgetlm.train.heap import set_heap
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum
@@ -154,8 +154,7 @@ class _Run:
     ) -> None:
         self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
         self.spent_before = dict(meter.spent)
-        if config.device == "cpu":
-            compact_heap() if config.compact_heap else roomy_heap()
+        set_heap(config.device, compact=config.compact_heap)
         if config.device == "cuda":
             torch.set_float32_matmul_precision("high")  # what is left in fp32 goes through TF32
         self.memory = PeakMemory.begin(config.device)

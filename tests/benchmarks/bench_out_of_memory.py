@@ -42,13 +42,12 @@ class TwoSteps:
         from budgetlm.model.size import evaluation_sequences
         from budgetlm.model.transformer import build
         from budgetlm.train.evaluate import evaluate
-        from budgetlm.train.heap import compact_heap
+        from budgetlm.train.heap import set_heap
         from budgetlm.train.loop import Stepper
 
         config = self.config
         model = config.model
-        if config.compact_heap:
-            compact_heap()
+        set_heap(config.device, compact=config.compact_heap)
         network = build(model, 0)
         stepper = Stepper(config, network)
         # Two passes are as many as any number: gradients are there from the first on.

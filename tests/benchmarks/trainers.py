@@ -48,10 +48,10 @@ def budgetlm(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     """The step of a run, on the heap of a run."""
     from budgetlm.model.transformer import build
     from budgetlm.train.config import OptimizerConfig, RunConfig
-    from budgetlm.train.heap import roomy_heap
+    from budgetlm.train.heap import set_heap
     from budgetlm.train.loop import Stepper
 
-    roomy_heap()
+    set_heap("cpu")
     optimizer = OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY, clip=CLIP)
     how = {"compile": compiled, "precision": "bf16" if bf16 else "fp32", "bf16_is_fast": bf16}
     config = RunConfig(model=model, optimizer=optimizer, steps=1, batch_sequences=1, micro_batch_sequences=1, **how)
