@@ -331,9 +331,9 @@ def test_too_little_memory_is_a_fault_for_the_default_recipe_and_a_warning_for_t
 
 
 def test_a_space_of_which_some_recipes_are_impossible_is_a_warning_and_one_of_none_but_such_a_fault(tiny_study, found):
-    check = found(tiny_study(space={"width": [48], "kv_groups": [1, 2], "depth": 1}))["space"]
-    assert check.state == "warning"  # 48 is 3 heads of 16: half of what is drawn wants them in groups of 2
-    assert "cannot be shared out in groups of 2" in check.says
+    check = found(tiny_study(space={"width": [48], "kv_groups": [1, 4], "depth": 1}))["space"]
+    assert check.state == "warning"  # 48 is at most 3 heads of 16: half of what is drawn wants them in groups of 4
+    assert "share keys and values in groups of 4" in check.says
     check = found(tiny_study(space={"width": 16_384, "depth": 256}))["space"]
     assert check.state == "fault"
     assert check.says.startswith("100 of 100 recipes")
