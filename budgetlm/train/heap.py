@@ -13,7 +13,7 @@ from contextlib import suppress
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt(3)."""
 LARGE_BYTES = 256 * 1024
-AHEAD_BYTES = 64 * 2**20
+AHEAD_BYTES = 2**20
 NEVER = 2**31 - 1
 
 
