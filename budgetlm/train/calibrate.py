@@ -141,6 +141,8 @@ def _measure(
             before = clock.now()
             stepper.step(rows, lr=1e-4)
             times.append(max(1e-9, clock.now() - before))
-    except torch.OutOfMemoryError:
-        return 0.0
+    except (MemoryError, RuntimeError) as error:  # PyTorch has a name of its own for it on a GPU only
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            return 0.0
+        raise
     return rows[:, :-1].size / float(np.median(times))
