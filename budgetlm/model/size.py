@@ -46,22 +46,16 @@ class ModelConfig:
             raise ConfigError(
                 f"width {self.width} is not a multiple of {WIDTH_STEP}. Use {round_width(self.width)} instead."
             )
-        if not self._head_sizes():
+        if not self.head_size:
             raise ConfigError(
                 f"width {self.width} cannot be cut into heads of at least {LEAST_HEAD} that share keys and values in groups of "
                 f"{self.kv_groups}. Use fewer `kv_groups`, or a width that is a multiple of {LEAST_HEAD * self.kv_groups}."
             )
 
-    def _head_sizes(self) -> list[int]:
-        """Sizes that divide the width and leave whole groups of heads, in steps that vector units like."""
-        return [
-            s for s in range(LEAST_HEAD, self.width + 1, 8) if self.width % s == 0 and self.width // s % self.kv_groups == 0
-        ]
-
     @property
     def head_size(self) -> int:
         """Size of one attention head: the possible one nearest to `HEAD` by ratio, the larger of two as near."""
-        return _head_size(self)
+        return _head_size(self.width, self.kv_groups)
 
     @property
     def heads(self) -> int:
@@ -80,8 +74,10 @@ class ModelConfig:
 
 
 @lru_cache(4096)  # shapes are compared by the thousand
-def _head_size(model: ModelConfig) -> int:
-    return min(reversed(model._head_sizes()), key=lambda size: abs(math.log(size / HEAD)))
+def _head_size(width: int, kv_groups: int) -> int:
+    """Of the sizes that divide the width and leave whole groups of heads, in steps that vector units like; 0 if there is none."""
+    possible = (s for s in range(width, LEAST_HEAD - 1, -8) if width % s == 0 and width // s % kv_groups == 0)
+    return min(possible, key=lambda size: abs(math.log(size / HEAD)), default=0)
 
 
 def round_width(width: float) -> int:

@@ -30,7 +30,7 @@ from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob
 from budgetlm.search.ladder import plan_rungs
-from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, suited_vocabulary
+from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, suited_vocabulary
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
@@ -237,8 +237,9 @@ class Alone:
             lease.settle()
 
     def calibration(self, config: StudyConfig, passport: Passport, cache: Path) -> Measure:
-        """Calibrates the first place's device."""
+        """Calibrates the first place's device, within the memory that its runs will have."""
         budget, precision = config.budget.seconds, config.train.precision
+        passport = dataclasses.replace(passport, memory_bytes=memory_of(config, passport))
         return lambda shapes, names: self.charged(CalibrateJob(shapes, passport, names, cache, budget, precision))
 
     def _do(self, job: Job, meter: Meter | None) -> Any:

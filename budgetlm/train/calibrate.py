@@ -40,7 +40,7 @@ def calibrate(
     wanted_precision: str = "auto",
     tick: Callable[[], None] | None = None,
 ) -> Calibration:
-    """Measure, or remember, how this machine trains models like `shapes`.
+    """Measure, or remember, how this machine trains models like `shapes`, as far as they fit its memory.
 
     Args:
         shapes: models to time, small to large; the second one decides precision and micro-batch.
@@ -49,7 +49,16 @@ def calibrate(
         wanted_precision: `auto` measures; `fp32` or `bf16` settles it.
     """
     started = clock.now()
-    key = digest([FORMAT, passport.id, [dataclasses.asdict(s) for s in shapes], sorted(optimizers), wanted_precision])
+    key = digest(
+        [
+            FORMAT,
+            passport.id,
+            passport.memory_bytes,
+            [dataclasses.asdict(s) for s in shapes],
+            sorted(optimizers),
+            wanted_precision,
+        ]
+    )
     path = cache / "calibrations" / f"{key}.json"
     if path.exists():
         kept = read_json(path)
@@ -91,6 +100,7 @@ def calibrate(
         for name in sorted(set(optimizers))
         for shape in (shapes if name == "adamw" or "adamw" not in optimizers else shapes[:: len(shapes) - 1])
         for tokens in [min(micro, affordable(shape, seconds))]
+        if _fits(shape, tokens, passport.memory_bytes)
     ]
     result = Calibration(precision, bf16_is_fast, micro, points, clock.now() - started)
     write_json(path, dataclasses.asdict(result))

@@ -14,10 +14,10 @@ from scipy.optimize import nnls
 from budgetlm.model.size import TrainingMemory, training_memory
 from budgetlm.train.config import RunConfig
 
-USUAL_OVERHEAD = 4 * 2**20
-"""Bytes that a run needs beside its tensors, before any is measured: about what the smallest runs were seen to."""
 Prices = tuple[float, float]
 
+USUAL_OVERHEAD = 4 * 2**20
+"""Bytes that a run needs beside its tensors, before any is measured: about what the smallest runs were seen to."""
 HEAP_PRICES: Prices = (1.5, 0.5)
 """Of glibc's heap, before any is measured: rather too much for most of 64 shapes on a CPU (tests/benchmarks/bench_oracle.py), because
 with what fitted them best, 7 of 17 runs that were let pass ran out of memory."""
