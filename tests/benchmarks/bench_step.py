@@ -1,0 +1,156 @@
+"""What each choice in a training step is worth: a whole step with it and without, on one thread, in processor time.
+
+Loss, norm and head size are compared in one process, a step of one kind after a step of the other, in alternating order; heaps
+in processes of their own, in turns. The ratio is the median over pairs; below 1, what budgetlm does is faster.
+
+    python -m tests.benchmarks.bench_step --pairs 15
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from budgetlm.model import norm, size, transformer
+from budgetlm.model.size import ModelConfig
+from budgetlm.model.transformer import build
+from budgetlm.train.config import OptimizerConfig, RunConfig
+from budgetlm.train.heap import set_heap
+from budgetlm.train.loop import Stepper, warm_up
+
+SHAPES = ((2, 64, 1024), (4, 128, 2048), (6, 256, 4096))
+"""Depth, width, vocabulary."""
+CONTEXT, SEQUENCES = 256, 16
+TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
+
+
+def all_logits(features, weight, target, reduction="mean"):
+    """The loss as PyTorch computes it at once."""
+    return F.linear_cross_entropy(features, weight, target, reduction=reduction)
+
+
+def pytorchs_norm(self, x):
+    """RMSNorm of PyTorch's array operations."""
+    return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+@contextmanager
+def small_heads() -> Iterator[None]:
+    """Heads of 16 below a width of 128, of 32 below 512, as they were at first."""
+    with mock.patch.object(size, "_head_size", lambda width, _groups: 16 if width < 128 else 32 if width < 512 else 64):
+        size.block_matrices.cache_clear()
+        size.body_parameters.cache_clear()
+        yield
+    size.block_matrices.cache_clear()
+    size.body_parameters.cache_clear()
+
+
+def stepper(shape: tuple[int, int, int]) -> Callable[[], float]:
+    """A function that makes a step and says how long it took."""
+    depth, width, vocabulary = shape
+    model = ModelConfig(vocab_size=vocabulary, depth=depth, width=width, context_length=CONTEXT)
+    settings = {"batch_sequences": SEQUENCES, "micro_batch_sequences": SEQUENCES, "steps": 1}
+    one = Stepper(RunConfig(model=model, optimizer=OptimizerConfig(), **settings), build(model, 0))
+    rows = np.random.default_rng(0).integers(vocabulary, size=(SEQUENCES, CONTEXT + 1))
+
+    def step() -> float:
+        before = time.process_time()
+        one.step(rows, 1e-4)
+        return time.process_time() - before
+
+    step()
+    return step
+
+
+def patched(step: Callable[[], float], *where: object) -> Callable[[], float]:
+    """The step with something put in the place of something else."""
+
+    def run() -> float:
+        with mock.patch.object(*where):
+            return step()
+
+    return run
+
+
+def compare(name: str, ours: Callable[[], float], other: Callable[[], float], pairs: int) -> None:
+    """Time both in turns and print what came out."""
+    times = []
+    for number in range(pairs + 1):
+        order = (ours, other) if number % 2 else (other, ours)
+        took = {kind: kind() for kind in order}
+        times.append((took[ours], took[other]))
+    times = times[1:]  # the first pair warms up
+    ratios = sorted(a / b for a, b in times)
+    with_it, without = (statistics.median(column) for column in zip(*times, strict=True))
+    spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[3 * len(ratios) // 4]:.2f}"
+    print(
+        f"  {name:38} {with_it:.3f} s, without {without:.3f} s, ratio {statistics.median(ratios):.3f} ({spread}), n = {pairs}"
+    )
+
+
+def heaps(shape: tuple[int, int, int], rounds: int) -> None:
+    """Seconds of a step and the most resident memory under each heap."""
+    modes = ["as it is", "keeping what is freed"] + (["tcmalloc preloaded"] if TCMALLOC.exists() else [])
+    found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
+    for _ in range(rounds):
+        for mode in modes:
+            environment = {**os.environ, **({"LD_PRELOAD": str(TCMALLOC)} if mode.startswith("tcmalloc") else {})}
+            command = [sys.executable, "-m", "tests.benchmarks.bench_step", "--heap", mode, *map(str, shape)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            found[mode].append(tuple(json.loads(done.stdout)))
+    for mode, values in found.items():
+        seconds, resident = (statistics.median(column) for column in zip(*values, strict=True))
+        print(f"  heap, {mode:32} {seconds:.3f} s, {resident / 2**20:,.0f} MiB, n = {rounds} processes of 5 steps")
+
+
+def one_heap(mode: str, shape: tuple[int, int, int]) -> None:
+    """Inside a process of its own."""
+    import resource
+
+    if mode == "keeping what is freed":
+        set_heap("cpu")
+    step = stepper(shape)
+    seconds = statistics.median(step() for _ in range(5))
+    print(json.dumps([seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pairs", type=int, default=15)
+    options.add_argument("--rounds", type=int, default=5, help="processes for each heap")
+    options.add_argument("--heap", nargs=4, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    warm_up()
+    if given.heap:
+        depth, width, vocabulary = map(int, given.heap[1:])
+        return one_heap(given.heap[0], (depth, width, vocabulary))
+    for shape in SHAPES:
+        print(
+            f"depth {shape[0]} x width {shape[1]}, vocabulary {shape[2]:,}, {SEQUENCES * CONTEXT:,} tokens a step",
+            flush=True,
+        )
+        heaps(shape, given.rounds)
+        set_heap("cpu")
+        step = stepper(shape)
+        compare("head and loss together", step, patched(step, transformer, "head_loss", all_logits), given.pairs)
+        compare("RMSNorm with fewer sweeps", step, patched(step, norm.Norm, "forward", pytorchs_norm), given.pairs)
+        with small_heads():
+            old = stepper(shape)
+        compare("heads near 64", step, old, given.pairs)
+    return None
+
+
+if __name__ == "__main__":
+    main()
