@@ -138,6 +138,15 @@ def _on_a_core(cores) -> None:
     os.sched_setaffinity(0, {cores.get()})
 
 
+def pool() -> ProcessPoolExecutor:
+    """Processes, each on a processor of its own: all of those that this one may use."""
+    context = get_context("spawn")
+    cores, allowed = context.Queue(), sorted(os.sched_getaffinity(0))
+    for core in allowed:
+        cores.put(core)
+    return ProcessPoolExecutor(len(allowed), context, _on_a_core, (cores,))
+
+
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -168,23 +177,18 @@ def work(options: argparse.Namespace) -> None:
     """Run what is not in the results yet, on all processors that this process may use."""
     results = read(options.results)
     done = {(r["name"], r["text"], r["tokens"], r["seed"]) for r in results}
-    context = get_context("spawn")
-    cores = context.Queue()
-    allowed = sorted(os.sched_getaffinity(0))
-    for core in allowed:
-        cores.put(core)
     names = [v.name for v in VARIANTS if not options.variants or v.name in options.variants or v.name == "base"]
     for text in options.texts:
         for size in {BY_NAME[name].config(BASE).model.vocab_size for name in names}:
             tokens_of(text, size)
-    with ProcessPoolExecutor(len(allowed), context, _on_a_core, (cores,)) as pool:
+    with pool() as workers:
         for index, tokens in enumerate(options.tokens):
             hopeful = [name for name in names if not index or not hopeless(results, name, options, index - 1)]
             for text in options.texts:  # one after the other: the first measures the ratios of time for all
                 ratios = {r["name"]: r["ratio"] for r in results}
                 seeds = {name: range(options.base_seeds if name == "base" else options.seeds) for name in hopeful}
                 wanted = [(name, text, tokens, ratios.get(name), seed) for name in hopeful for seed in seeds[name]]
-                futures = [pool.submit(measure, *each) for each in wanted if (*each[:3], each[4]) not in done]
+                futures = [workers.submit(measure, *each) for each in wanted if (*each[:3], each[4]) not in done]
                 for future in as_completed(futures):
                     results.append(future.result())
                     with options.results.open("a") as file:

@@ -124,13 +124,16 @@ class Reference(nn.Module):
                 nn.init.normal_(weight, std=0.02)
         self.head.weight = self.words.weight
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """Token ids (B, L + 1) -> mean cross-entropy of the last L."""
-        inputs, targets = ids_BL[:, :-1], ids_BL[:, 1:]
-        x_BLD = self.words(inputs) + self.positions(torch.arange(inputs.shape[1]))
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """Token ids (B, L) -> logits (B, L, V)."""
+        x_BLD = self.words(ids_BL) + self.positions(torch.arange(ids_BL.shape[1]))
         for block in self.blocks:
             x_BLD = block(x_BLD)
-        return F.cross_entropy(self.head(self.norm(x_BLD)).flatten(0, 1), targets.flatten())
+        return self.head(self.norm(x_BLD))
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        """Token ids (B, L + 1) -> mean cross-entropy of the last L."""
+        return F.cross_entropy(self.logits(ids_BL[:, :-1]).flatten(0, 1), ids_BL[:, 1:].flatten())
 
 
 def nanogpt(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:

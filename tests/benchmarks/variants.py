@@ -13,14 +13,14 @@ from budgetlm.model.transformer import LanguageModel
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.schedule import ScheduleConfig
 
-CONTEXT, SEQUENCES = 256, 8
+CONTEXT, SEQUENCES = 256, 4
 BASE = RunConfig(
     model=ModelConfig(vocab_size=1024, depth=3, width=96, context_length=CONTEXT),
-    optimizer=OptimizerConfig(name="muon", peak_lr=6e-3),
+    optimizer=OptimizerConfig(name="muon", peak_lr=12e-3),
     batch_sequences=SEQUENCES,
     micro_batch_sequences=SEQUENCES,
     steps=1,
-    eval_tokens=2**17,
+    eval_tokens=2**16,
 )
 """What every variant changes one thing of."""
 
@@ -173,11 +173,11 @@ def value_embeddings(network: LanguageModel) -> None:
 
 VARIANTS = [
     Variant("base", same_step=True),
-    *[optimizer(f"Muon at {rate:g}", peak_lr=rate) for rate in (3e-3, 12e-3, 24e-3)],
-    *[optimizer(f"AdamW at {rate:g}", name="adamw", peak_lr=rate) for rate in (3e-3, 6e-3, 12e-3)],
-    *[sequences(count) for count in (2, 4, 16)],
+    *[optimizer(f"Muon at {rate:g}", peak_lr=rate) for rate in (6e-3, 24e-3)],
+    *[optimizer(f"AdamW at {rate:g}", name="adamw", peak_lr=rate) for rate in (1.5e-3, 3e-3, 6e-3)],
+    *[sequences(count) for count in (2, 8)],
     *[model(f"vocabulary {size:,}", vocab_size=size) for size in (512, 2048, 4096)],
-    *[model(f"depth {depth} x width {width}", depth=depth, width=width) for depth, width in ((2, 112), (6, 64))],
+    *[model(f"depth {depth} x width {width}", depth=depth, width=width) for depth, width in ((2, 112), (5, 80))],
     *[context(length) for length in (128, 512)],
     Variant("cut into quarters for half the run", short_for=0.5),
     model("head of its own", tie_embeddings=False),
@@ -191,7 +191,6 @@ VARIANTS = [
     Variant("norm after the embedding", network=norm_after_embedding),
     Variant("ReLU squared for SwiGLU", network=squared_relu),
     Variant("gated ReLU squared", network=gated_squared_relu),
-    model("MLP ratio 2", mlp_ratio=2.0),
     model("MLP ratio 4", mlp_ratio=4.0),
     model("keys and values shared by 2 heads", kv_groups=2),
     Variant("no norm of queries and keys", network=no_query_key_norm),
@@ -199,13 +198,10 @@ VARIANTS = [
     Variant("logits capped at 15", network=soft_cap),
     Variant("skips as in a U-net", network=skips),
     Variant("value embeddings", network=value_embeddings),
-    optimizer("no weight decay", weight_decay=0.0),
     optimizer("weight decay 0.3", weight_decay=0.3),
     schedule("decay falls to 0", weight_decay_schedule="linear"),
     schedule("cosine", shape="cosine"),
-    schedule("wsd, linear", shape="wsd"),
     schedule("wsd, 1 - sqrt", shape="wsd", cooldown_shape="sqrt"),
-    schedule("warm-up 1 %", warmup=0.01),
     schedule("warm-up 15 %", warmup=0.15),
     schedule("batch ramp 30 %", batch_ramp=0.3),
     schedule("momentum warm-up 20 %", momentum_warmup=0.2),
