@@ -46,7 +46,7 @@ QUARTERS = 4
 def tokens_of(text: str, vocab_size: int) -> Tokens:
     cache = Path(os.environ.get("BUDGETLM_CACHE") or Path.home() / ".cache" / "budgetlm")
     config = study_config({"budget": {"hours": 1}, "data": {"source": text, "vocab_size": vocab_size}})
-    return prepare(config, BASE.model.context_length, cache, Watcher())
+    return prepare(config, vocab_size, cache, Watcher())
 
 
 def quartered(rows: np.ndarray) -> np.ndarray:

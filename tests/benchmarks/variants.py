@@ -42,7 +42,8 @@ class Variant:
 
 
 def model(title: str, /, **values) -> Variant:
-    return Variant(title, lambda config: replace(config, model=replace(config.model, **values)))
+    change = lambda config: replace(config, model=replace(config.model, **values))  # noqa: E731
+    return Variant(title, change, same_step="rope_theta" in values)
 
 
 def optimizer(title: str, /, **values) -> Variant:
@@ -106,6 +107,16 @@ def gated_squared_relu(network: LanguageModel) -> None:
 def no_query_key_norm(network: LanguageModel) -> None:
     for block in network.model.layers:
         block.self_attn.q_norm, block.self_attn.k_norm = nn.Identity(), nn.Identity()
+
+
+def sharper(factor: float) -> Callable[[LanguageModel], None]:
+    """Attention begins with scores so many times as far apart."""
+
+    def change(network: LanguageModel) -> None:
+        for block in network.model.layers:
+            nn.init.constant_(block.self_attn.q_norm.weight, factor)
+
+    return change
 
 
 def projections_at_random(network: LanguageModel) -> None:
@@ -194,6 +205,8 @@ VARIANTS = [
     model("MLP ratio 4", mlp_ratio=4.0),
     model("keys and values shared by 2 heads", kv_groups=2),
     Variant("no norm of queries and keys", network=no_query_key_norm),
+    *[model(f"rotary base {base:,}", rope_theta=float(base)) for base in (1_000, 100)],
+    *[Variant(f"queries {factor} times as long", network=sharper(factor), same_step=True) for factor in (2, 4)],
     Variant("projections at random", network=projections_at_random, same_step=True),
     Variant("logits capped at 15", network=soft_cap),
     Variant("skips as in a U-net", network=skips),
