@@ -16,6 +16,7 @@ from budgetlm.data.corpus import DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
 from budgetlm.recipe.space import read_space, unknown_key
+from budgetlm.train.config import MATMULS, Matmul
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
@@ -81,6 +82,9 @@ class TrainSettings:
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
     """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster."""
+    matmul: Matmul = "auto"
+    """How exactly fp32 matrices are multiplied: `highest`, `high`, `medium` (`train/numerics.py`), or `auto` for `high` on a GPU, which
+    is TF32, and `highest` on a CPU."""
     compile: str = "auto"
     """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, or `auto` for the runs in which it is expected to earn
     its time back."""
@@ -93,6 +97,7 @@ class TrainSettings:
         choices = {
             "device": ("auto", "cpu", "cuda"),
             "precision": ("auto", "fp32", "bf16"),
+            "matmul": MATMULS,
             "compile": ("auto", "on", "off"),
         }
         for name, allowed in choices.items():

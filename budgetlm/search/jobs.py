@@ -10,7 +10,7 @@ from budgetlm.errors import CheckpointError
 from budgetlm.model.size import ModelConfig
 from budgetlm.passport import Passport, identify, pick_device, take_passport
 from budgetlm.records import RunRecord
-from budgetlm.train.config import Label, RunConfig
+from budgetlm.train.config import Label, Matmul, RunConfig
 from budgetlm.train.throughput import Calibration
 from budgetlm.workers.job import Desk
 
@@ -42,6 +42,7 @@ class CalibrateJob:
     cache: Path
     budget_seconds: float
     precision: str
+    matmul: Matmul = "auto"
 
     def work(self, desk: Desk) -> Calibration:
         """What was measured, or is remembered."""
@@ -56,6 +57,7 @@ class CalibrateJob:
                 self.cache,
                 budget_seconds=self.budget_seconds,
                 wanted_precision=self.precision,
+                matmul=self.matmul,
                 tick=desk.meter.tick,
             )
 

@@ -187,6 +187,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         speed=_speed_model(measured.points, passport, measured.precision),
         memory=memory_model([], passport.device),
         compilation=EXPECTED[passport.device],
+        matmul=config.train.matmul,
     )
 
 

@@ -27,6 +27,7 @@ from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
+from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum
@@ -78,6 +79,7 @@ class Stepper:
 
     def __init__(self, config: RunConfig, network: LanguageModel) -> None:
         self.config, self.network = config, network
+        set_matmul(config.matmul, config.device)
         network.model.checkpoint_activations = config.checkpoint_activations
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
@@ -155,8 +157,6 @@ class _Run:
         self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
         self.spent_before = dict(meter.spent)
         set_heap(config.device, compact=config.compact_heap)
-        if config.device == "cuda":
-            torch.set_float32_matmul_precision("high")  # what is left in fp32 goes through TF32
         self.memory = PeakMemory.begin(config.device)
         context = config.model.context_length
         self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)
