@@ -57,6 +57,9 @@ class ModelSettings:
 
     context_length: int = 0
     """Tokens that a model sees at once; 0 for 256 on a CPU and 1,024 on a GPU."""
+    document_attention: bool = False
+    """Whether a token attends to its own document only, where several are packed into a sequence; in training and in evaluation
+    (`model/documents.py`)."""
 
     def __post_init__(self) -> None:
         if self.context_length and not 8 <= self.context_length <= 2**17:

@@ -70,6 +70,8 @@ class World:
     memory: MemoryModel = field(default_factory=MemoryModel)
     compilation: Compilation = EXPECTED["cpu"]
     matmul: Matmul = "auto"
+    document_end: int | None = None
+    """Id of the end-of-text token where attention stays within documents."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
@@ -112,6 +114,7 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         kv_groups=recipe.kv_groups,
         mlp_ratio=recipe.mlp_ratio,
         tie_embeddings=recipe.tie_embeddings,
+        document_end=world.document_end,
     )
 
 

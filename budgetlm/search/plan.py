@@ -188,7 +188,12 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         memory=memory_model([], passport.device),
         compilation=EXPECTED[passport.device],
         matmul=config.train.matmul,
+        document_end=_document_end(config, tokens),
     )
+
+
+def _document_end(config: StudyConfig, tokens: Tokens) -> int | None:
+    return tokens.facts.end_of_text if config.model.document_attention else None
 
 
 def make_plan(
@@ -216,6 +221,7 @@ def make_plan(
     wanted = read_space(config.space)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
+    shapes = [replace(shape, document_end=_document_end(config, tokens)) for shape in shapes]
     measured = measure(shapes, optimizers)
     world = world_of(config, passport, tokens, measured)
     space, default = complete_space(wanted, default_recipe(target, world), world)
