@@ -84,7 +84,7 @@ class TrainSettings:
     memory_gb: float = 0.0
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
-    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster."""
+    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster; `fp8` (`train/fp8.py`) only where it is asked for."""
     matmul: Matmul = "auto"
     """How exactly fp32 matrices are multiplied: `highest`, `high`, `medium` (`train/numerics.py`), or `auto` for `high` on a GPU, which
     is TF32, and `highest` on a CPU."""
@@ -99,7 +99,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         choices = {
             "device": ("auto", "cpu", "cuda"),
-            "precision": ("auto", "fp32", "bf16"),
+            "precision": ("auto", "fp32", "bf16", "fp8"),
             "matmul": MATMULS,
             "compile": ("auto", "on", "off"),
         }

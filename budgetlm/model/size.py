@@ -234,7 +234,7 @@ def training_memory(
     Args:
         micro_batch_sequences: sequences in one forward pass.
         optimizer: its name (`train/config.py`).
-        precision: `fp32`, or `bf16` for autocast over fp32 weights.
+        precision: `fp32`, or `bf16` for autocast over fp32 weights; `fp8` is counted as bf16.
         checkpoint_activations: whether only the input of each block is kept, and the rest computed again.
         accumulates: whether a step takes several forward passes, so that all but the first have gradients beside them.
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.

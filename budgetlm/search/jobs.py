@@ -24,10 +24,15 @@ class IdentifyJob:
     threads: int
     measure: bool = False
     """Whether to measure its ceilings, too."""
+    precision: str = "auto"
 
     def work(self, desk: Desk) -> Passport:
-        """The passport of the place's device."""
+        """The passport of the place's device, which is refused if it cannot compute in the precision."""
+        from budgetlm.train.fp8 import check_fp8
+
         device = pick_device(self.device, self.threads)
+        if self.precision == "fp8":
+            check_fp8(device)
         with desk.meter.during("calibrate"):
             return take_passport(device) if self.measure else identify(device)
 

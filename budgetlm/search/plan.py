@@ -166,6 +166,8 @@ def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
     fast = passport.bf16_gflops > passport.fp32_gflops
     wanted = config.train.precision
     precision: Precision = "bf16" if wanted == "bf16" or (wanted == "auto" and fast) else "fp32"
+    if wanted == "fp8":  # whether this very device has it is checked where it is at hand
+        precision = "fp8"
     return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0)
 
 

@@ -161,7 +161,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
-        identify = IdentifyJob(config.train.device, threads_of(config))
+        identify = IdentifyJob(config.train.device, threads_of(config), precision=config.train.precision)
         passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
         if plan:
             check_machine(plan, passport)

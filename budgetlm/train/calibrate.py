@@ -47,7 +47,7 @@ def calibrate(
         shapes: models to time, small to large; the second one decides precision and micro-batch.
         optimizers: names of those that the search may use; each is timed.
         budget_seconds: of the search, which must not be eaten up by this.
-        wanted_precision: `auto` measures; `fp32` or `bf16` settles it.
+        wanted_precision: `auto` measures; `fp32`, `bf16` or `fp8` settles it.
         matmul: how exactly the runs will multiply fp32 matrices.
     """
     started = clock.now()
@@ -92,7 +92,7 @@ def calibrate(
             tick()
         return _measure(shape, precision, matmul, micro, optimizer, passport.device, clock, bf16_is_fast, seconds)
 
-    precision: Precision = "bf16" if wanted_precision == "bf16" else "fp32"
+    precision: Precision = "fp8" if wanted_precision == "fp8" else "bf16" if wanted_precision == "bf16" else "fp32"
     by_size = {size: speed(usual, precision, size) for size in sizes}
     micro = max(by_size, key=lambda size: by_size[size])
     # An emulated bf16 can be a hundred times slower: where even a bare matrix product loses, a whole step is not tried.

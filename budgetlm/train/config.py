@@ -9,7 +9,9 @@ from budgetlm.errors import ConfigError
 from budgetlm.model.size import ModelConfig
 from budgetlm.train.schedule import ScheduleConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
+"""What matrices are multiplied in; the weights are fp32. Of fp8 (`train/fp8.py`) memory, speed and ceiling are foretold as those of
+bf16, which is what all but the blocks' products are in: a guess, until a study has learnt its own."""
 Matmul = Literal["auto", "highest", "high", "medium"]
 MATMULS: tuple[Matmul, ...] = get_args(Matmul)
 OptimizerName = Literal["adamw", "muon", "adam", "adamax", "sgd", "nadam", "adafactor", "schedulefree"]

@@ -26,6 +26,7 @@ from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
+from budgetlm.train.fp8 import fp8_twin
 from budgetlm.train.heap import set_heap
 from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
@@ -80,11 +81,12 @@ class Stepper:
     def __init__(self, config: RunConfig, network: LanguageModel) -> None:
         self.config, self.network = config, network
         set_matmul(config.matmul, config.device)
-        network.model.checkpoint_activations = config.checkpoint_activations
+        self._trained = fp8_twin(network, emulate=config.device == "cpu") if config.precision == "fp8" else network
+        self._trained.model.checkpoint_activations = config.checkpoint_activations
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
         if config.compile:
-            network.model.compile_blocks()
+            self._trained.model.compile_blocks()
 
     def step(self, rows: np.ndarray, lr: float) -> float:
         """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
@@ -92,8 +94,8 @@ class Stepper:
         for start in range(0, total, config.micro_batch_sequences):
             micro = rows[start : start + config.micro_batch_sequences]
             tokens = torch.from_numpy(micro).to(config.device, non_blocking=True)
-            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = self.network.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
+                loss = self._trained.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
