@@ -16,6 +16,7 @@ from budgetlm.data.corpus import DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
 from budgetlm.recipe.space import read_space, unknown_key
+from budgetlm.train.config import MATMULS, Matmul
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
@@ -56,6 +57,9 @@ class ModelSettings:
 
     context_length: int = 0
     """Tokens that a model sees at once; 0 for 256 on a CPU and 1,024 on a GPU."""
+    document_attention: bool = False
+    """Whether a token attends to its own document only, where several are packed into a sequence; in training and in evaluation
+    (`model/documents.py`)."""
 
     def __post_init__(self) -> None:
         if self.context_length and not 8 <= self.context_length <= 2**17:
@@ -80,7 +84,10 @@ class TrainSettings:
     memory_gb: float = 0.0
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
-    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster."""
+    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster; `fp8` (`train/fp8.py`) only where it is asked for."""
+    matmul: Matmul = "auto"
+    """How exactly fp32 matrices are multiplied: `highest`, `high`, `medium` (`train/numerics.py`), or `auto` for `high` on a GPU, which
+    is TF32, and `highest` on a CPU."""
     compile: str = "auto"
     """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, or `auto` for the runs in which it is expected to earn
     its time back."""
@@ -92,7 +99,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         choices = {
             "device": ("auto", "cpu", "cuda"),
-            "precision": ("auto", "fp32", "bf16"),
+            "precision": ("auto", "fp32", "bf16", "fp8"),
+            "matmul": MATMULS,
             "compile": ("auto", "on", "off"),
         }
         for name, allowed in choices.items():

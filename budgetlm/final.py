@@ -35,6 +35,7 @@ from budgetlm.search.study import check_data, check_machine, prepare, repetition
 from budgetlm.studies import DATABASE
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
+from budgetlm.train.fp8 import check_fp8
 from budgetlm.train.loop import Checkpoints, train, warm_up
 from budgetlm.watch import Watcher
 
@@ -154,6 +155,8 @@ class _Final:
     def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]], int]:
         """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
         device = pick_device(self.study.train.device, self.study.train.threads)
+        if self.plan.world.precision == "fp8":
+            check_fp8(device)
         check_machine(self.plan, identify(device))
         tokens = prepare(self.study, self.plan.world.vocab_size, self.cache, self.watcher)
         check_data(self.plan, tokens, self.study.name)

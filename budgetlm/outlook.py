@@ -40,7 +40,12 @@ def _settled(config: StudyConfig) -> Plan | None:
 def _passport(config: StudyConfig, device: str | None) -> Passport:
     if device:
         return published_passport(device)
-    return take_passport(pick_device(config.train.device, threads_of(config)))
+    picked = pick_device(config.train.device, threads_of(config))
+    if config.train.precision == "fp8":
+        from budgetlm.train.fp8 import check_fp8
+
+        check_fp8(picked)
+    return take_passport(picked)
 
 
 def describe(outlook: Rehearsal) -> str:

@@ -130,6 +130,7 @@ def clock(_: Case) -> Finding:
 def precision(case: Case) -> Finding:
     """The measured ceilings, and whether bf16 is worth having here."""
     from budgetlm.passport import take_passport
+    from budgetlm.train.fp8 import check_fp8
 
     identity = needed(case.identity, "a device")
     try:
@@ -140,6 +141,8 @@ def precision(case: Case) -> Finding:
             f"{identity.name} fails at a plain matrix product: {_first_line(error)}. Free its memory, or check its driver.",
         )
     case.passport = passport
+    if case.config.train.precision == "fp8":
+        check_fp8(identity.device)
     fp32, bf16 = passport.fp32_gflops, passport.bf16_gflops
     says = f"measured {fp32:,.0f} GFLOP/s in fp32, {bf16:,.1f} in bf16: "
     if bf16 > fp32:

@@ -46,7 +46,11 @@ def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
 
 
 def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_text: int) -> None:
-    """Write weights, config and tokenizer into an existing folder."""
+    """Write weights, config and tokenizer into an existing folder.
+
+    Of a model whose attention stays within documents that is not written down: it is a plain Qwen3 that has only ever seen one document
+    at a time, and must be given one, best from its end-of-text token on.
+    """
     model = network.config
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if model.tie_embeddings:

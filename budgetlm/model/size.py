@@ -38,6 +38,8 @@ class ModelConfig:
     """Whether the input embedding is also the output head."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (arXiv:2104.09864)."""
+    document_end: int | None = None
+    """Id of the end-of-text token where attention stays within documents (`model/documents.py`); None lets it cross them."""
 
     def __post_init__(self) -> None:
         if min(self.vocab_size, self.depth, self.width, self.context_length, self.kv_groups) < 1 or self.mlp_ratio <= 0:
@@ -206,6 +208,16 @@ def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
     return FP32 * (2 * model.width + 1) + BF16 * model.width
 
 
+def document_mask_bytes(model: ModelConfig, sequences: int, precision: str) -> int:
+    """Bytes of the mask that keeps attention within documents, one for all blocks; 0 where it may cross them.
+
+    An estimate: what it is made of for a moment is left out, and in bf16 a GPU does without one (`model/documents.py`).
+    """
+    if model.document_end is None:
+        return 0
+    return (FP32 if precision == "fp32" else BF16) * sequences * model.context_length**2
+
+
 def training_memory(
     model: ModelConfig,
     *,
@@ -222,7 +234,7 @@ def training_memory(
     Args:
         micro_batch_sequences: sequences in one forward pass.
         optimizer: its name (`train/config.py`).
-        precision: `fp32`, or `bf16` for autocast over fp32 weights.
+        precision: `fp32`, or `bf16` for autocast over fp32 weights; `fp8` is counted as bf16.
         checkpoint_activations: whether only the input of each block is kept, and the rest computed again.
         accumulates: whether a step takes several forward passes, so that all but the first have gradients beside them.
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
@@ -271,6 +283,7 @@ def _moments_of_a_pass(
     copies = block_copy_bytes(model, precision)
     block = tokens * block_activation_bytes(model, precision) + copies
     kept = residual if checkpointed else block
+    mask = document_mask_bytes(model, sequences, precision)
 
     # Logits: all of them and, while the loss is computed, what they are rounded to and their logarithms of probabilities;
     # in the backward pass those, their gradient, and that of the logits.
@@ -295,17 +308,18 @@ def _moments_of_a_pass(
     after_blocks = before + waiting if accumulates else weights - embedding - first_block
     after_all = weights + waiting + (head if accumulates or model.tie_embeddings else 0)
     return [
-        Moment(weights, before + made_early, state, model.depth * kept + features + head_copy + cached, forward),
-        Moment(weights, before + made_early, state, model.depth * kept + features + head_copy, backward),
-        Moment(weights, after_head, state, model.depth * kept + passing, 0),
-        Moment(weights, after_blocks, state, kept + passing, 0),
+        Moment(weights, before + made_early, state, mask + model.depth * kept + features + head_copy + cached, forward),
+        Moment(weights, before + made_early, state, mask + model.depth * kept + features + head_copy, backward),
+        Moment(weights, after_head, state, mask + model.depth * kept + passing, 0),
+        Moment(weights, after_blocks, state, mask + kept + passing, 0),
         Moment(weights, after_all, state, residual, 0),
     ]
 
 
 def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, precision: str, state: int) -> list[Moment]:
     """The moments of a forward pass without gradients at which memory may be fullest."""
-    tokens = evaluation_sequences(model, micro_batch_sequences) * model.context_length
+    sequences = evaluation_sequences(model, micro_batch_sequences)
+    tokens, mask = sequences * model.context_length, document_mask_bytes(model, sequences, precision)
     c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
     weights, residual = FP32 * parameters(model), FP32 * tokens * model.width
     copies = model.depth * block_copy_bytes(model, precision) + rounded * model.vocab_size * model.width
@@ -313,7 +327,7 @@ def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, pr
     rows = min(LOGIT_ROWS, tokens) if precision == "fp32" else tokens
     logits = (2 * FP32 + rounded) * rows * model.vocab_size  # and the logarithms of probabilities
     return [
-        Moment(weights, 0, state, copies + swiglu, 0),
+        Moment(weights, 0, state, mask + copies + swiglu, 0),
         Moment(weights, 0, state, copies + residual, logits),
     ]
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from budgetlm.model.documents import Documents, attend, find_documents
 from budgetlm.model.loss import head_loss
 from budgetlm.model.norm import HeadNorm, Norm
 from budgetlm.model.size import ModelConfig
@@ -38,7 +39,7 @@ class Attention(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.kv_groups, self.head_size = model.kv_groups, model.head_size
+        self.head_size = model.head_size
         kv_width = model.kv_heads * model.head_size
         self.q_proj = nn.Linear(model.width, model.width, bias=False)
         self.k_proj = nn.Linear(model.width, kv_width, bias=False)
@@ -47,20 +48,14 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(model.head_size, eps=1e-6)
         self.k_norm = HeadNorm(model.head_size, eps=1e-6)
 
-    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
-        """Mix each position with those before it: (B, L, D) -> (B, L, D)."""
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, documents: Documents | None = None) -> Tensor:
+        """Mix each position with those before it, of its own document where they are given: (B, L, D) -> (B, L, D)."""
         B, L, _ = x_BLD.shape
         size = self.head_size
         q_BHLS = self.q_norm(self.q_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         k_BKLS = self.k_norm(self.k_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         v_BKLS = self.v_proj(x_BLD).view(B, L, -1, size).transpose(1, 2)
-        mixed_BHLS = F.scaled_dot_product_attention(
-            rotate(q_BHLS, cos_LS, sin_LS),
-            rotate(k_BKLS, cos_LS, sin_LS),
-            v_BKLS,
-            is_causal=True,
-            enable_gqa=self.kv_groups > 1,
-        )
+        mixed_BHLS = attend(rotate(q_BHLS, cos_LS, sin_LS), rotate(k_BKLS, cos_LS, sin_LS), v_BKLS, documents)
         out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
         return out_BLD
 
@@ -90,9 +85,9 @@ class Block(nn.Module):
         self.input_layernorm = Norm(model.width, eps=1e-6)
         self.post_attention_layernorm = Norm(model.width, eps=1e-6)
 
-    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, documents: Documents | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS)
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS, documents)
         out_BLD: Tensor = x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
         return out_BLD
 
@@ -125,15 +120,25 @@ class Trunk(nn.Module):
         L = token_BL.shape[1]
         assert self.model.context_length >= L, f"{L} tokens do not fit a context of {self.model.context_length}"
         x_BLD = self.embed_tokens(token_BL)
+        found = self._documents(token_BL)
+        within = () if found is None else (found,)
         trains = torch.is_grad_enabled()
         again = self.checkpoint_activations and trains
         # An evaluation is too short to be compiled for.
         for block in self._compiled if trains and self._compiled else self.layers:
-            inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L])
+            inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L], *within)
             # Nothing in a block is random, so there is no generator's state to bring back.
             x_BLD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
         out_BLD: Tensor = self.norm(x_BLD)
         return out_BLD
+
+    def _documents(self, token_BL: Tensor) -> Documents | None:
+        """The documents that attention keeps within, if it does."""
+        if self.model.document_end is None:
+            return None
+        kind = token_BL.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.embed_tokens.weight.dtype
+        return find_documents(token_BL, self.model.document_end, dtype, self.model.head_size)
 
 
 class LanguageModel(nn.Module):

@@ -24,7 +24,7 @@ from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, TrainingMemory, compute_parameters, parameters, training_memory
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.compilation import EXPECTED, Compilation
-from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
+from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
 from budgetlm.train.schedule import ScheduleConfig, mean_batch_share
 from budgetlm.train.throughput import SpeedModel
@@ -69,6 +69,9 @@ class World:
     speed: SpeedModel
     memory: MemoryModel = field(default_factory=MemoryModel)
     compilation: Compilation = EXPECTED["cpu"]
+    matmul: Matmul = "auto"
+    document_end: int | None = None
+    """Id of the end-of-text token where attention stays within documents."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
@@ -111,6 +114,7 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         kv_groups=recipe.kv_groups,
         mlp_ratio=recipe.mlp_ratio,
         tie_embeddings=recipe.tie_embeddings,
+        document_end=world.document_end,
     )
 
 
@@ -259,6 +263,7 @@ def _run_config(
         unique_tokens=unique_tokens,
         eval_tokens=world.eval_tokens,
         precision=world.precision,
+        matmul=world.matmul,
         bf16_is_fast=world.bf16_is_fast,
         compile=world.compiles(seconds),
         device=world.device,

@@ -167,7 +167,13 @@ def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, fl
     for width in range(2 * WIDTH_STEP, 4096 + 1, WIDTH_STEP):
         # Narrow models are best with an aspect of about 32, wide ones of 64 and more.
         depth = max(1, round(width / min(96, 32 + width / 16)))
-        model = ModelConfig(vocab_size=world.vocab_size, context_length=world.context_length, depth=depth, width=width)
+        model = ModelConfig(
+            vocab_size=world.vocab_size,
+            context_length=world.context_length,
+            depth=depth,
+            width=width,
+            document_end=world.document_end,
+        )
         speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, "adamw")
         tokens = speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
         miss = abs(math.log(tokens / compute_parameters(model) / TOKENS_PER_PARAMETER))

@@ -10,7 +10,7 @@ from budgetlm.errors import CheckpointError
 from budgetlm.model.size import ModelConfig
 from budgetlm.passport import Passport, identify, pick_device, take_passport
 from budgetlm.records import RunRecord
-from budgetlm.train.config import Label, RunConfig
+from budgetlm.train.config import Label, Matmul, RunConfig
 from budgetlm.train.throughput import Calibration
 from budgetlm.workers.job import Desk
 
@@ -24,10 +24,15 @@ class IdentifyJob:
     threads: int
     measure: bool = False
     """Whether to measure its ceilings, too."""
+    precision: str = "auto"
 
     def work(self, desk: Desk) -> Passport:
-        """The passport of the place's device."""
+        """The passport of the place's device, which is refused if it cannot compute in the precision."""
+        from budgetlm.train.fp8 import check_fp8
+
         device = pick_device(self.device, self.threads)
+        if self.precision == "fp8":
+            check_fp8(device)
         with desk.meter.during("calibrate"):
             return take_passport(device) if self.measure else identify(device)
 
@@ -42,6 +47,7 @@ class CalibrateJob:
     cache: Path
     budget_seconds: float
     precision: str
+    matmul: Matmul = "auto"
 
     def work(self, desk: Desk) -> Calibration:
         """What was measured, or is remembered."""
@@ -56,6 +62,7 @@ class CalibrateJob:
                 self.cache,
                 budget_seconds=self.budget_seconds,
                 wanted_precision=self.precision,
+                matmul=self.matmul,
                 tick=desk.meter.tick,
             )
 

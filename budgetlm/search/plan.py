@@ -166,6 +166,8 @@ def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
     fast = passport.bf16_gflops > passport.fp32_gflops
     wanted = config.train.precision
     precision: Precision = "bf16" if wanted == "bf16" or (wanted == "auto" and fast) else "fp32"
+    if wanted == "fp8":  # whether this very device has it is checked where it is at hand
+        precision = "fp8"
     return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0)
 
 
@@ -187,7 +189,13 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         speed=_speed_model(measured.points, passport, measured.precision),
         memory=memory_model([], passport.device),
         compilation=EXPECTED[passport.device],
+        matmul=config.train.matmul,
+        document_end=_document_end(config, tokens),
     )
+
+
+def _document_end(config: StudyConfig, tokens: Tokens) -> int | None:
+    return tokens.facts.end_of_text if config.model.document_attention else None
 
 
 def make_plan(
@@ -215,6 +223,7 @@ def make_plan(
     wanted = read_space(config.space)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
+    shapes = [replace(shape, document_end=_document_end(config, tokens)) for shape in shapes]
     measured = measure(shapes, optimizers)
     world = world_of(config, passport, tokens, measured)
     space, default = complete_space(wanted, default_recipe(target, world), world)

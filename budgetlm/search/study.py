@@ -161,7 +161,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
-        identify = IdentifyJob(config.train.device, threads_of(config))
+        identify = IdentifyJob(config.train.device, threads_of(config), precision=config.train.precision)
         passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
         if plan:
             check_machine(plan, passport)
@@ -238,9 +238,11 @@ class Alone:
 
     def calibration(self, config: StudyConfig, passport: Passport, cache: Path) -> Measure:
         """Calibrates the first place's device, within the memory that its runs will have."""
-        budget, precision = config.budget.seconds, config.train.precision
+        budget, train = config.budget.seconds, config.train
         passport = dataclasses.replace(passport, memory_bytes=memory_of(config, passport))
-        return lambda shapes, names: self.charged(CalibrateJob(shapes, passport, names, cache, budget, precision))
+        return lambda shapes, names: self.charged(
+            CalibrateJob(shapes, passport, names, cache, budget, train.precision, train.matmul)
+        )
 
     def _do(self, job: Job, meter: Meter | None) -> Any:
         for left in reversed(range(self._attempts)):

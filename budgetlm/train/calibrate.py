@@ -15,7 +15,7 @@ from budgetlm.files import digest, read_json, write_json
 from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
-from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
+from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
 from budgetlm.train.loop import Stepper
 from budgetlm.train.throughput import Calibration, SpeedPoint
@@ -38,6 +38,7 @@ def calibrate(
     *,
     budget_seconds: float,
     wanted_precision: str = "auto",
+    matmul: Matmul = "auto",
     tick: Callable[[], None] | None = None,
 ) -> Calibration:
     """Measure, or remember, how this machine trains models like `shapes`, as far as they fit its memory.
@@ -46,7 +47,8 @@ def calibrate(
         shapes: models to time, small to large; the second one decides precision and micro-batch.
         optimizers: names of those that the search may use; each is timed.
         budget_seconds: of the search, which must not be eaten up by this.
-        wanted_precision: `auto` measures; `fp32` or `bf16` settles it.
+        wanted_precision: `auto` measures; `fp32`, `bf16` or `fp8` settles it.
+        matmul: how exactly the runs will multiply fp32 matrices.
     """
     started = clock.now()
     key = digest(
@@ -57,6 +59,7 @@ def calibrate(
             [dataclasses.asdict(s) for s in shapes],
             sorted(optimizers),
             wanted_precision,
+            matmul,
         ]
     )
     path = cache / "calibrations" / f"{key}.json"
@@ -87,9 +90,9 @@ def calibrate(
     def speed(shape: ModelConfig, precision: Precision, micro: int, optimizer: str = "adamw") -> float:
         if tick:
             tick()
-        return _measure(shape, precision, micro, optimizer, passport.device, clock, bf16_is_fast, seconds)
+        return _measure(shape, precision, matmul, micro, optimizer, passport.device, clock, bf16_is_fast, seconds)
 
-    precision: Precision = "bf16" if wanted_precision == "bf16" else "fp32"
+    precision: Precision = "fp8" if wanted_precision == "fp8" else "bf16" if wanted_precision == "bf16" else "fp32"
     by_size = {size: speed(usual, precision, size) for size in sizes}
     micro = max(by_size, key=lambda size: by_size[size])
     # An emulated bf16 can be a hundred times slower: where even a bare matrix product loses, a whole step is not tried.
@@ -123,6 +126,7 @@ def _fits(shape: ModelConfig, micro_batch_tokens: int, memory_bytes: int) -> boo
 def _measure(
     shape: ModelConfig,
     precision: Precision,
+    matmul: Matmul,
     micro: int,
     optimizer: str,
     device: str,
@@ -139,6 +143,7 @@ def _measure(
         micro_batch_sequences=sequences,
         steps=1,
         precision=precision,
+        matmul=matmul,
         bf16_is_fast=bf16_is_fast,
         device=device,
     )

@@ -9,7 +9,11 @@ from budgetlm.errors import ConfigError
 from budgetlm.model.size import ModelConfig
 from budgetlm.train.schedule import ScheduleConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
+"""What matrices are multiplied in; the weights are fp32. Of fp8 (`train/fp8.py`) memory, speed and ceiling are foretold as those of
+bf16, which is what all but the blocks' products are in: a guess, until a study has learnt its own."""
+Matmul = Literal["auto", "highest", "high", "medium"]
+MATMULS: tuple[Matmul, ...] = get_args(Matmul)
 OptimizerName = Literal["adamw", "muon", "adam", "adamax", "sgd", "nadam", "adafactor", "schedulefree"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
@@ -81,6 +85,9 @@ class RunConfig:
     full_eval_tokens: int = 0
     """Tokens of a second, larger validation sample, measured once at the end; 0 for none."""
     precision: Precision = "fp32"
+    matmul: Matmul = "auto"
+    """How exactly fp32 matrices are multiplied, in PyTorch's words (`train/numerics.py`); `auto` is `high` on a GPU, `highest` on a
+    CPU."""
     compile: bool = False
     """Whether the blocks are compiled (`torch.compile`); the seconds are charged."""
     checkpoint_activations: bool = False
@@ -98,6 +105,8 @@ class RunConfig:
             raise ConfigError(f"a run ends by seconds ({self.seconds}) or by steps ({self.steps}): give exactly one.")
         if min(self.batch_sequences, self.micro_batch_sequences) < 1:
             raise ConfigError("a batch needs at least one sequence. Raise `batch_tokens` to the context length or more.")
+        if self.matmul not in MATMULS:
+            raise ConfigError(f"matmul cannot be {self.matmul!r}. Use one of {', '.join(MATMULS)}.")
         if not 0 <= self.ema <= 1:
             raise ConfigError(f"ema is {self.ema}, but it is a share of the run: between 0 and 1. 0 does without.")
         if self.ema and self.optimizer.name == "schedulefree":

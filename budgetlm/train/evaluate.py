@@ -50,12 +50,13 @@ def evaluate(
         windows: token ids, int64, shape (B, L + 1).
         bytes_V: UTF-8 bytes behind each token id, shape (V,).
         micro_batch: sequences in one forward pass.
+        precision: `fp32`, or any other for bf16 autocast.
     """
     device = next(network.parameters()).device
     nats, targets = [], []
     for start in range(0, len(windows), micro_batch):
         rows = torch.from_numpy(windows[start : start + micro_batch]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32"):
             nats.append(network.loss(rows[:, :-1], rows[:, 1:], reduction="none").float().cpu())
         targets.append(rows[:, 1:].flatten().cpu())
         if tick:

@@ -11,6 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
+from budgetlm.train.fp8 import fp8_twin
 from budgetlm.train.heap import set_heap
+from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum
@@ -73,25 +76,36 @@ def warm_up() -> None:
     torch.optim.Muon([weight]).zero_grad()
 
 
+def transferable(rows: np.ndarray, device: str) -> torch.Tensor:
+    """Sequences as a tensor that can be copied to a device while the CPU goes on: a GPU's from memory that stays where it is."""
+    tokens = torch.from_numpy(rows)
+    return tokens.pin_memory() if device == "cuda" else tokens
+
+
 class Stepper:
     """One optimisation step: forward, backward, clip, update."""
 
+    meanwhile: Callable[[], None] | None = None
+    """Done in every step once the device has all its work, before it is waited for."""
+
     def __init__(self, config: RunConfig, network: LanguageModel) -> None:
         self.config, self.network = config, network
-        network.model.checkpoint_activations = config.checkpoint_activations
+        set_matmul(config.matmul, config.device)
+        self._trained = fp8_twin(network, emulate=config.device == "cpu") if config.precision == "fp8" else network
+        self._trained.model.checkpoint_activations = config.checkpoint_activations
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
         if config.compile:
-            network.model.compile_blocks()
+            self._trained.model.compile_blocks()
 
     def step(self, rows: np.ndarray, lr: float) -> float:
         """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
         config, total, losses = self.config, len(rows), list[torch.Tensor]()
+        sequences = transferable(rows, config.device)
         for start in range(0, total, config.micro_batch_sequences):
-            micro = rows[start : start + config.micro_batch_sequences]
-            tokens = torch.from_numpy(micro).to(config.device, non_blocking=True)
-            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = self.network.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
+            tokens = sequences[start : start + config.micro_batch_sequences].to(config.device, non_blocking=True)
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
+                loss = self._trained.loss(tokens[:, :-1], tokens[:, 1:]) * (len(tokens) / total)
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
@@ -99,6 +113,8 @@ class Stepper:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.meanwhile:
+            self.meanwhile()
         mean, length = torch.stack([torch.stack(losses).sum(), norm]).tolist()  # the one time that the device is waited for
         return mean if math.isfinite(length) else math.nan
 
@@ -155,8 +171,6 @@ class _Run:
         self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
         self.spent_before = dict(meter.spent)
         set_heap(config.device, compact=config.compact_heap)
-        if config.device == "cuda":
-            torch.set_float32_matmul_precision("high")  # what is left in fp32 goes through TF32
         self.memory = PeakMemory.begin(config.device)
         context = config.model.context_length
         self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)
@@ -169,6 +183,8 @@ class _Run:
         self.bytes_V = tokens.bytes_V
         self.network = build(config.model, config.seed, config.device)
         self.stepper = Stepper(config, self.network)
+        self.ahead: tuple[int, np.ndarray] | None = None
+        """Sequences that were taken while the device was busy, and the position that they are for."""
         self.average = copy.deepcopy(self.network).requires_grad_(False) if config.ema else None
         self.position, self.notes = Position(), list[str]()
         if checkpoints:
@@ -260,7 +276,8 @@ class _Run:
         compiling = self.config.compile and not self.steps_here
         before = self.meter.clock.now()
         with self.meter.during("compile" if compiling else "train"):
-            rows = self.batches.take(self.position.sequences, self._batch())
+            rows = self._rows(self.position.sequences, self._batch())
+            self.stepper.meanwhile = partial(self._take_ahead, self.position.sequences + len(rows), len(rows))
             try:
                 loss = self.stepper.step(rows, lr)
             except torch._dynamo.exc.TorchDynamoException as error:
@@ -280,6 +297,16 @@ class _Run:
             self.train_seconds += seconds
             self.train_tokens += tokens
         return loss
+
+    def _rows(self, position: int, count: int) -> np.ndarray:
+        """The sequences of a step: those that were taken ahead, if they are the right ones."""
+        if self.ahead and self.ahead[0] == position and len(self.ahead[1]) == count:
+            return self.ahead[1]
+        return self.batches.take(position, count)
+
+    def _take_ahead(self, position: int, count: int) -> None:
+        """Take what the next step will read while this one is done; in a batch ramp it may yet want more."""
+        self.ahead = (position, self.batches.take(position, count))
 
     def _diverged(self, loss: float) -> bool:
         self.recent_loss.append(loss)

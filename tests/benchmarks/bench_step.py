@@ -1,7 +1,7 @@
 """What each choice in a training step is worth: a whole step with it and without, on one thread, in processor time.
 
-Loss, norm and head size are compared in one process, a step of one kind after a step of the other, in alternating order; heaps
-in processes of their own, in turns. The ratio is the median over pairs; below 1, what budgetlm does is faster.
+Loss, norm, head size and attention within documents are compared in one process, a step of one kind after a step of the other, in
+alternating order; heaps in processes of their own, in turns. The ratio is the median over pairs; below 1, what is named is faster.
 
     python -m tests.benchmarks.bench_step --pairs 15
 """
@@ -56,10 +56,10 @@ def small_heads() -> Iterator[None]:
     size.body_parameters.cache_clear()
 
 
-def stepper(shape: tuple[int, int, int]) -> Callable[[], float]:
+def stepper(shape: tuple[int, int, int], **changes: int) -> Callable[[], float]:
     """A function that makes a step and says how long it took."""
     depth, width, vocabulary = shape
-    model = ModelConfig(vocab_size=vocabulary, depth=depth, width=width, context_length=CONTEXT)
+    model = ModelConfig(vocab_size=vocabulary, depth=depth, width=width, context_length=CONTEXT, **changes)
     settings = {"batch_sequences": SEQUENCES, "micro_batch_sequences": SEQUENCES, "steps": 1}
     one = Stepper(RunConfig(model=model, optimizer=OptimizerConfig(), **settings), build(model, 0))
     rows = np.random.default_rng(0).integers(vocabulary, size=(SEQUENCES, CONTEXT + 1))
@@ -149,6 +149,7 @@ def main() -> None:
         with small_heads():
             old = stepper(shape)
         compare("heads near 64", step, old, given.pairs)
+        compare("attention within documents", stepper(shape, document_end=0), step, given.pairs)
     return None
 
 

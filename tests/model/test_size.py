@@ -15,6 +15,7 @@ from budgetlm.model.size import (
     block_copy_bytes,
     body_parameters,
     compute_parameters,
+    document_mask_bytes,
     evaluation_sequences,
     flops_per_token,
     loss_activation_bytes,
@@ -59,7 +60,15 @@ def test_flops_are_six_per_computing_parameter_plus_attention():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("model", [*SHAPES, tiny_model(width=64, context_length=48, depth=3, kv_groups=4)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *SHAPES,
+        tiny_model(width=64, context_length=48, depth=3, kv_groups=4),
+        tiny_model(document_end=0),
+        tiny_model(width=64, depth=3, kv_groups=4, document_end=0),
+    ],
+)
 def test_counted_activations_are_those_that_autograd_keeps(model, precision):
     network = LanguageModel(model)
     tokens = torch.zeros(3, model.context_length, dtype=torch.long)
@@ -84,7 +93,8 @@ def test_counted_activations_are_those_that_autograd_keeps(model, precision):
     in_fp32 = FP32 * head
     in_bf16 = tokens.numel() * FP32 * model.vocab_size + BF16 * head + model.depth * block_copy_bytes(model, precision) + 4
     of_the_loss = in_fp32 if precision == "fp32" else in_bf16
-    assert sum(s.nbytes() for s in kept.values()) == tokens.numel() * (a_token + ids) + of_the_loss
+    mask = document_mask_bytes(model, len(tokens), precision)
+    assert sum(s.nbytes() for s in kept.values()) == tokens.numel() * (a_token + ids) + of_the_loss + mask
 
 
 def allocated_peak(work: Callable[[], object]) -> int:
@@ -125,6 +135,8 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=
         run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16"),
         run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16", again=True),
         run_of(1, 1, width=16, context_length=4096, depth=1, vocab_size=20_000),  # the loss in chunks
+        run_of(8, 2, width=64, context_length=256, depth=3, document_end=0),
+        run_of(8, 1, width=64, context_length=256, depth=3, document_end=0, again=True),
     ],
 )
 def test_the_counted_peak_is_what_the_allocator_gives_out(config):

@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from budgetlm.recipe.scale import expected_peak_bytes
+from budgetlm.config import study_config
+from budgetlm.passport import identify
+from budgetlm.recipe.scale import expected_peak_bytes, miniature
 from budgetlm.records import read_records
-from budgetlm.search.plan import load_plan
+from budgetlm.search.plan import guessed_calibration, load_plan, world_of
 from budgetlm.train.config import as_dict, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, run_memory
 from budgetlm.train.schedule import ScheduleConfig
@@ -31,3 +33,16 @@ def test_speed_is_learnt_at_the_batch_that_was_really_read(searched):
     larger = as_dict(replace(config, batch_sequences=4 * config.batch_sequences, schedule=ScheduleConfig(batch_ramp=1.0)))
     assert plan.learning([replace(whole, config=larger)]).world.speed == plan.learning([whole]).world.speed
     assert plan.learning([replace(whole, tokens=10 * whole.tokens)]).world.speed != plan.learning([whole]).world.speed
+
+
+def test_what_a_study_file_says_of_training_reaches_every_run(searched, tokens):
+    table = {
+        "budget": {"hours": 1},
+        "train": {"matmul": "medium", "precision": "fp8"},
+        "model": {"document_attention": True},
+    }
+    config, passport = study_config(table), replace(identify("cpu"), fp32_gflops=50.0, bf16_gflops=100.0)
+    world = world_of(config, passport, tokens, guessed_calibration(config, passport))
+    run = miniature(load_plan(searched.folder).default, 60.0, 960.0, world)
+    assert (run.matmul, run.precision) == ("medium", "fp8")
+    assert run.model.document_end == tokens.facts.end_of_text

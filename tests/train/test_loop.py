@@ -2,6 +2,7 @@ import dataclasses
 import math
 import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.errors import ConfigError
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, as_dict, run_config_from
 from budgetlm.train.evaluate import evaluate
-from budgetlm.train.loop import Label, Stepper, train
+from budgetlm.train.loop import Label, Stepper, train, transferable
 from budgetlm.train.memory import run_memory
 from budgetlm.train.schedule import ScheduleConfig
 from tests.conftest import step_seconds, tiny_model, tiny_run
@@ -158,22 +159,38 @@ def spied(monkeypatch, look):
 
 
 def test_a_batch_ramp_reads_every_sequence_once_and_counts_what_it_read(tokens, config, clock, monkeypatch):
-    takes, points = [], []
-    plain = Batches.take
-    monkeypatch.setattr(Batches, "take", lambda self, at, count: takes.append((at, count)) or plain(self, at, count))
+    read, points = [], []
+    spied(monkeypatch, lambda _, rows: read.append(rows))
     run = config(seconds=2.0, batch_sequences=16, schedule=ScheduleConfig(batch_ramp=0.5))
     record = train(run, LABEL, tokens, Meter(clock), on_point=points.append).record
-    counts = [count for _, count in takes]
+    counts = [len(rows) for rows in read]
     assert counts[0] == 4
     assert counts == sorted(counts)
     assert counts[-1] == 16
-    assert [at for at, _ in takes] == [sum(counts[:step]) for step in range(len(counts))]
+    in_order = Batches(tokens.split("train"), run.model.context_length, run.seed).take(0, sum(counts))
+    assert np.array_equal(np.concatenate(read), in_order)
     assert record.tokens == points[-1].tokens == 32 * sum(counts)
     assert record.flops == pytest.approx(record.tokens * train_flops(run))
     assert clock.seconds <= 2.0
     speed = 32 / step_seconds(run.model, 33)  # this clock takes as long for a sequence in any batch
     assert record.tokens_per_second == pytest.approx(speed)
     assert all(point.tokens_per_second == pytest.approx(speed) for point in points[:-1])
+
+
+def test_the_sequences_of_the_next_step_are_taken_before_the_device_is_waited_for(tokens, config, monkeypatch):
+    seen, take, waiting = [], Batches.take, torch.Tensor.tolist
+    monkeypatch.setattr(Batches, "take", lambda self, at, count: seen.append(at) or take(self, at, count))
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: seen.append("wait") or waiting(self))
+    train(config(steps=3), LABEL, tokens, Meter(Clock()))
+    assert seen == [0, 4, "wait", 8, "wait", 12, "wait"]
+
+
+def test_on_a_gpu_sequences_are_copied_from_memory_that_stays_where_it_is(monkeypatch):
+    rows, pinned = np.zeros((2, 3), dtype=np.int64), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    assert transferable(rows, "cpu").shape == (2, 3)
+    assert not pinned
+    assert transferable(rows, "cuda") is pinned[0]
 
 
 def train_flops(run):

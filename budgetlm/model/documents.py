@@ -1,0 +1,86 @@
+"""Attention that stays within documents, where a sequence is packed with several.
+
+A document begins with the end-of-text token that closed the one before it: the first word of a document is then predicted from that
+token alone, as it is when text is generated. Rotary positions stay those of the sequence; only their differences matter.
+
+Nothing here was run on a GPU by us; the kernel that is used there is stood in for by a plain one in the tests.
+
+Shapes: B batch, L length, H query heads, K key/value heads, S head size, N documents, T = B·L tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_VARLEN_HEAD = 256
+"""Largest head that FlashAttention takes."""
+
+
+class Documents(NamedTuple):
+    """Where documents begin and end, in the one of two forms that attention will use."""
+
+    mask_B1LL: Tensor | None = None
+    """0 where a token (third dimension) sees another (fourth), minus infinity where not, in the precision of attention: made once for
+    all blocks, which would each make and keep their own of a boolean one."""
+    starts_N1: Tensor | None = None
+    """Positions among all tokens of the batch at which documents begin, and the number of tokens: int32, shape (N + 1,)."""
+
+
+def find_documents(token_BL: Tensor, end_of_text: int, dtype: torch.dtype, head_size: int) -> Documents:
+    """The documents of a batch.
+
+    Args:
+        token_BL: token ids.
+        end_of_text: id of the token that a document begins with.
+        dtype: what attention is computed in.
+        head_size: S.
+    """
+    begins_BL = token_BL == end_of_text
+    if varlen_is_usable(token_BL.device, dtype, head_size):
+        begins_BL[:, 0] = True
+        # How many there are decides the shape, so here the CPU waits for the device once a forward pass.
+        starts_N = begins_BL.flatten().nonzero().flatten()
+        return Documents(starts_N1=F.pad(starts_N, (0, 1), value=token_BL.numel()).int())
+    length = token_BL.shape[1]
+    number_BL = begins_BL.cumsum(1)
+    sees_BLL = (number_BL[:, :, None] == number_BL[:, None, :]).logical_and_(
+        torch.ones(length, length, dtype=torch.bool, device=token_BL.device).tril_()
+    )
+    mask_BLL = torch.zeros(sees_BLL.shape, dtype=dtype, device=token_BL.device).masked_fill_(~sees_BLL, -torch.inf)
+    return Documents(mask_B1LL=mask_BLL[:, None])
+
+
+def varlen_is_usable(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether FlashAttention for sequences of any length runs here: NVIDIA from Ampere on, in half precision.
+
+    Source: `torch.nn.attention.varlen` in PyTorch's documentation.
+    """
+    if device.type != "cuda" or torch.version.hip or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return head_size <= MOST_VARLEN_HEAD and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def attend(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, documents: Documents | None) -> Tensor:
+    """Causal attention, shape (B, H, L, S): over the whole sequence, or within the documents."""
+    grouped = q_BHLS.shape[1] > k_BKLS.shape[1]
+    if documents is None:
+        return F.scaled_dot_product_attention(q_BHLS, k_BKLS, v_BKLS, is_causal=True, enable_gqa=grouped)
+    if documents.starts_N1 is None:
+        mask_B1LL = documents.mask_B1LL
+        return F.scaled_dot_product_attention(q_BHLS, k_BKLS, v_BKLS, attn_mask=mask_B1LL, enable_gqa=grouped)
+    return _attend_packed(q_BHLS, k_BKLS, v_BKLS, documents.starts_N1)
+
+
+def _attend_packed(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, starts_N1: Tensor) -> Tensor:
+    """The same by the kernel that takes all documents of a batch one behind the other, and skips what no token sees."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, H, L, S = q_BHLS.shape
+    q_THS, k_TKS, v_TKS = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHLS, k_BKLS, v_BKLS))
+    grouped = k_BKLS.shape[1] < H
+    # No document is longer than the sequence, and a larger bound costs nothing but a wait saved. The window is: all before, none after.
+    mixed_THS = varlen_attn(q_THS, k_TKS, v_TKS, starts_N1, starts_N1, L, L, window_size=(-1, 0), enable_gqa=grouped)
+    assert isinstance(mixed_THS, Tensor)
+    return mixed_THS.view(B, L, H, S).transpose(1, 2)
