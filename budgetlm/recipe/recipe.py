@@ -38,6 +38,8 @@ class Recipe:
     """Share of the run in which the batch rises from a quarter to the whole."""
     momentum_warmup: float = 0.0
     """Share of the run in which Muon's momentum rises from 0.85 to 0.95."""
+    short_sequences: float = 0.0
+    """Share of the run in which sequences are cut into quarters."""
     ema: float = 0.0
     """Averaging time of the weights as a share of the run; 0, or with `schedulefree`, for none."""
     kv_groups: int = 1
@@ -55,13 +57,22 @@ class Recipe:
             f"depth {self.depth} x width {self.width}, batch {self.batch_tokens:,} tokens, {self.optimizer} at peak lr "
             f"{self.peak_lr:.2e}, {schedule} schedule (warm-up {self.warmup:.0%}{falls}), weight decay {self.weight_decay:.2g}"
         ]
-        unusual = ("cooldown_shape", "embedding_lr", "weight_decay_schedule", "batch_ramp", "momentum_warmup", "ema")
-        values = {name: getattr(self, name) for name in unusual if getattr(self, name) != PARAMETERS[name].default}
+        values = {name: getattr(self, name) for name in UNUSUAL if getattr(self, name) != PARAMETERS[name].default}
         return ", ".join(
             parts + [f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v}" for name, v in values.items()]
         )
 
 
+UNUSUAL = (
+    "cooldown_shape",
+    "embedding_lr",
+    "weight_decay_schedule",
+    "batch_ramp",
+    "momentum_warmup",
+    "short_sequences",
+    "ema",
+)
+"""What a summary says only where it differs from its default."""
 PARAMETERS = {field.name: field for field in dataclasses.fields(Recipe)}
 """Every name that a study file's `[space]` may use."""
 

@@ -281,6 +281,7 @@ def _schedule(recipe: Recipe) -> ScheduleConfig:
         weight_decay_schedule=recipe.weight_decay_schedule,  # type: ignore[arg-type]
         batch_ramp=recipe.batch_ramp,
         momentum_warmup=recipe.momentum_warmup,
+        short_sequences=recipe.short_sequences,
     )
 
 

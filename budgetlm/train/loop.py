@@ -32,7 +32,7 @@ from budgetlm.train.heap import set_heap
 from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
-from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum
+from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
@@ -82,8 +82,19 @@ def transferable(rows: np.ndarray, device: str) -> torch.Tensor:
     return tokens.pin_memory() if device == "cuda" else tokens
 
 
+def in_pieces(sequences_BL: torch.Tensor, pieces: int) -> torch.Tensor:
+    """Sequences (B, L + 1) cut into (B · pieces, L / pieces + 1): every target stays one, with fewer tokens before it."""
+    if pieces == 1:
+        return sequences_BL
+    length = (sequences_BL.shape[1] - 1) // pieces
+    return sequences_BL.unfold(1, length + 1, length).flatten(0, 1)
+
+
 class Stepper:
     """One optimisation step: forward, backward, clip, update."""
+
+    pieces = 1
+    """Parts that each sequence is cut into."""
 
     meanwhile: Callable[[], None] | None = None
     """Done in every step once the device has all its work, before it is waited for."""
@@ -103,9 +114,10 @@ class Stepper:
         config, total, losses = self.config, len(rows), list[torch.Tensor]()
         sequences = transferable(rows, config.device)
         for start in range(0, total, config.micro_batch_sequences):
-            tokens = sequences[start : start + config.micro_batch_sequences].to(config.device, non_blocking=True)
+            micro = sequences[start : start + config.micro_batch_sequences].to(config.device, non_blocking=True)
+            tokens = in_pieces(micro, self.pieces)
             with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
-                loss = self._trained.loss(tokens[:, :-1], tokens[:, 1:]) * (len(tokens) / total)
+                loss = self._trained.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
             torch.autograd.backward(loss)
             losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
@@ -259,6 +271,7 @@ class _Run:
         set_training(optimizers, on=True)
         set_decay(optimizers, self.config.optimizer.weight_decay * decay_factor(schedule, progress))
         set_momentum(optimizers, muon_momentum(schedule, progress))
+        self.stepper.pieces = pieces_at(schedule, progress)
         return self._lr(progress)
 
     def _batch(self) -> int:

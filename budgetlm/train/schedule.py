@@ -21,6 +21,8 @@ CYCLE_FROM = 0.1
 """Share of the peak at both ends of the one cycle (Smith 2018, section 4.1)."""
 FIRST_BATCH = 0.25
 """Share of the batch that a ramp begins with."""
+PIECES = 4
+"""Parts that a sequence is cut into while sequences are short."""
 FIRST_MOMENTUM, MOMENTUM = 0.85, 0.95
 """Muon's momentum at the beginning of its warm-up, and after it."""
 
@@ -45,6 +47,8 @@ class ScheduleConfig:
     """Share in which the batch rises to its size; 0 for none."""
     momentum_warmup: float = 0.0
     """Share in which Muon's momentum rises to its value; 0 for none."""
+    short_sequences: float = 0.0
+    """Share in which sequences are cut into quarters; 0 for none."""
 
     def __post_init__(self) -> None:
         _check_choice("schedule shape", self.shape, SHAPES)
@@ -54,10 +58,11 @@ class ScheduleConfig:
             raise ConfigError(
                 f"warmup ({self.warmup}), cooldown ({self.cooldown}) and floor ({self.floor}) are shares: between 0 and 1."
             )
-        if not (0 <= self.batch_ramp <= 1 and 0 <= self.momentum_warmup <= 1):
+        shares = (self.batch_ramp, self.momentum_warmup, self.short_sequences)
+        if not all(0 <= share <= 1 for share in shares):
             raise ConfigError(
-                f"batch_ramp ({self.batch_ramp}) and momentum_warmup ({self.momentum_warmup}) are shares of the run: between 0 "
-                "and 1. 0 does without."
+                f"batch_ramp ({self.batch_ramp}), momentum_warmup ({self.momentum_warmup}) and short_sequences "
+                f"({self.short_sequences}) are shares of the run: between 0 and 1. 0 does without."
             )
         if self.shape in ("wsd", "one_cycle") and self.warmup + self.cooldown > 1:
             raise ConfigError(
@@ -156,6 +161,15 @@ def batch_at(schedule: ScheduleConfig, progress: float, batch_sequences: int) ->
 def mean_batch_share(batch_ramp: float) -> float:
     """Mean over the run's time of the batch, as a share of the whole, where it rises over `batch_ramp` of the run."""
     return 1 - (1 - FIRST_BATCH) / 2 * batch_ramp
+
+
+def pieces_at(schedule: ScheduleConfig, progress: float) -> int:
+    """Parts that each sequence of the step at `progress` is cut into: short sequences first, whole ones later.
+
+    What a model learns first, it learns from the few tokens before; short sequences cost less attention meanwhile.
+    Source: Press et al. 2020, "Shortformer", section 4 (arXiv:2012.15832); Li et al. 2021 (arXiv:2108.06084).
+    """
+    return PIECES if progress < schedule.short_sequences else 1
 
 
 def muon_momentum(schedule: ScheduleConfig, progress: float) -> float:

@@ -14,7 +14,6 @@ import os
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -33,13 +32,13 @@ from budgetlm.search.study import prepare
 from budgetlm.train import loop
 from budgetlm.train.config import Label, RunConfig
 from budgetlm.train.heap import set_heap
+from budgetlm.train.schedule import PIECES
 from budgetlm.watch import Watcher
 from tests.benchmarks.variants import BASE, VARIANTS, Variant
 
 LABEL = Label(run="bench", kind="rung", trial=0, rung=0, recipe={}, target_seconds=1.0)
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 PAIRS = 21
-QUARTERS = 4
 
 
 @lru_cache(8)
@@ -49,12 +48,6 @@ def tokens_of(text: str, vocab_size: int) -> Tokens:
     return prepare(config, vocab_size, cache, Watcher())
 
 
-def quartered(rows: np.ndarray) -> np.ndarray:
-    """Sequences (B, L + 1) as four times as many of a quarter of the length, with their own targets."""
-    length = (rows.shape[1] - 1) // QUARTERS
-    return np.concatenate([rows[:, i * length : (i + 1) * length + 1] for i in range(QUARTERS)])
-
-
 def network_of(variant: Variant, config: RunConfig, seed: int) -> LanguageModel:
     torch.manual_seed(seed)  # for weights that only a variant has
     network = build(config.model, seed)
@@ -62,15 +55,13 @@ def network_of(variant: Variant, config: RunConfig, seed: int) -> LanguageModel:
     return network
 
 
-def step_of(variant: Variant, text: str, short: bool = False):
+def step_of(variant: Variant, text: str, pieces: int = 1):
     """A function that makes a step, and how many tokens that is."""
     config = variant.config(BASE)
     tokens = tokens_of(text, config.model.vocab_size)
     rows = Batches(tokens.split("train"), config.model.context_length, 0).take(0, config.batch_sequences)
-    if short:
-        config = replace(config, micro_batch_sequences=QUARTERS * config.micro_batch_sequences)
-        rows = quartered(rows)
     stepper = loop.Stepper(config, network_of(variant, config, 0))
+    stepper.pieces = pieces
 
     def step() -> float:
         before = time.thread_time()
@@ -82,13 +73,13 @@ def step_of(variant: Variant, text: str, short: bool = False):
 
 def time_ratio(variant: Variant, text: str) -> float:
     """Seconds a token, as a multiple of the base's."""
-    parts = [(1 - variant.short_for, False), (variant.short_for, True)]
-    return sum(share * _paired(variant, text, short) for share, short in parts if share)
+    short = variant.config(BASE).schedule.short_sequences
+    return sum(share * _paired(variant, text, pieces) for share, pieces in ((1 - short, 1), (short, PIECES)) if share)
 
 
-def _paired(variant: Variant, text: str, short: bool) -> float:
+def _paired(variant: Variant, text: str, pieces: int) -> float:
     base, base_tokens = step_of(BY_NAME["base"], text)
-    other, tokens = step_of(variant, text, short)
+    other, tokens = step_of(variant, text, pieces)
     for step in (base, other, base, other):
         step()
     ratios = []
@@ -106,20 +97,8 @@ def bits(variant: Variant, text: str, tokens: float, ratio: float, seed: int) ->
     config = variant.config(BASE)
     steps = max(1, round(tokens / ratio / config.batch_tokens))
     config = replace(config, steps=steps, seed=seed)
-    plain, done = loop.Stepper.step, 0
-
-    def step(self: loop.Stepper, rows: np.ndarray, lr: float) -> float:
-        nonlocal done
-        done += 1
-        if done > variant.short_for * steps:
-            return plain(self, rows, lr)
-        self.config = replace(config, micro_batch_sequences=QUARTERS * config.micro_batch_sequences)
-        return plain(self, quartered(rows), lr)
-
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(loop, "build", side_effect=lambda *_, **__: network_of(variant, config, seed)))
-        if variant.short_for:
-            stack.enter_context(mock.patch.object(loop.Stepper, "step", step))
+    build_variant = mock.patch.object(loop, "build", side_effect=lambda *_, **__: network_of(variant, config, seed))
+    with build_variant:
         before = time.thread_time()
         record = loop.train(config, LABEL, tokens_of(text, config.model.vocab_size), Meter(Clock())).record
     return record.bpb or float("nan"), time.thread_time() - before

@@ -32,8 +32,6 @@ class Variant:
     name: str
     config: Callable[[RunConfig], RunConfig] = lambda config: config
     network: Callable[[LanguageModel], None] = lambda _network: None
-    short_for: float = 0.0
-    """Share of the run in which sequences are cut into quarters."""
     same_step: bool = False
     """Whether its step does what the base's does, so that its time need not be measured."""
 
@@ -53,7 +51,7 @@ def optimizer(title: str, /, **values) -> Variant:
 
 def schedule(title: str, /, **values) -> Variant:
     change = lambda config: replace(config, schedule=replace(config.schedule, **values))  # noqa: E731
-    return Variant(title, change, same_step=True)
+    return Variant(title, change, same_step="short_sequences" not in values)
 
 
 def run(title: str, /, **values) -> Variant:
@@ -190,7 +188,7 @@ VARIANTS = [
     *[model(f"vocabulary {size:,}", vocab_size=size) for size in (512, 2048, 4096)],
     *[model(f"depth {depth} x width {width}", depth=depth, width=width) for depth, width in ((2, 112), (5, 80))],
     *[context(length) for length in (128, 512)],
-    Variant("cut into quarters for half the run", short_for=0.5),
+    *[schedule(f"cut into quarters for {share:.0%} of the run", short_sequences=share) for share in (0.25, 0.5)],
     model("head of its own", tie_embeddings=False),
     Variant(
         "head of its own from zero, embedding 0.5",

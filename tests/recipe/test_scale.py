@@ -70,7 +70,13 @@ def test_the_schedule_is_the_recipes_own_whole_one(world):
     assert (small.schedule.shape, small.schedule.cooldown) == ("wsd", 0.3)
 
 
-MOVING = {"cooldown_shape": "sqrt", "batch_ramp": 0.3, "momentum_warmup": 0.1, "weight_decay_schedule": "linear"}
+MOVING = {
+    "cooldown_shape": "sqrt",
+    "batch_ramp": 0.3,
+    "momentum_warmup": 0.1,
+    "short_sequences": 0.2,
+    "weight_decay_schedule": "linear",
+}
 
 
 def test_what_is_a_share_of_the_run_is_kept_in_miniatures(world):

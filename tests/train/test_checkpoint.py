@@ -37,7 +37,7 @@ def config(tokens):
     )
 
 
-MOVING = ScheduleConfig(weight_decay_schedule="linear", batch_ramp=0.8, momentum_warmup=0.7)
+MOVING = ScheduleConfig(weight_decay_schedule="linear", batch_ramp=0.8, momentum_warmup=0.7, short_sequences=0.6)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -9,6 +9,7 @@ import torch
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.errors import ConfigError
+from budgetlm.model.transformer import LanguageModel
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, as_dict, run_config_from
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.loop import Label, Stepper, train, transferable
@@ -138,7 +139,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tokens, config):
 
 def test_old_records_without_newer_settings_are_read_as_they_were_meant(config):
     run, values = config(steps=3), as_dict(config(steps=3))
-    newer = {"schedule": ("cooldown_shape", "weight_decay_schedule", "batch_ramp", "momentum_warmup")}
+    newer = {"schedule": ("cooldown_shape", "weight_decay_schedule", "batch_ramp", "momentum_warmup", "short_sequences")}
     newer["optimizer"] = ("embedding_lr",)
     for part, names in newer.items():
         values[part] = {name: value for name, value in values[part].items() if name not in names}
@@ -156,6 +157,25 @@ def spied(monkeypatch, look):
         return loss
 
     monkeypatch.setattr(Stepper, "step", step)
+
+
+def test_short_sequences_come_first_and_keep_every_target(tokens, config, monkeypatch):
+    shapes, plain = [], LanguageModel.loss
+
+    def loss(self, ids, targets, reduction="mean"):
+        if torch.is_grad_enabled():
+            shapes.append((tuple(ids.shape), int(targets.sum())))
+        return plain(self, ids, targets, reduction)
+
+    monkeypatch.setattr(LanguageModel, "loss", loss)
+    run = config(steps=4, batch_sequences=3, micro_batch_sequences=3)
+    sums = []
+    for share in (0.0, 0.5):
+        train(dataclasses.replace(run, schedule=ScheduleConfig(short_sequences=share)), LABEL, tokens, Meter(Clock()))
+        sums.append([total for _, total in shapes[-4:]])
+    length = run.model.context_length
+    assert [shape for shape, _ in shapes] == 4 * [(3, length)] + 2 * [(12, length // 4)] + 2 * [(3, length)]
+    assert sums[0] == sums[1]  # the same targets, whatever the pieces
 
 
 def test_a_batch_ramp_reads_every_sequence_once_and_counts_what_it_read(tokens, config, clock, monkeypatch):
