@@ -27,7 +27,7 @@ class Recipe:
     """Share of the run in which it falls; `wsd` and `one_cycle` only."""
     cooldown_shape: str = "linear"
     """How it falls then; `wsd` only."""
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     embedding_lr: float = 1.0
     """Learning rate of the embedding and the head, as a multiple of the others'."""
     weight_decay: float = 0.1
@@ -38,7 +38,7 @@ class Recipe:
     """Share of the run in which the batch rises from a quarter to the whole."""
     momentum_warmup: float = 0.0
     """Share of the run in which Muon's momentum rises from 0.85 to 0.95."""
-    short_sequences: float = 0.0
+    short_sequences: float = 0.5
     """Share of the run in which sequences are cut into quarters."""
     ema: float = 0.0
     """Averaging time of the weights as a share of the run; 0, or with `schedulefree`, for none."""

@@ -165,6 +165,7 @@ def default_recipe(target_seconds: float, world: World) -> Recipe:
 def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, float]:
     """The shape that reaches 20 tokens per parameter in the target's time, of those that fit the memory; and those tokens."""
     best: tuple[float, ModelConfig, float] | None = None
+    optimizer = PARAMETERS["optimizer"].default
     for width in range(2 * WIDTH_STEP, 4096 + 1, WIDTH_STEP):
         # Narrow models are best with an aspect of about 32, wide ones of 64 and more.
         depth = max(1, round(width / min(96, 32 + width / 16)))
@@ -175,7 +176,7 @@ def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, fl
             width=width,
             document_end=world.document_end,
         )
-        speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, "adamw")
+        speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, optimizer)
         tokens = speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
         miss = abs(math.log(tokens / compute_parameters(model) / TOKENS_PER_PARAMETER))
         if best and not fits(model, world):
@@ -204,13 +205,13 @@ def default_space(default: Recipe, world: World) -> Space:
         "warmup": Range(low=0.01, high=0.15),
         "cooldown": Range(low=0.2, high=0.8),
         "cooldown_shape": Fixed("linear"),
-        "optimizer": Choices(("adamw", "muon")),
+        "optimizer": Choices(("muon", "adamw")),
         "embedding_lr": Fixed(1.0),
         "weight_decay": Range(low=0.01, high=0.5, log=True),
         "weight_decay_schedule": Fixed("constant"),
         "batch_ramp": Fixed(0.0),
         "momentum_warmup": Fixed(0.0),
-        "short_sequences": Fixed(0.0),
+        "short_sequences": Fixed(PARAMETERS["short_sequences"].default),
         "ema": Fixed(0.0),
         "kv_groups": Fixed(1),
         "mlp_ratio": Fixed(3.0),

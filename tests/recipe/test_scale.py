@@ -18,7 +18,9 @@ from budgetlm.recipe.scale import (
 from budgetlm.train.memory import MemoryModel
 
 TARGET = 10_000.0
-RECIPE = Recipe(depth=8, width=256, batch_tokens=16_384, peak_lr=4e-3, schedule="wsd", cooldown=0.3, weight_decay=0.1)
+RECIPE = Recipe(
+    depth=8, width=256, batch_tokens=16_384, peak_lr=4e-3, schedule="wsd", cooldown=0.3, weight_decay=0.1, optimizer="adamw"
+)
 
 
 def per_parameter(config, world):

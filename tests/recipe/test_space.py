@@ -68,7 +68,7 @@ def test_every_parameter_of_a_recipe_is_in_the_space_and_can_be_fixed_to_its_def
 def test_what_the_default_space_does_not_search_is_as_if_it_were_not_there(world):
     space = default_space(default_recipe(500.0, world), world)
     assert {name: space[name] for name in UNUSUAL} == {name: Fixed(PARAMETERS[name].default) for name in UNUSUAL}
-    assert space["optimizer"] == Choices(("adamw", "muon"))
+    assert space["optimizer"] == Choices(("muon", "adamw"))
     assert space["schedule"] == Choices(("linear", "cosine", "wsd"))
 
 
@@ -102,7 +102,7 @@ def test_whatever_is_suggested_is_a_recipe_that_can_be_built(world):
 
 def test_a_recipe_says_itself_in_words():
     recipe = Recipe(depth=3, width=64, batch_tokens=4096, peak_lr=0.01, schedule="wsd")
-    assert "depth 3 x width 64, batch 4,096 tokens, adamw at peak lr 1.00e-02, wsd schedule" in recipe.summary()
+    assert "depth 3 x width 64, batch 4,096 tokens, muon at peak lr 1.00e-02, wsd schedule" in recipe.summary()
     assert "ema" not in recipe.summary()
     assert dataclasses.replace(recipe, ema=0.05, cooldown_shape="sqrt").summary().endswith(", cooldown_shape sqrt, ema 0.05")
     assert "constant schedule (warm-up 5%)" in dataclasses.replace(recipe, optimizer="schedulefree").summary()
