@@ -143,12 +143,12 @@ def memory_model(points: Sequence[MemoryPoint], device: str) -> MemoryModel:
 def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
     """A vocabulary size for the compute that the target will have: a power of two from 512 to 65,536.
 
-    It grows as C^0.2 through the 4,096 that were best at 4e12 FLOPs (docs/LOG.md), which gives the 50,000 and more at 1e18 to 1e19
+    It grows as C^0.2 through the 4,096 that were best, or nearly, at 7e11 to 4e12 FLOPs (docs/LOG.md), which gives the 50,000 at 1e18
     that GPT-2 and the speed runs after it use. The published law (Tao et al. 2024, arXiv:2407.13623, section 4.1: 0.20 · C^0.42
     parameters of the embedding), fitted to far larger models, would say some 400 at 4e12.
     """
     flops = target_seconds * UTILISATION * max(passport.fp32_gflops, passport.bf16_gflops) * 1e9
-    vocabulary = 4096 * (flops / 4e12) ** 0.2
+    vocabulary = 4096 * (flops / 2e12) ** 0.2
     return int(min(65_536, max(512, 2 ** round(math.log2(vocabulary)))))
 
 
