@@ -187,6 +187,10 @@ VARIANTS = [
     *[sequences(count) for count in (2, 8)],
     *[model(f"vocabulary {size:,}", vocab_size=size) for size in (512, 2048, 4096, 8192)],
     *[model(f"depth {depth} x width {width}", depth=depth, width=width) for depth, width in ((2, 112), (5, 80))],
+    *[
+        model(f"vocabulary 4,096, depth {depth} x width {width}", vocab_size=4096, depth=depth, width=width)
+        for depth, width in ((2, 48), (2, 64), (2, 96), (3, 64), (4, 128))
+    ],
     *[context(length) for length in (128, 512)],
     *[schedule(f"cut into quarters for {share:.0%} of the run", short_sequences=share) for share in (0.25, 0.5)],
     model("head of its own", tie_embeddings=False),
