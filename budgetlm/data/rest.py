@@ -29,8 +29,8 @@ from budgetlm.data.tokens import BATCH, COMPLETE, Tokens, check_bytes, encode
 from budgetlm.errors import BudgetlmError, DataError
 from budgetlm.files import write_atomic, write_json
 
-NICENESS = 19
-"""The writer takes what training leaves: where the processor trains, it must not be slowed."""
+NICENESS = 10
+"""Where the processor trains, the writer takes about a tenth of a core from it: less would only be for longer."""
 RESERVE_BYTES = 2**30
 """Room on the disk that shards leave to checkpoints and records."""
 GOODBYE_SECONDS = 5.0
@@ -161,7 +161,12 @@ def rest_being_read(config: DataConfig, cache: Path, tokens: Tokens, note: Calla
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=main, args=(theirs, config, cache, tokens), name="budgetlm-rest", daemon=True)
-    process.start()
+    # Ctrl-C goes to the whole group, and must not meet the process before it has learnt to leave that to this one.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     leaving = threading.Event()
     listener = threading.Thread(target=_listen, args=(process, ours, tokens, note, leaving), daemon=True)
