@@ -41,7 +41,8 @@ class Batches:
             )
         kept = min(windows, max(1, unique_tokens // context_length)) if unique_tokens else windows
         # The slice is the same for every seed: two seeds of one recipe differ in order, not in what they may see.
-        self._windows = np.sort(np.random.default_rng(0).permutation(windows)[:kept])
+        whole = kept == windows
+        self._windows = np.arange(windows) if whole else np.sort(np.random.default_rng(0).permutation(windows)[:kept])
         self._tokens, self._length, self._seed, self._sliced = tokens, context_length, seed, kept < windows
         self._part, self._epoch, self._order, self._offset = part, -1, self._windows, 0
 
@@ -96,9 +97,8 @@ class StreamedBatches:
         self._parts: list[Batches] = []
         self._passes: list[int] = []  # of each part, how often it was begun
         self._latest: list[int] = []  # of each part, the turn in which it was last begun; -1 for none
-        self._route: list[
-            int
-        ] = []  # of each turn, its part, where it begins in that part's own sequences, and where it ends
+        # Of each turn: its part, where it begins in that part's own sequences, and the position at which it ends.
+        self._route: list[int] = []
         self._begins: list[int] = []
         self._ends: list[int] = []
         self._add(tokens.split("train"))

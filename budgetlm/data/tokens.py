@@ -29,8 +29,8 @@ BPE_SAMPLE_BYTES = 64 * 2**20
 BATCH = 256
 REST, COMPLETE = "rest", "complete.json"
 """Where the shards of a streamed source's rest lie within the tokens' folder, and what says that none are missing."""
-HEAD_SHARDS, LEAST_SHARD = 4, 4096
-"""A shard has this part of the head's tokens, and at least so many."""
+LEAST_SHARD = 4096
+"""A shard has as many tokens as the head, and at least so many."""
 FORMAT = 1
 
 
@@ -93,7 +93,7 @@ class Tokens:
     @property
     def shard_tokens(self) -> int:
         """Tokens of each shard but the last: the same whoever writes it."""
-        return max(LEAST_SHARD, self.facts.tokens["train"] // HEAD_SHARDS)
+        return max(LEAST_SHARD, self.facts.tokens["train"])
 
     def shards(self, known: int = 0) -> list[np.ndarray]:
         """Token ids of the shards that are there beyond the first `known`, in order, memory-mapped."""
