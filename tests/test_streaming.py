@@ -33,7 +33,9 @@ def source(tmp_path_factory):
 @pytest.fixture
 def command(home, source):
     """Runs commands on it, in a process group of their own."""
-    text = small_study(source).replace("vocab_size = 320", 'vocab_size = 320\nstream = "on"\nhead_bytes = 200_000')
+    text = small_study(source, hours=20 / 3600).replace(
+        "vocab_size = 320", 'vocab_size = 320\nstream = "on"\nhead_bytes = 200_000'
+    )
     (home / "small.toml").write_text(text)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "BUDGETLM_CACHE": str(home / "cache"), "COLUMNS": "200"}
     begun = []
@@ -52,16 +54,15 @@ def command(home, source):
 
 
 def writer_of(process):
-    """The process that reads the rest, known by its patience."""
-    nice = [pid for pid in children(process.pid) if _niceness(pid) > _niceness(process.pid)]
-    return nice[0] if nice else 0
+    """The process that reads the rest: workers are forked, it alone is spawned."""
+    return next((pid for pid in children(process.pid) if b"spawn_main" in _command_line(pid)), 0)
 
 
-def _niceness(pid):
+def _command_line(pid):
     try:
-        return os.getpriority(os.PRIO_PROCESS, pid)
-    except ProcessLookupError:
-        return 0
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def shards(home):
@@ -99,7 +100,7 @@ def test_a_writer_that_is_killed_is_a_line_and_the_search_goes_on(command):
     assert len(lines) == 1
     assert "was ended (exit code -9). Repeat the command to go on." in lines[0]
     assert "Traceback" not in output
-    assert [r.state for r in read_records(STUDY)].count("done") >= 2
+    assert [r.state for r in read_records(STUDY)].count("done") >= 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
