@@ -17,6 +17,7 @@ from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_database
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import validation_windows
+from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
@@ -175,13 +176,15 @@ class _Final:
         lease = ledger.lease(self.name, ledger.balance(self.name).remaining_seconds, run=self.name)
         meter = Meter(self.clock, lease.charge, run=self.name)
         try:
-            with StopRequest() as stop:
+            with StopRequest() as stop, rest_being_read(self.study.data, self.cache, tokens, self.watcher.note):
                 record, samples = self._train(config, tokens, meter, charged, stop)
         finally:
             meter.flush()
             lease.settle()
         if record.state == "done":  # what it has learnt is in the model now
             shutil.rmtree(self.home / "checkpoints", ignore_errors=True)
+        if not tokens.complete:
+            self.watcher.note(f"warning   {tokens.corpus.source} was not all read: {tokens.state()}")
         ledger.stop(self.name, "the deadline is reached" if record.state == "done" else record.state)
         return record, samples, stop.exit_code if record.state == "interrupted" else 0
 

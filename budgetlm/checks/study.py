@@ -94,6 +94,7 @@ def data(case: Case) -> Finding:
     validation_windows(tokens.split("validation"), context, context)
     case.tokens = tokens
     count = " and ".join(f"{facts.tokens[split]:,} tokens to {verb}" for split, verb in SPLITS.items())
+    count += f", {tokens.state()}, the rest is read beside training" if tokens.streamed else ""
     return "ok", f"{tokens.corpus.summary()}; {count}, vocabulary {facts.vocab_size:,}, context {context}"
 
 

@@ -5,6 +5,8 @@
 3. Split: a document goes to training or validation by the hash of its text, so it never moves when the corpus grows, and
    an exact duplicate is dropped rather than straddling the two.
 4. Keep: one file of text for each split, beside the facts of what was read. Whole or absent, and kept by content.
+
+Of a large source only the head is kept so; the rest is read beside training (`data/rest.py`).
 """
 
 import hashlib
@@ -14,6 +16,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,9 @@ WHOLE_HASH_BYTES = 2 * 2**30
 """Above this size in total, files are fingerprinted by name, size, date and their first megabyte instead of in full."""
 HUB_MAX_BYTES = 10**9
 """How much of a Hub data set is read where `data.max_bytes` does not say."""
+STREAM_HEADS = 2
+"""A source is streamed unasked where it is larger than so many heads: less is soon prepared as a whole."""
+STREAM_CHOICES = ("auto", "on", "off")
 FORMAT = 1
 """Raised when the files written here change their meaning, so that old ones are made again."""
 
@@ -60,6 +66,10 @@ class DataConfig:
     """Size of the byte-level BPE to be trained; 0 for one suited to the budget."""
     tokenizer: str = ""
     """A byte-level `tokenizer.json` to be used instead of training one."""
+    stream: str = "auto"
+    """Whether training begins on the head while the rest is read: `on`, `off`, or `auto` for sources larger than two heads."""
+    head_bytes: int = 32 * 2**20
+    """Text that is prepared before training begins: it decides the validation split and the tokenizer."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 0.5:
@@ -73,6 +83,10 @@ class DataConfig:
             )
         if self.max_bytes < 0:
             raise ConfigError(f"data.max_bytes is {self.max_bytes}; use a positive number of bytes, or 0 for no limit.")
+        if self.stream not in STREAM_CHOICES:
+            raise ConfigError(f"data.stream cannot be {self.stream!r}. Use {', '.join(STREAM_CHOICES)}.")
+        if self.head_bytes < 1:
+            raise ConfigError(f"data.head_bytes is {self.head_bytes}, but must be above 0. {32 * 2**20} is usual.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +108,21 @@ class CorpusFacts:
     """Documents with bytes that are not UTF-8, each bad stretch replaced by U+FFFD."""
     cut: bool
     """Whether reading stopped at `max_bytes`."""
+    whole_bytes: int = 0
+    """Where this is the head of a larger source: how much text the whole has, estimated from the head and the size of the files
+    (or the limit). 0 where this is all."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return sum(self.bytes.values())
 
     def summary(self) -> str:
         """One line for people."""
         notes = [f"{self.duplicates} duplicates dropped"] if self.duplicates else []
         notes += [f"{self.invalid} documents had invalid UTF-8 (replaced)"] if self.invalid else []
         notes += ["cut at max_bytes"] if self.cut else []
+        notes += [f"the head of about {self.whole_bytes / 1e6:.0f} MB"] if self.whole_bytes else []
         train, validation = self.bytes["train"] / 1e6, self.bytes["validation"] / 1e6
         return (
             f"{self.source}: {sum(self.documents.values())} documents, {train:.1f} MB to train, {validation:.1f} MB "
@@ -123,13 +146,19 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Something that can be read: its name, what decides its content, and its rows."""
+class Source:
+    """Something that can be read."""
 
     name: str
     identity: Any
+    """What decides its content."""
     rows: Callable[[], Iterator[dict[str, Any]]] = field(repr=False)
     max_bytes: int
+    """Where reading stops; 0 for nowhere."""
+    size: int
+    """Bytes of its files, or the limit where that is less: about how much text it has."""
+    streamed: bool
+    """Whether its head is prepared first, and the rest beside training."""
 
 
 def prepare_corpus(config: DataConfig, cache: Path, tick: Tick | None = None) -> Corpus:
@@ -138,8 +167,9 @@ def prepare_corpus(config: DataConfig, cache: Path, tick: Tick | None = None) ->
     Raises:
         DataError: there is no such source, it cannot be read, or it is too small to be split.
     """
-    source = _open_source(config)
-    key = digest([FORMAT, source.identity, config.column, config.validation_fraction, source.max_bytes])
+    source = open_source(config)
+    head = ["head", config.head_bytes] if source.streamed else []
+    key = digest([FORMAT, source.identity, config.column, config.validation_fraction, source.max_bytes, *head])
     folder = cache / "corpora" / key
     if not (folder / "corpus.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -149,18 +179,18 @@ def prepare_corpus(config: DataConfig, cache: Path, tick: Tick | None = None) ->
     return Corpus(folder, CorpusFacts(**read_json(folder / "corpus.json")))
 
 
-def _read(source: _Source, config: DataConfig, key: str, folder: Path, tick: Tick | None) -> None:
+def _read(source: Source, config: DataConfig, key: str, folder: Path, tick: Tick | None) -> None:
     with new_folder(folder) as new:
         writer = _Writer(new, config.validation_fraction)
+        sieve, cut, is_head = writer.sieve, False, False
         with writer:
-            for row in source.rows():
-                text, replaced = _text(row, config.column, source.name)
-                writer.invalid += replaced
+            for text in texts(source, config.column, sieve):
                 size = writer.add(text)
                 if tick:
                     tick(size)
-                if source.max_bytes and sum(writer.total.values()) >= source.max_bytes:
-                    writer.cut = True
+                cut = bool(source.max_bytes) and sieve.kept_bytes >= source.max_bytes
+                is_head = source.streamed and not cut and sieve.kept_bytes >= config.head_bytes
+                if cut or is_head:
                     break
         writer.finish(source.name)
         facts = CorpusFacts(
@@ -168,12 +198,60 @@ def _read(source: _Source, config: DataConfig, key: str, folder: Path, tick: Tic
             fingerprint=key,
             documents={split: len(ends) for split, ends in writer.ends.items()},
             bytes=writer.total,
-            duplicates=writer.duplicates,
-            empty=writer.empty,
-            invalid=writer.invalid,
-            cut=writer.cut,
+            duplicates=sieve.duplicates,
+            empty=sieve.empty,
+            invalid=sieve.invalid,
+            cut=cut,
+            whole_bytes=max(sieve.kept_bytes, source.size * sieve.kept_bytes // sieve.met_bytes) if is_head else 0,
         )
         write_json(new / "corpus.json", asdict(facts))
+
+
+class Sieve:
+    """Which documents are new, and to which split each belongs.
+
+    Args:
+        validation_fraction: share of the hashes that validate.
+    """
+
+    def __init__(self, validation_fraction: float) -> None:
+        self.fraction = validation_fraction
+        self.duplicates = self.empty = self.invalid = 0
+        self.met_bytes = self.kept_bytes = 0
+        """Bytes of all documents, and of those that were new."""
+        self.seen: set[bytes] = set()
+
+    def sort(self, text: str) -> tuple[str, bytes]:
+        """A document's bytes, and before them `train` or `validation` if it is new, nothing if it is empty or known."""
+        data = text.encode("utf-8", errors="replace")
+        mark = _mark(data)
+        self.met_bytes += len(data)
+        if not text.strip():
+            self.empty += 1
+            return "", data
+        if mark in self.seen:
+            self.duplicates += 1
+            return "", data
+        self.seen.add(mark)
+        self.kept_bytes += len(data)
+        return ("validation" if int.from_bytes(mark[:8], "big") < self.fraction * 2**64 else "train"), data
+
+
+def _mark(data: bytes) -> bytes:
+    """By which a document is known again."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def texts(source: Source, column: str, sieve: Sieve) -> Iterator[str]:
+    """The texts of a source, in order; the sieve counts those that were not UTF-8.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    for row in source.rows():
+        text, replaced = _text(row, column, source.name)
+        sieve.invalid += replaced
+        yield text
 
 
 class _Writer(ExitStack):
@@ -181,28 +259,15 @@ class _Writer(ExitStack):
 
     def __init__(self, folder: Path, validation_fraction: float) -> None:
         super().__init__()
-        self.folder, self.fraction = folder, validation_fraction
+        self.folder, self.sieve = folder, Sieve(validation_fraction)
         self.ends: dict[str, list[int]] = {"train": [], "validation": []}
         self.total = dict.fromkeys(self.ends, 0)
-        self.duplicates = self.empty = self.invalid = 0
-        self.cut = False
         self._files = {split: self.enter_context((folder / f"{split}.txt").open("wb")) for split in self.ends}
-        self._seen: set[bytes] = set()
-        self._first: tuple[bytes, bytes] | None = None  # the document that validates if chance sends it none
 
     def add(self, text: str) -> int:
         """Write a document to its split, unless it is empty or known. Returns its bytes."""
-        data = text.encode("utf-8", errors="replace")
-        mark = hashlib.blake2b(data, digest_size=16).digest()
-        if not text.strip():
-            self.empty += 1
-        elif mark in self._seen:
-            self.duplicates += 1
-        else:
-            self._seen.add(mark)
-            if self._first is None or mark < self._first[0]:
-                self._first = (mark, data)
-            split = "validation" if int.from_bytes(mark[:8], "big") < self.fraction * 2**64 else "train"
+        split, data = self.sieve.sort(text)
+        if split:
             self._files[split].write(data)
             self.total[split] += len(data)
             self.ends[split].append(self.total[split])
@@ -210,27 +275,30 @@ class _Writer(ExitStack):
 
     def finish(self, name: str) -> None:
         """See to it that both splits have something, and write where their documents end."""
-        if len(self._seen) < 2 or self._first is None:
+        new, sieve = sum(map(len, self.ends.values())), self.sieve
+        if new < 2:
             raise DataError(
-                f"{name} has {len(self._seen)} documents with text in them ({self.empty} were empty, {self.duplicates} "
+                f"{name} has {new} documents with text in them ({sieve.empty} were empty, {sieve.duplicates} "
                 "duplicates), but at least 2 are needed, one of them to validate. Give a larger source, or cut the text "
                 "into several documents."
             )
         if not self.ends["validation"]:
-            _move_to_validation(self.folder, self.ends, self.total, self._first[1])
+            _move_to_validation(self.folder, self.ends, self.total)
         for split, ends in self.ends.items():
             np.save(self.folder / f"{split}.npy", np.asarray(ends, dtype=np.int64))
 
 
-def _move_to_validation(folder: Path, ends: dict[str, list[int]], total: dict[str, int], document: bytes) -> None:
+def _move_to_validation(folder: Path, ends: dict[str, list[int]], total: dict[str, int]) -> None:
     """With few documents chance may leave validation empty; then the one with the least hash validates."""
     train = (folder / "train.txt").read_bytes()
-    kept = [train[a:b] for a, b in zip([0, *ends["train"]], ends["train"], strict=False) if train[a:b] != document]
+    documents = [train[a:b] for a, b in zip([0, *ends["train"]], ends["train"], strict=False)]
+    chosen = min(documents, key=_mark)
+    kept = [document for document in documents if document != chosen]
     (folder / "train.txt").write_bytes(b"".join(kept))
-    (folder / "validation.txt").write_bytes(document)
+    (folder / "validation.txt").write_bytes(chosen)
     ends["train"] = list(np.cumsum([len(d) for d in kept]))
-    ends["validation"] = [len(document)]
-    total |= {"train": len(train) - len(document), "validation": len(document)}
+    ends["validation"] = [len(chosen)]
+    total |= {"train": len(train) - len(chosen), "validation": len(chosen)}
 
 
 def _text(row: dict[str, Any], column: str, name: str) -> tuple[str, bool]:
@@ -251,7 +319,12 @@ def _text(row: dict[str, Any], column: str, name: str) -> tuple[str, bool]:
 # --- finding and opening a source ------------------------------------------------------------------------------------
 
 
-def _open_source(config: DataConfig) -> _Source:
+def open_source(config: DataConfig) -> Source:
+    """Find a source; nothing is read yet but what its fingerprint needs.
+
+    Raises:
+        DataError: there is none.
+    """
     if config.source in EMBEDDED:
         root, paths = _embedded(config.source)
         return _files_source(config.source, root, paths, config, whole=True)
@@ -300,22 +373,31 @@ def _kind(path: Path) -> str:
     return "text" if endings and endings[-1] in TEXT_ENDINGS else ""
 
 
-def _files_source(name: str, root: Path, paths: list[Path], config: DataConfig, *, whole: bool) -> _Source:
-    groups: dict[str, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(_kind(path) or "text", []).append(path)
+def _files_source(name: str, root: Path, paths: list[Path], config: DataConfig, *, whole: bool) -> Source:
+    size = sum(path.stat().st_size for path in paths)
+    size = min(size, config.max_bytes or size)
+    streamed = _is_streamed(config, size)
+    if streamed:  # in an order by chance, so that the head is a sample of the whole
+        ordered = sorted(paths, key=lambda path: _mark(os.fsencode(path.relative_to(root))))
+    else:  # kind by kind
+        kinds = list(dict.fromkeys(map(_kind, paths)))
+        ordered = sorted(paths, key=lambda path: kinds.index(_kind(path)))
 
     def rows() -> Iterator[dict[str, Any]]:
         import datasets
 
-        for kind, files in groups.items():
-            if kind == "text":
+        for kind, files in groupby(ordered, key=_kind):
+            if kind in ("text", ""):
                 arguments = {"paths": [str(f) for f in files], "column": config.column, "whole": whole}
                 yield from datasets.IterableDataset.from_generator(read_text_files, gen_kwargs=arguments)
             else:
                 yield from _load(name, path=kind, data_files=[str(f) for f in files], split="train")
 
-    return _Source(name, _fingerprint(root, paths), rows, config.max_bytes)
+    return Source(name, _fingerprint(root, paths), rows, config.max_bytes, size, streamed)
+
+
+def _is_streamed(config: DataConfig, size: int) -> bool:
+    return config.stream == "on" or (config.stream == "auto" and size > STREAM_HEADS * config.head_bytes)
 
 
 def read_text_files(paths: list[str], column: str, whole: bool) -> Iterator[dict[str, Any]]:
@@ -361,7 +443,7 @@ def _fingerprint(root: Path, paths: list[Path]) -> str:
     return content.hexdigest()
 
 
-def _hub_source(config: DataConfig) -> _Source:
+def _hub_source(config: DataConfig) -> Source:
     repository = config.source.removeprefix("hf:")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
         raise DataError(f"{config.source!r} does not name a Hub data set. Write it as `hf:owner/name`.")
@@ -370,7 +452,8 @@ def _hub_source(config: DataConfig) -> _Source:
     def rows() -> Iterator[dict[str, Any]]:
         yield from _load(config.source, path=repository, name=config.config or None, split=config.split)
 
-    return _Source(config.source, identity, rows, config.max_bytes or HUB_MAX_BYTES)
+    most = config.max_bytes or HUB_MAX_BYTES
+    return Source(config.source, identity, rows, most, most, _is_streamed(config, most))
 
 
 def _load(source: str, **arguments: Any) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,10 @@ code keep a line break and the indentation after it together."""
 BPE_SAMPLE_BYTES = 64 * 2**20
 """How much of the training split the BPE learns from; more changes its merges little."""
 BATCH = 256
+REST, COMPLETE = "rest", "complete.json"
+"""Where the shards of a streamed source's rest lie within the tokens' folder, and what says that none are missing."""
+LEAST_SHARD = 4096
+"""A shard has as many tokens as the head, and at least so many."""
 FORMAT = 1
 
 
@@ -40,7 +44,7 @@ class TokenFacts:
     """Id of the token after each document."""
     dtype: str
     tokens: dict[str, int]
-    """Tokens in each split."""
+    """Tokens in each split; of a streamed source, in its head."""
     corpus: dict[str, Any]
     """Facts of the corpus, as a dictionary."""
 
@@ -58,8 +62,63 @@ class Tokens:
     facts: TokenFacts
 
     def split(self, name: str) -> np.ndarray:
-        """Token ids of `train` or `validation`, memory-mapped, shape (tokens,)."""
-        return np.memmap(self.folder / f"{name}.bin", dtype=self.facts.dtype, mode="r")
+        """Token ids of `train` or `validation`, memory-mapped, shape (tokens,). Of a streamed source, those of its head."""
+        return self._map(self.folder / f"{name}.bin")
+
+    def _map(self, path: Path) -> np.ndarray:
+        return np.memmap(path, dtype=self.facts.dtype, mode="r")
+
+    # --- a streamed source: `split` is its head, and shards follow while training goes on (`data/rest.py`) ---
+
+    @property
+    def streamed(self) -> bool:
+        """Whether these are the head of a larger source."""
+        return bool(self.facts.corpus.get("whole_bytes"))
+
+    @property
+    def rest(self) -> Path:
+        """Folder of the shards that follow the head."""
+        return self.folder / REST
+
+    @property
+    def totals(self) -> dict[str, Any] | None:
+        """What the rest came to, once all of it is there."""
+        return read_json(self.rest / COMPLETE) if (self.rest / COMPLETE).exists() else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all training text is there."""
+        return not self.streamed or self.totals is not None
+
+    @property
+    def shard_tokens(self) -> int:
+        """Tokens of each shard but the last: the same whoever writes it."""
+        return max(LEAST_SHARD, self.facts.tokens["train"])
+
+    def shards(self, known: int = 0) -> list[np.ndarray]:
+        """Token ids of the shards that are there beyond the first `known`, in order, memory-mapped."""
+        found: list[np.ndarray] = []
+        while (path := self.shard_file(known + len(found))).exists():
+            found.append(self._map(path))
+        return found
+
+    def shard_file(self, number: int) -> Path:
+        """Where a shard lies, counted from 0."""
+        return self.rest / f"{number:06d}.bin"
+
+    @property
+    def train_tokens(self) -> int:
+        """Training tokens: counted, or estimated from the head while the rest of a streamed source is not there."""
+        head = self.facts.tokens["train"]
+        if totals := self.totals:
+            return head + int(totals["tokens"])
+        whole = self.facts.corpus.get("whole_bytes") or self.corpus.kept_bytes
+        return int(head * whole // self.corpus.kept_bytes)
+
+    def state(self) -> str:
+        """How much of a streamed source is there, for people."""
+        there = self.facts.tokens["train"] + sum(map(len, self.shards()))
+        return f"{there:,} training tokens of {'' if self.complete else 'about '}{self.train_tokens:,} are there"
 
     @property
     def bytes_V(self) -> np.ndarray:
@@ -158,7 +217,6 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _encode_corpus(tokenizer: Tokenizer, corpus: Corpus, key: str, folder: Path, tick: Tick | None) -> None:
-    tokenizer.encode_special_tokens = True  # "<|endoftext|>" inside a document is text like any other
     end, bytes_V = _end_of_text(tokenizer), token_bytes(tokenizer)
     dtype = "uint16" if len(bytes_V) <= 2**16 else "uint32"
     counts: dict[str, int] = {}
@@ -168,19 +226,36 @@ def _encode_corpus(tokenizer: Tokenizer, corpus: Corpus, key: str, folder: Path,
             documents = corpus.documents(split)
             with (new / f"{split}.bin").open("wb") as file:
                 while batch := list(islice(documents, BATCH)):
-                    for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                        ids = np.asarray([*encoding.ids, end], dtype=dtype)
+                    for ids in encode(tokenizer, batch, end, dtype):
                         met += int(bytes_V[ids].sum())
                         counts[split] += len(ids)
                         file.write(ids.tobytes())
                     if tick:
                         tick(sum(len(text.encode()) for text in batch))
-            if met != corpus.facts.bytes[split]:
-                raise DataError(
-                    f"the tokenizer stands for {met:,} of the {corpus.facts.bytes[split]:,} bytes of the {split} split: it "
-                    "changes the text, so bits per byte would be wrong. Give one without a normalizer, or have one trained."
-                )
+            check_bytes(met, corpus.facts.bytes[split], f"the {split} split")
         np.save(new / "bytes.npy", bytes_V)
-        tokenizer.encode_special_tokens = False
         tokenizer.save(str(new / "tokenizer.json"))
         write_json(new / "tokens.json", asdict(TokenFacts(key, len(bytes_V), end, dtype, counts, asdict(corpus.facts))))
+
+
+def encode(tokenizer: Tokenizer, documents: list[str], end: int, dtype: str) -> Iterator[np.ndarray]:
+    """The token ids of each document, the end of text after it, shape (tokens,)."""
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" inside a document is text like any other
+    try:
+        encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+    finally:
+        tokenizer.encode_special_tokens = False
+    return (np.asarray([*encoding.ids, end], dtype=dtype) for encoding in encodings)
+
+
+def check_bytes(stood_for: int, met: int, what: str) -> None:
+    """See that tokens stand for the bytes that they were made of.
+
+    Raises:
+        DataError: they do not.
+    """
+    if stood_for != met:
+        raise DataError(
+            f"the tokenizer stands for {stood_for:,} of the {met:,} bytes of {what}: it "
+            "changes the text, so bits per byte would be wrong. Give one without a normalizer, or have one trained."
+        )

@@ -55,7 +55,7 @@ class World:
     vocab_size: int
     context_length: int
     train_tokens: int
-    """Tokens of the training split."""
+    """Tokens of the training split; of a streamed source that was not all there when the study was planned, about."""
     eval_tokens: int
     full_eval_tokens: int
     micro_batch_tokens: int

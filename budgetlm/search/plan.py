@@ -177,7 +177,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
     return World(
         vocab_size=tokens.facts.vocab_size,
         context_length=context_of(config, passport.device),
-        train_tokens=tokens.facts.tokens["train"],
+        train_tokens=tokens.train_tokens,
         eval_tokens=config.train.eval_tokens,
         full_eval_tokens=0,
         micro_batch_tokens=measured.micro_batch_tokens,

@@ -20,6 +20,7 @@ from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import SEARCH, Ledger, open_database
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
+from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import disk_errors, write_json
@@ -122,7 +123,10 @@ def check_settings(config: StudyConfig) -> None:
 
 
 def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher) -> Tokens:
-    """Corpus and tokens, from the cache where they have been made before. The device is not held meanwhile."""
+    """Corpus and tokens, from the cache where they have been made before. The device is not held meanwhile.
+
+    Of a streamed source only the head is prepared; `rest_being_read` sees to the rest.
+    """
     done = 0
 
     def tick(size: int) -> None:
@@ -139,7 +143,10 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
         done += size
         watcher.working("tokenising", done / 1e6, total / 1e6)
 
-    return prepare_tokens(config.data, corpus, vocab_size, cache, tick_tokens)
+    tokens = prepare_tokens(config.data, corpus, vocab_size, cache, tick_tokens)
+    if tokens.streamed:
+        watcher.note(f"data      {tokens.state()}{'' if tokens.complete else '; the rest is read beside training'}")
+    return tokens
 
 
 def _rungs(config: StudyConfig, plan: Plan | None) -> list[float]:
@@ -188,7 +195,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             folder, plan, tokens, ledger, clock, watcher, stop, config.search.seed, restarts, config.train.checkpoint_seconds
         )
         trials, before_runs = Trials(open_storage(folder), config.name, plan.space, config.search.seed), len(site.records())
-        with stop:
+        with stop, rest_being_read(config.data, cache, tokens, watcher.note):
             because = Scheduler(site, trials, workers).run()
     ledger.stop(SEARCH, because)
     counted, importance = trials.importance()

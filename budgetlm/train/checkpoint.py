@@ -39,6 +39,8 @@ class Position:
     """Device-seconds of the run when this was written."""
     loss: float = math.nan
     """Training loss of the last step."""
+    route: tuple[int, ...] = ()
+    """Parts of a streamed source that were read so far (`data/batches.py`)."""
 
 
 def save_checkpoint(
@@ -131,7 +133,7 @@ def _load(
                 values.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": values, "param_groups": groups})
     torch.set_rng_state(tensors["random"])
-    return Position(state["step"], state["sequences"], state["seconds"], state["loss"])
+    return Position(state["step"], state["sequences"], state["seconds"], state["loss"], tuple(state.get("route", ())))
 
 
 def _weights(name: str, network: nn.Module) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from budgetlm.budget.clock import Meter
-from budgetlm.data.batches import Batches, validation_windows
+from budgetlm.data.batches import training_batches, validation_windows
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import compute_parameters, evaluation_sequences, flops_per_token, parameters, saved_bytes
@@ -185,7 +185,6 @@ class _Run:
         set_heap(config.device, compact=config.compact_heap)
         self.memory = PeakMemory.begin(config.device)
         context = config.model.context_length
-        self.batches = Batches(tokens.split("train"), context, config.seed, config.unique_tokens)
         self.windows = validation_windows(tokens.split("validation"), context, config.eval_tokens)
         self.all_windows = (
             validation_windows(tokens.split("validation"), context, config.full_eval_tokens)
@@ -202,6 +201,7 @@ class _Run:
         if checkpoints:
             parts = (self.network, self.stepper.optimizers)
             self.position, self.notes = load_newest(checkpoints.folder, *parts, as_dict(config), self.average)
+        self.batches = training_batches(tokens, context, config.seed, config.unique_tokens, self.position.route)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.steps_here = 0
         self.sequence_seconds: deque[float] = deque(maxlen=9)
@@ -418,7 +418,7 @@ class _Run:
     def _save(self) -> None:
         assert self.checkpoints
         parts, before = (self.network, self.stepper.optimizers), self.meter.clock.now()
-        self.position = replace(self.position, seconds=self.elapsed)
+        self.position = replace(self.position, seconds=self.elapsed, route=self.batches.route)
         with self.meter.during("checkpoint"):
             save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average)
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
