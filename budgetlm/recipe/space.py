@@ -165,7 +165,7 @@ def default_recipe(target_seconds: float, world: World) -> Recipe:
 def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, float]:
     """The shape that reaches 20 tokens per parameter in the target's time, of those that fit the memory; and those tokens."""
     best: tuple[float, ModelConfig, float] | None = None
-    optimizer = PARAMETERS["optimizer"].default
+    optimizer = str(PARAMETERS["optimizer"].default)
     for width in range(2 * WIDTH_STEP, 4096 + 1, WIDTH_STEP):
         # Narrow models are best with an aspect of about 32, wide ones of 64 and more.
         depth = max(1, round(width / min(96, 32 + width / 16)))
