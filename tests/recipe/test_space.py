@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import compute_parameters
+from budgetlm.model.size import body_parameters
 from budgetlm.recipe.recipe import PARAMETERS, UNUSUAL, Recipe, recipe_from
 from budgetlm.recipe.scale import expected_tokens, model_of
 from budgetlm.recipe.space import (
@@ -77,9 +77,9 @@ def test_the_default_recipe_is_compute_optimal_and_grows_with_the_target(world):
     for seconds in (10.0, 1000.0, 100_000.0):
         recipe = default_recipe(seconds, world)
         model = model_of(recipe, world)
-        ratio = expected_tokens(recipe, model, recipe.batch_tokens, seconds, world) / compute_parameters(model)
+        ratio = expected_tokens(recipe, model, recipe.batch_tokens, seconds, world) / body_parameters(model)
         assert 8 < ratio < 50
-        sizes.append(compute_parameters(model))
+        sizes.append(body_parameters(model))
     assert sizes[0] * 10 < sizes[1] < sizes[2] / 10
 
 
