@@ -1,6 +1,7 @@
 """Weights -> a folder that Hugging Face's transformers loads without us, and back.
 
-The decoder is a Qwen3 weight for weight and name for name, so this writes a config and copies nothing around.
+The decoder is a Qwen3 weight for weight and name for name, so this writes a config and copies nothing around, but for the norm after
+the embedding, which is worked into it: what is loaded has two embeddings and no such norm, and computes the same.
 """
 
 import shutil
@@ -15,6 +16,7 @@ from budgetlm.files import read_json, write_json
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import LanguageModel
 
+EMBEDDING = "model.embed_tokens.weight"
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
@@ -38,7 +40,7 @@ def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": 0.0,
         "use_sliding_window": False,
-        "tie_word_embeddings": model.tie_embeddings,
+        "tie_word_embeddings": model.tie_embeddings and not model.norm_embedding,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": "float32",
@@ -53,7 +55,10 @@ def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_tex
     """
     model = network.config
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    if model.tie_embeddings:
+    if norm := network.model.embed_norm:
+        weights[EMBEDDING] = norm(network.model.embed_tokens.weight).detach().cpu().contiguous()
+        weights.pop("model.embed_norm.weight")
+    elif model.tie_embeddings:
         weights.pop("lm_head.weight")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, {**hugging_face_config(model, end_of_text), "budgetlm_mlp_ratio": model.mlp_ratio})
@@ -94,7 +99,7 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
         network = LanguageModel(model)
         weights = load_file(folder / WEIGHTS)
         if model.tie_embeddings:
-            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+            weights["lm_head.weight"] = weights[EMBEDDING]
         network.load_state_dict(weights)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except StudyError:

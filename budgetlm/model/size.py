@@ -36,6 +36,9 @@ class ModelConfig:
     """Hidden units of the SwiGLU layer per unit of width (three matrices, so 3 weighs about what 4 does with two)."""
     tie_embeddings: bool = True
     """Whether the input embedding is also the output head."""
+    norm_embedding: bool = False
+    """Whether a token's vector is normalised before the first block. As it depends on the token alone, the exported model has
+    the normalised vectors for its input embedding, apart from the head, and is a Qwen3 as ever."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (arXiv:2104.09864)."""
     document_end: int | None = None
@@ -105,7 +108,7 @@ def body_parameters(model: ModelConfig) -> int:
 def parameters(model: ModelConfig) -> int:
     """All parameters, exactly as built; a tied embedding counts once."""
     embeddings = model.vocab_size * model.width * (1 if model.tie_embeddings else 2)
-    return body_parameters(model) + embeddings
+    return body_parameters(model) + embeddings + model.norm_embedding * model.width
 
 
 def compute_parameters(model: ModelConfig) -> int:
@@ -208,6 +211,11 @@ def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
     return FP32 * (2 * model.width + 1) + BF16 * model.width
 
 
+def embedding_activation_bytes(model: ModelConfig, precision: str) -> int:
+    """Bytes that autograd keeps for one token before the first block: of the norm after the embedding, if there is one."""
+    return model.norm_embedding * FP32 * ((1 if precision == "fp32" else 2) * model.width + 1)
+
+
 def document_mask_bytes(model: ModelConfig, sequences: int, precision: str) -> int:
     """Bytes of the mask that keeps attention within documents, one for all blocks; 0 where it may cross them.
 
@@ -268,7 +276,8 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
 
 def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False, averaged: bool = False) -> int:
     """Bytes on the disk: a checkpoint's weights, their average and two moments (some optimizers keep fewer), an exported model's."""
-    return FP32 * parameters(model) * ((3 + averaged) * checkpoints + exported)
+    parted = model.vocab_size * model.width if model.norm_embedding and model.tie_embeddings else 0
+    return FP32 * (parameters(model) * ((3 + averaged) * checkpoints + exported) + exported * parted)
 
 
 def _moments_of_a_pass(
@@ -283,7 +292,7 @@ def _moments_of_a_pass(
     copies = block_copy_bytes(model, precision)
     block = tokens * block_activation_bytes(model, precision) + copies
     kept = residual if checkpointed else block
-    mask = document_mask_bytes(model, sequences, precision)
+    beside = document_mask_bytes(model, sequences, precision) + tokens * embedding_activation_bytes(model, precision)
 
     # Logits: all of them and, while the loss is computed, what they are rounded to and their logarithms of probabilities;
     # in the backward pass those, their gradient, and that of the logits.
@@ -308,10 +317,10 @@ def _moments_of_a_pass(
     after_blocks = before + waiting if accumulates else weights - embedding - first_block
     after_all = weights + waiting + (head if accumulates or model.tie_embeddings else 0)
     return [
-        Moment(weights, before + made_early, state, mask + model.depth * kept + features + head_copy + cached, forward),
-        Moment(weights, before + made_early, state, mask + model.depth * kept + features + head_copy, backward),
-        Moment(weights, after_head, state, mask + model.depth * kept + passing, 0),
-        Moment(weights, after_blocks, state, mask + kept + passing, 0),
+        Moment(weights, before + made_early, state, beside + model.depth * kept + features + head_copy + cached, forward),
+        Moment(weights, before + made_early, state, beside + model.depth * kept + features + head_copy, backward),
+        Moment(weights, after_head, state, beside + model.depth * kept + passing, 0),
+        Moment(weights, after_blocks, state, beside + kept + passing, 0),
         Moment(weights, after_all, state, residual, 0),
     ]
 

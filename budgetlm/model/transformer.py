@@ -104,6 +104,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.model = model
         self.embed_tokens = nn.Embedding(model.vocab_size, model.width)
+        self.embed_norm = Norm(model.width, eps=1e-6) if model.norm_embedding else None
         self.layers = nn.ModuleList(Block(model) for _ in range(model.depth))
         self.norm = Norm(model.width, eps=1e-6)
         cos_LS, sin_LS = rotary_tables(model, model.context_length)
@@ -120,6 +121,8 @@ class Trunk(nn.Module):
         L = token_BL.shape[1]
         assert self.model.context_length >= L, f"{L} tokens do not fit a context of {self.model.context_length}"
         x_BLD = self.embed_tokens(token_BL)
+        if self.embed_norm is not None:
+            x_BLD = self.embed_norm(x_BLD)
         found = self._documents(token_BL)
         within = () if found is None else (found,)
         trains = torch.is_grad_enabled()

@@ -46,6 +46,8 @@ class Recipe:
     """Query heads that share a key/value head."""
     mlp_ratio: float = 3.0
     """Hidden units of the MLP per unit of width."""
+    norm_embedding: bool = True
+    """Whether a token's vector is normalised before the first block."""
     tie_embeddings: bool = True
     """Whether the embedding is also the output head."""
 

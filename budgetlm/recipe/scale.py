@@ -113,6 +113,7 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         width=recipe.width,
         kv_groups=recipe.kv_groups,
         mlp_ratio=recipe.mlp_ratio,
+        norm_embedding=recipe.norm_embedding,
         tie_embeddings=recipe.tie_embeddings,
         document_end=world.document_end,
     )

@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "cooldown_shape": COOLDOWN_SHAPES,
     "optimizer": OPTIMIZERS,
     "weight_decay_schedule": DECAY_SCHEDULES,
+    "norm_embedding": (True, False),
     "tie_embeddings": (True, False),
 }
 INTEGERS = ("depth", "width", "batch_tokens", "kv_groups")
@@ -216,6 +217,7 @@ def default_space(default: Recipe, world: World) -> Space:
         "ema": Fixed(0.0),
         "kv_groups": Fixed(1),
         "mlp_ratio": Fixed(3.0),
+        "norm_embedding": Fixed(True),
         "tie_embeddings": Fixed(True),
     }
 

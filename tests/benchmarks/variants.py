@@ -133,11 +133,6 @@ def zero_head(network: LanguageModel) -> None:
     nn.init.zeros_(network.lm_head.weight)
 
 
-def norm_after_embedding(network: LanguageModel) -> None:
-    plain = network.model.embed_tokens.forward
-    network.model.embed_tokens.forward = lambda ids: F.rms_norm(plain(ids), (network.config.width,))
-
-
 def soft_cap(network: LanguageModel) -> None:
     """Logits within +-15 (Gemma 2, arXiv:2408.00118)."""
 
@@ -201,11 +196,14 @@ VARIANTS = [
     ),
     *[optimizer(f"embedding's rate x {factor:g}", embedding_lr=factor) for factor in (0.3, 3)],
     Variant("embedding from 0.1", network=embedding_of(0.1), same_step=True),
-    Variant("norm after the embedding", network=norm_after_embedding),
+    model("norm after the embedding", norm_embedding=True),
     Variant(
-        "norm after the embedding, cut into quarters for 25 % of the run",
-        lambda config: replace(config, schedule=ScheduleConfig(short_sequences=0.25)),
-        norm_after_embedding,
+        "norm after the embedding, cut into quarters for 25% of the run",
+        lambda config: replace(
+            config,
+            model=replace(config.model, norm_embedding=True),
+            schedule=ScheduleConfig(short_sequences=0.25),
+        ),
     ),
     Variant("ReLU squared for SwiGLU", network=squared_relu),
     Variant("gated ReLU squared", network=gated_squared_relu),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -10,7 +12,14 @@ from tests.model.test_transformer import TOKENS_BL, trained_looking
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tie_embeddings": False}, {"width": 64, "kv_groups": 2}, {"width": 64, "kv_groups": 4, "tie_embeddings": False}],
+    [
+        {},
+        {"tie_embeddings": False},
+        {"width": 64, "kv_groups": 2},
+        {"width": 64, "kv_groups": 4, "tie_embeddings": False},
+        {"norm_embedding": True},
+        {"norm_embedding": True, "tie_embeddings": False},
+    ],
 )
 def test_transformers_loads_the_folder_without_us_and_gives_the_same_logits(tmp_path, tokens, changes):
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,6 +40,15 @@ def test_what_is_saved_comes_back_the_same(tmp_path, tokens):
     again, _, end = load_model(tmp_path)
     assert (again.config, end) == (network.config, 0)
     assert torch.equal(again(TOKENS_BL), network(TOKENS_BL))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_norm_after_the_embedding_comes_back_worked_into_it(tmp_path, tokens, tied):
+    network = trained_looking(tiny_model(norm_embedding=True, tie_embeddings=tied))
+    save_model(tmp_path, network, tokens.tokenizer_file, 0)
+    again, _, _ = load_model(tmp_path)
+    assert again.config == dataclasses.replace(network.config, norm_embedding=False, tie_embeddings=False)
+    assert torch.allclose(again(TOKENS_BL), network(TOKENS_BL), atol=1e-6)
 
 
 def test_a_damaged_model_is_said_so(tmp_path, tokens):

@@ -16,6 +16,7 @@ from budgetlm.model.size import (
     body_parameters,
     compute_parameters,
     document_mask_bytes,
+    embedding_activation_bytes,
     evaluation_sequences,
     flops_per_token,
     loss_activation_bytes,
@@ -39,6 +40,7 @@ SHAPES = [
     tiny_model(width=128, kv_groups=4, depth=3),
     tiny_model(width=64, mlp_ratio=2.5, kv_groups=2, tie_embeddings=False),
     tiny_model(width=512, depth=1, vocab_size=1000),
+    tiny_model(width=64, norm_embedding=True),
 ]
 
 
@@ -46,7 +48,7 @@ SHAPES = [
 def test_counted_parameters_are_those_of_the_built_model(model):
     network = LanguageModel(model)
     assert parameters(model) == sum(p.numel() for p in network.parameters())
-    embeddings = {"model.embed_tokens.weight", "lm_head.weight"}
+    embeddings = {"model.embed_tokens.weight", "model.embed_norm.weight", "lm_head.weight"}
     assert body_parameters(model) == sum(p.numel() for n, p in network.named_parameters() if n not in embeddings)
     matrices = sum(
         p.numel() for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
@@ -87,7 +89,8 @@ def test_counted_activations_are_those_that_autograd_keeps(model, precision):
     ):
         loss = network.loss(tokens, tokens)
     assert torch.isfinite(loss)
-    a_token = model.depth * block_activation_bytes(model, precision) + loss_activation_bytes(model, precision)
+    ends = embedding_activation_bytes(model, precision) + loss_activation_bytes(model, precision)
+    a_token = model.depth * block_activation_bytes(model, precision) + ends
     head, ids = model.vocab_size * model.width, 8
     # In fp32 the loss keeps the gradients that it has made, that of the features in the place of the features.
     in_fp32 = FP32 * head
@@ -123,6 +126,8 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=
     [
         run_of(8, 1, width=128, context_length=128, depth=3),
         run_of(8, 3, width=64, context_length=128, depth=4, kv_groups=2, tie_embeddings=False),
+        run_of(8, 3, "muon", width=64, context_length=128, depth=4, norm_embedding=True),
+        run_of(8, 1, width=64, context_length=64, depth=2, norm_embedding=True, precision="bf16"),
         run_of(8, 1, again=True, width=128, context_length=128, depth=6),
         run_of(16, 2, "muon", again=True, width=64, context_length=128, depth=4, tie_embeddings=False),
         run_of(1, 1, "muon", width=256, depth=6),
