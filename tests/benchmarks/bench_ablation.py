@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
@@ -199,21 +200,30 @@ def table(results: list[dict]) -> None:
         print(f"{name:>58}" + "".join(f"{1000 * gain:>14.0f}" for gain in row(name)) + f"{ratio:>10.2f}")
 
 
-def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("ablation.jsonl"))
+def run(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], None],
+    table: Callable[[list[dict]], None],
+) -> None:
+    """Do what is not in the results yet, and print them: the command of a benchmark that goes on where its results end."""
+    parser.add_argument("results", type=Path, nargs="?", default=Path("results.jsonl"))
     parser.add_argument("--texts", nargs="+", default=["stdlib"], help="`stdlib`, or a folder or file of text")
-    parser.add_argument("--tokens", type=float, nargs="+", default=[3e5, 1.2e6], help="tokens that the base reads")
-    parser.add_argument("--variants", nargs="+", help="only these; all if left out")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--base-seeds", type=int, default=3)
-    parser.add_argument("--hopeless", type=float, default=0.03)
     parser.add_argument("--table", action="store_true", help="only print what the results hold")
     options = parser.parse_args()
     if not options.table:
         work(options)
     table(read(options.results))
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=float, nargs="+", default=[2.5e5, 1e6], help="tokens that the base reads")
+    parser.add_argument("--variants", nargs="+", help="only these; all if left out")
+    parser.add_argument("--base-seeds", type=int, default=3)
+    parser.add_argument("--hopeless", type=float, default=0.03)
+    run(parser, work, table)
 
 
 if __name__ == "__main__":

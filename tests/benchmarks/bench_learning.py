@@ -36,7 +36,7 @@ from budgetlm.train.config import OptimizerConfig, RunConfig, as_dict, run_confi
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.schedule import ScheduleConfig
-from tests.benchmarks.bench_ablation import LABEL, pool, read, tokens_of
+from tests.benchmarks.bench_ablation import LABEL, pool, read, run, tokens_of
 from tests.benchmarks.trainers import Reference
 
 OURS, GPT2, NANOGPT = "budgetlm", "GPT-2, AdamW, cosine", "nanoGPT's CPU configuration"
@@ -190,16 +190,9 @@ def table(results: list[dict]) -> None:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("learning.jsonl"))
-    parser.add_argument("--texts", nargs="+", default=["stdlib"], help="`stdlib`, or a folder or file of text")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 10], help="horizons of all sides")
     parser.add_argument("--ours", type=float, nargs="+", default=[2, 4, 10], help="horizons of budgetlm")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="only print what the results hold")
-    options = parser.parse_args()
-    if not options.table:
-        work(options)
-    table(read(options.results))
+    run(parser, work, table)
 
 
 if __name__ == "__main__":
