@@ -80,6 +80,9 @@ def search(
     config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, seed))
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
+    from budgetlm.search.ahead import load_ahead
+
+    load_ahead(cache_folder())
     from budgetlm.budget.clock import Clock
     from budgetlm.progress import make_watcher
 

@@ -23,7 +23,7 @@ def look_ahead(config: StudyConfig, cache: Path, watcher: Watcher, device: str |
         ConfigError, BudgetExhausted, DataError, StudyError: as the search itself would.
     """
     known = None if device else _settled(config)
-    passport = known.passport if known else _passport(config, device)
+    passport = known.passport if known else _passport(config, device, cache)
     vocabulary = config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
     tokens = prepare(config, known.world.vocab_size if known else vocabulary, cache, watcher)
     plan = known or guessed_plan(config, passport, tokens)
@@ -37,7 +37,7 @@ def _settled(config: StudyConfig) -> Plan | None:
     return load_plan(config.folder)
 
 
-def _passport(config: StudyConfig, device: str | None) -> Passport:
+def _passport(config: StudyConfig, device: str | None, cache: Path) -> Passport:
     if device:
         return published_passport(device)
     picked = pick_device(config.train.device, threads_of(config))
@@ -45,7 +45,7 @@ def _passport(config: StudyConfig, device: str | None) -> Passport:
         from budgetlm.train.fp8 import check_fp8
 
         check_fp8(picked)
-    return take_passport(picked)
+    return take_passport(picked, cache)
 
 
 def describe(outlook: Rehearsal) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import budgetlm
 from budgetlm.errors import ConfigError
-from budgetlm.files import digest
+from budgetlm.files import digest, read_json, write_json
 
 PRODUCT_SIZE = 1024
 """Side of the square matrices whose product measures a device's ceiling on the CPU; 8 times that on a GPU."""
+HIGHER = 1.1
+"""A ceiling replaces the one that is remembered when it is this many times as high."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +113,25 @@ def identify(device: str) -> Passport:
     )
 
 
-def take_passport(device: str) -> Passport:
-    """Identify the device and measure its ceilings, in about half a second."""
-    fp32, bf16 = _ceiling(device, "float32"), _ceiling(device, "bfloat16")
-    return replace(identify(device), fp32_gflops=fp32, bf16_gflops=bf16)
+def take_passport(device: str, cache: Path | None = None) -> Passport:
+    """Identify the device and measure its ceilings, in about half a second.
+
+    What is measured on a machine that does something else besides is too low. So the highest figure ever measured here counts,
+    and one that is hardly higher changes nothing: what is planned by the ceilings should be the same from study to study.
+
+    Args:
+        cache: folder in which the highest figures are kept; only what is measured now counts if left out.
+    """
+    ceilings = {"fp32": _ceiling(device, "float32"), "bf16": _ceiling(device, "bfloat16")}
+    passport = identify(device)
+    if cache is not None:
+        path = cache / "ceilings" / f"{passport.id}.json"
+        known: dict[str, float] = read_json(path) if path.exists() else {}
+        higher = {name: gflops for name, gflops in ceilings.items() if gflops > HIGHER * known.get(name, 0.0)}
+        ceilings |= known | higher
+        if higher:
+            write_json(path, ceilings)
+    return replace(passport, fp32_gflops=ceilings["fp32"], bf16_gflops=ceilings["bf16"])
 
 
 def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[int]:

@@ -1,4 +1,8 @@
-from budgetlm.passport import cgroup_limits
+import pytest
+
+from budgetlm import passport
+from budgetlm.errors import StudyError
+from budgetlm.passport import cgroup_limits, take_passport
 
 
 def written(folder, files: dict[str, str]):
@@ -26,3 +30,19 @@ def test_a_container_that_does_not_see_its_own_path_is_limited_by_the_roots_file
 
 def test_where_there_are_no_control_groups_there_is_no_limit(tmp_path):
     assert cgroup_limits(tmp_path / "fs", tmp_path / "cgroup") == []
+
+
+def test_the_highest_ceiling_ever_measured_counts_so_that_a_busy_moment_changes_no_plan(tmp_path, monkeypatch):
+    measured = {"float32": [100.0, 60.0, 105.0, 150.0], "bfloat16": [1.0, 1.2, 1.0, 1.0]}
+    monkeypatch.setattr(passport, "_ceiling", lambda _device, dtype: measured[dtype].pop(0))
+    taken = [take_passport("cpu", tmp_path) for _ in range(4)]
+    assert [p.fp32_gflops for p in taken] == [100.0, 100.0, 100.0, 150.0]  # 5 % more is no other machine
+    assert [p.bf16_gflops for p in taken] == [1.0, 1.2, 1.2, 1.2]
+
+
+def test_ceilings_that_were_kept_and_cannot_be_read_are_an_error_that_names_the_file(tmp_path):
+    take_passport("cpu", tmp_path)
+    (kept,) = (tmp_path / "ceilings").iterdir()
+    kept.write_text("{")
+    with pytest.raises(StudyError, match=f"{kept.name} is damaged"):
+        take_passport("cpu", tmp_path)

@@ -22,8 +22,8 @@ class IdentifyJob:
     device: str
     """`auto`, `cpu` or `cuda`."""
     threads: int
-    measure: bool = False
-    """Whether to measure its ceilings, too."""
+    measured: Path | None = None
+    """The cache in which measured ceilings are kept, where they are wanted, too."""
     precision: str = "auto"
 
     def work(self, desk: Desk) -> Passport:
@@ -34,7 +34,7 @@ class IdentifyJob:
         if self.precision == "fp8":
             check_fp8(device)
         with desk.meter.during("calibrate"):
-            return take_passport(device) if self.measure else identify(device)
+            return take_passport(device, self.measured) if self.measured else identify(device)
 
 
 @dataclass(frozen=True)

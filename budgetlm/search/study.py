@@ -29,6 +29,7 @@ from budgetlm.interrupt import StopRequest
 from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
+from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, suited_vocabulary
@@ -41,8 +42,6 @@ from budgetlm.workers.child import Place
 from budgetlm.workers.job import TRANSIENT, Ended, Failure, Job, Spent, Workers
 from budgetlm.workers.processes import Processes
 
-PRELOAD = ("budgetlm.cli", "budgetlm.search.jobs")
-"""What a worker imports beside what it trains with: the jobs, and what the command was started from."""
 MOST_PREPARING_SECONDS = 600.0
 """Identifying and measuring a device takes seconds; beyond this something is wrong with it."""
 
@@ -174,7 +173,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             check_machine(plan, passport)
             plan = dataclasses.replace(plan, rungs=rungs)
         else:
-            passport = alone.charged(dataclasses.replace(identify, measure=True))
+            passport = alone.charged(dataclasses.replace(identify, measured=cache))
         vocab_size = (
             plan.world.vocab_size
             if plan

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from budgetlm.model.size import TrainingMemory, training_memory
 from budgetlm.train.config import RunConfig
@@ -49,6 +48,8 @@ class MemoryModel:
         Args:
             prior: prices where the measurements do not say: those of a heap that is perfect, or `HEAP_PRICES`.
         """
+        from scipy.optimize import nnls  # here, for it takes longer to load than all else that a command needs at once
+
         measured = [np.array([*_parts(p.counted), USUAL_OVERHEAD]) / p.peak_bytes for p in points]
         design = np.array([*measured, *(PRIOR_WEIGHT * np.eye(3))])
         wanted = np.array([1.0] * len(points) + [PRIOR_WEIGHT * price for price in (*prior, 1.0)])

@@ -11,7 +11,6 @@ from operator import mul
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
 
 from budgetlm.model.size import ModelConfig, block_matrices, flops_per_token, parameters
 from budgetlm.train.config import Precision
@@ -99,6 +98,8 @@ class SpeedModel:
         Args:
             ceiling_gflops: speed of a large matrix product in the precision used, of which the prior is made.
         """
+        from scipy.optimize import nnls  # here, for it takes longer to load than all else that a command needs at once
+
         floor = 1 / (ceiling_gflops * 1e9)
         prior = np.array(_prior(device, floor))
         work = [

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection as channels
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -56,7 +57,7 @@ class Processes:
         self.places = len(places)
         self._places, self._clock, self._hang_seconds = places, clock, hang_seconds
         self._work: dict[int, _Work] = {}
-        self._context = _context([*preload, "budgetlm.workers.preload"])
+        self._context = _context(preload)
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:
         """Begin a job at a free place."""
@@ -141,10 +142,20 @@ class Processes:
         work.process.close()
 
 
-def _context(preload: list[str]) -> ForkServerContext | SpawnContext:
+def start_server(preload: Sequence[str]) -> None:
+    """Start the server before there is work for it, so that it loads while its parent does something else.
+
+    Args:
+        preload: as for `Processes`; the first list counts.
+    """
+    if isinstance(_context(preload), ForkServerContext):
+        forkserver.ensure_running()
+
+
+def _context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(preload)
+        context.set_forkserver_preload([*preload, "budgetlm.workers.preload"])
         return context
     return multiprocessing.get_context("spawn")
 

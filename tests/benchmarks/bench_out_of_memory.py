@@ -22,8 +22,9 @@ from budgetlm.passport import pick_device, take_passport
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import at_target, memory_violation
 from budgetlm.recipe.space import suggest
+from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.rehearse import guessed_plan
-from budgetlm.search.study import PRELOAD, prepare
+from budgetlm.search.study import prepare
 from budgetlm.train.config import RunConfig
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place

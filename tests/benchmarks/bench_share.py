@@ -16,9 +16,10 @@ from budgetlm.budget.clock import PURPOSES, Clock
 from budgetlm.budget.ledger import SEARCH, Ledger, open_database
 from budgetlm.config import study_config
 from budgetlm.passport import pick_device, take_passport
+from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.rehearse import guessed_plan
 from budgetlm.search.scheduler import MARGIN_SECONDS, Scheduler, Site
-from budgetlm.search.study import PRELOAD, prepare
+from budgetlm.search.study import prepare
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE
 from budgetlm.watch import Watcher
