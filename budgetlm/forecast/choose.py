@@ -38,14 +38,14 @@ class Choice:
 def probability_better(one: Forecast, other: Forecast) -> float:
     """Probability that `one` ends below `other`.
 
-    The two share E, exponent and noise, so their components are compared pair by pair, not as if independent.
+    The two share E, level and exponent of the law, so they are compared component by component, by what is not the same for both.
     """
     return _probabilities_better([one], other)[0]
 
 
 def _probabilities_better(many: Sequence[Forecast], other: Forecast) -> list[float]:
-    means, spreads = np.stack([f.means for f in many]), np.stack([f.spreads for f in many])
-    gaps = (other.means - means) / np.hypot(spreads, other.spreads)
+    means, spreads = np.stack([f.means for f in many]), np.stack([f.apart for f in many])
+    gaps = (other.means - means) / np.hypot(spreads, other.apart)
     better: list[float] = (ndtr(gaps) @ other.weights).tolist()
     return better
 

@@ -55,5 +55,5 @@ def gain_of_seconds(forecast: Forecast, seconds: float, target_seconds: float) -
 
 def _moments(forecast: Forecast) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the bits per byte in each component, the error that all trials share left out."""
-    mean = np.exp(forecast.means + forecast.spreads**2 / 2)
-    return forecast.floors + mean, mean * np.sqrt(np.expm1(forecast.spreads**2))
+    mean = np.exp(forecast.means + forecast.apart**2 / 2)
+    return forecast.floors + mean, mean * np.sqrt(np.expm1(forecast.apart**2))

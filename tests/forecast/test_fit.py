@@ -117,24 +117,43 @@ def test_forecasts_are_those_of_the_stated_model_solved_densely():
         )  # of the flat prior, the dense solution loses digits
 
 
+def shared_rows(recipes):
+    """What of level, exponent and bend (first axis) is the recipe's (second) by the shared effects (third); their means and spreads."""
+    lr = np.log([r["peak_lr"] for r in recipes])
+    lr = (lr - lr.mean()) / lr.std()
+    one, nothing = np.ones_like(lr), np.zeros_like(lr)
+    level = [one, lr, lr**2 - 1, nothing, nothing, nothing]
+    exponent = [nothing, nothing, nothing, one, lr, nothing]
+    bend = [nothing] * 5 + [one]
+    means = [0, 0, 0, model.PRIOR_EXPONENT[0], 0, model.PRIOR_BEND[0]]
+    widths = [1e3, model.PRIOR_SLOPES, model.PRIOR_CURVES, model.PRIOR_EXPONENT[1], model.PRIOR_DRIFTS, model.PRIOR_BEND[1]]
+    return np.array([np.array(part).T for part in (level, exponent, bend)]), np.array([means, widths])
+
+
 def solved_densely(records, target):
     """Mean, and probability to end below 1.4, with one joint Gaussian of all runs and of all trials at the target."""
     u = np.log([r.seconds / target for r in records])
     bpb = np.array([r.bpb for r in records])
     owner = np.array([r.trial for r in records])
     trials = sorted(set(owner))
-    # Rows: every run, then every trial at the target. Columns: the common level and exponent, then each trial's own two.
-    rows = np.zeros((len(u) + len(trials), 2 + 2 * len(trials)))
+    shared, prior = shared_rows([next(r.recipe for r in records if r.trial == t) for t in trials])
+    # Rows: every run, then every trial at the target. Columns: what all share, then each trial's own three.
+    common = shared.shape[2]
+    rows = np.zeros((len(u) + len(trials), common + 3 * len(trials)))
     for row, (trial, place) in enumerate([*zip(owner, u, strict=True), *((t, 0.0) for t in trials)]):
-        rows[row, :2] = rows[row, 2 + 2 * trial : 4 + 2 * trial] = (1, -place)
+        x = np.array([1, -place, math.expm1(-model.STARVED * place) / math.expm1(model.STARVED * math.log(10))])
+        rows[row, :common] = x @ shared[:, trial]
+        rows[row, common + 3 * trial : common + 3 * trial + 3] = x
+    aged = np.concatenate([1 + model.AGED * -u, np.ones(len(trials))])
     misfit = np.array([model.MISFIT * -u[owner == t].max() for t in trials])
     components = []
-    for share, exponent_spread, noise in itertools.product(model.E_SHARES, model.EXPONENT_SPREADS, model.NOISES):
+    grid = itertools.product(model.E_SHARES, model.LEVEL_SPREADS, model.EXPONENT_SPREADS, model.NOISES)
+    for share, level_spread, exponent_spread, noise in grid:
         floor = share * bpb.min()
         y = np.log(bpb - floor)
-        variances = [1e6, model.PRIOR_EXPONENT[1] ** 2, *[model.PRIOR_LEVEL_SPREAD**2, exponent_spread**2] * len(trials)]
-        joint = rows * np.array(variances) @ rows.T + noise**2 * np.eye(len(rows))
-        expected = rows[:, 1] * model.PRIOR_EXPONENT[0]
+        own = np.array([level_spread, exponent_spread, model.OWN_BEND] * len(trials))
+        joint = rows * np.concatenate([prior[1], own]) ** 2 @ rows.T + np.diag((noise * aged) ** 2)
+        expected = rows[:, :common] @ prior[0]
         runs, ends = slice(len(u)), slice(len(u), None)
         gain = np.linalg.solve(joint[runs, runs], joint[runs, ends]).T
         residual = y - expected[runs]
