@@ -175,7 +175,7 @@ def batch_runs(plan: Plan, seed: int, _count: int, _results: Results) -> Iterato
     """Whole sequences at every share, in the batch that a recipe has whose miniature has just those."""
     for ratio in (16, 4, 1):
         tokens, whole = (configure(Run(plan.default, r, "miniature", seed), plan)[1] for r in (ratio, 1))
-        for sequences in (4, 2, 8, 1, 16):  # those in the middle first
+        for sequences in (4, 8, 16, 2, 32, 1):  # those in the middle first
             batch = round(sequences * plan.world.context_length * (whole / tokens) ** BATCH_BY_TOKENS)
             recipe = replace(plan.default, batch_tokens=batch, peak_lr=BATCH_SWEPT_AT * plan.default.peak_lr)
             yield Run(recipe, ratio, "miniature", seed)
