@@ -38,6 +38,10 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 DevicesOption = Annotated[
     int | None, typer.Option(help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU.")
 ]
+ProxyOption = Annotated[
+    str | None,
+    typer.Option(help="What stands for a recipe on a rung: miniature, or truncate for its own shape in less time."),
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; 0 for one per core.")]
 
 
@@ -73,12 +77,13 @@ def search(
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
+    proxy: ProxyOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
 
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
-    config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, seed))
+    config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, seed, proxy))
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.search.ahead import load_ahead
@@ -118,13 +123,14 @@ def _sections(
     devices: int | None,
     threads: int | None,
     seed: int | None = None,
+    proxy: str | None = None,
 ) -> dict[str, dict[str, object]]:
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": data},
         "train": {"device": device, "devices": devices, "threads": threads},
-        "search": {"seed": seed},
+        "search": {"seed": seed, "proxy": proxy},
     }
 
 
@@ -202,6 +208,7 @@ def plan(
     ] = None,
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
+    proxy: ProxyOption = None,
     price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -218,7 +225,7 @@ def plan(
 
     elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
     here = None if elsewhere else device
-    config = _search_config(study, file, _sections(hours, target_hours, data, here, devices, threads))
+    config = _search_config(study, file, _sections(hours, target_hours, data, here, devices, threads, proxy=proxy))
     if config.budget.hours == 0:
         raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
     watcher = make_watcher()

@@ -15,6 +15,7 @@ import tomli_w
 from budgetlm.data.corpus import DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
+from budgetlm.recipe.scale import PROXIES, Proxy
 from budgetlm.recipe.space import read_space, unknown_key
 from budgetlm.train.config import MATMULS, Matmul
 
@@ -118,6 +119,8 @@ class SearchSettings:
 
     seed: int = 0
     """Decides what is sampled and how the runs are initialised."""
+    proxy: Proxy = "miniature"
+    """What stands for a recipe on a rung: its `miniature`, or its own shape in less time, `truncate` (`recipe/scale.py`)."""
     least_rung_seconds: float = 4.0
     """Shorter rungs than this measure start-up rather than learning."""
     stop_early: bool = True
@@ -129,6 +132,8 @@ class SearchSettings:
     """A run that nothing is heard of for so long is ended. More than its longest step, compilation included."""
 
     def __post_init__(self) -> None:
+        if self.proxy not in PROXIES:
+            raise ConfigError(f"search.proxy cannot be {self.proxy!r}. Use {' or '.join(PROXIES)}.")
         if min(self.least_rung_seconds, self.hang_seconds) <= 0:
             raise ConfigError("search.least_rung_seconds and search.hang_seconds must be above 0.")
         if min(self.seed, self.max_restarts) < 0:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
         ("[train]\nthreads = -1", "must not be negative"),
         ("[model]\ncontext_length = 2", "use 8 to"),
         ("[search]\nleast_rung_seconds = 0", "must be above 0"),
+        ("[search]\nproxy = 'mini'", "cannot be 'mini'. Use miniature or truncate"),
         ("[space]\nwidht = 3", "Did you mean `width`"),
         ("[data]\nvocab_size = 12", "from 257"),
         ("[budget", "not valid TOML"),

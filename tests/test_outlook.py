@@ -67,6 +67,20 @@ def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch,
     assert {"device", "trials", "rungs", "final", "epochs", "disk_bytes", "wall_hours"} <= set(said)
 
 
+def test_truncated_proxies_are_planned_at_the_shape_of_the_final(home, cache, monkeypatch, capsys):
+    shapes = {}
+    for proxy in ("miniature", "truncate"):
+        arguments = ["plan", "--hours", "24", "--device", "h100", "--proxy", proxy, "--json"]
+        monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
+        monkeypatch.setattr(sys, "argv", ["budgetlm", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        said = json.loads(capsys.readouterr().out)
+        shapes[proxy] = [(stage["depth"], stage["width"]) for stage in (*said["rungs"], said["final"])]
+    assert len(set(shapes["truncate"])) == 1
+    assert len(set(shapes["miniature"])) == len(shapes["miniature"]) > 1
+
+
 def test_an_unknown_device_is_answered_with_those_that_are_known(tiny_study, cache, home, monkeypatch, capsys):
     tiny_study(60.0).save(home)
     monkeypatch.setattr(sys, "argv", ["budgetlm", "plan", "--file", "study.toml", "--device", "h10"])

@@ -18,7 +18,7 @@ from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import World, expected_peak_bytes, expected_speed, miniature
+from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed
 from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete_space, default_recipe, read_space
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
@@ -192,6 +192,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         compilation=EXPECTED[passport.device],
         matmul=config.train.matmul,
         document_end=_document_end(config, tokens),
+        proxy=config.search.proxy,
     )
 
 
@@ -239,7 +240,7 @@ def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World,
     available = tokens.facts.tokens["validation"]
 
     def affordable(seconds: float, share: float) -> int:
-        config = miniature(default, seconds, target, world)
+        config = at_rung(default, seconds, target, world)
         tokens = int(3 * expected_speed(config, world) * config.seconds * share)
         return max(8 * world.context_length, min(available, MOST_EVAL_TOKENS, tokens))
 
@@ -305,7 +306,7 @@ def describe(plan: Plan) -> str:
         f"validation sample {world.eval_tokens:,} tokens",
     ]
     for seconds in [*plan.rungs, plan.target_seconds]:
-        config = miniature(plan.default, seconds, plan.target_seconds, world)
+        config = at_rung(plan.default, seconds, plan.target_seconds, world)
         tokens = expected_speed(config, world) * config.seconds
         lines.append(
             f"{'target' if seconds == plan.target_seconds else 'rung':9} {seconds:8.1f} s: default recipe is depth "

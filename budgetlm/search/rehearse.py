@@ -22,7 +22,7 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import World, expected_peak_bytes, expected_speed, miniature
+from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed
 from budgetlm.records import RunRecord, curve_path
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan, guessed_calibration, make_plan
@@ -133,7 +133,7 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
 
 def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
     """A recipe on one rung, or at the target."""
-    config = miniature(recipe, seconds, plan.target_seconds, plan.world)
+    config = at_rung(recipe, seconds, plan.target_seconds, plan.world)
     model, speed = config.model, expected_speed(config, plan.world)
     tokens = speed * config.seconds
     return Stage(

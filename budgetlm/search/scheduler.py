@@ -20,7 +20,7 @@ from budgetlm.forecast.choose import can_win, choose
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import expected_peak_bytes, expected_speed, memory_violation, miniature
+from budgetlm.recipe.scale import at_rung, expected_peak_bytes, expected_speed, memory_violation
 from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
 from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
@@ -345,7 +345,7 @@ class Scheduler:
         )
         try:
             seed = self.site.seed + step.repeat
-            config = miniature(step.recipe, plan.rungs[step.rung], plan.target_seconds, plan.world, seed=seed)
+            config = at_rung(step.recipe, plan.rungs[step.rung], plan.target_seconds, plan.world, seed=seed)
         except ConfigError as error:
             record = _failed(label, None, self.site.seed, Failure("configuration", str(error)))
             append_record(self.site.folder, record)

@@ -7,6 +7,7 @@ from budgetlm.errors import ConfigError
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import (
+    at_rung,
     at_target,
     expected_peak_bytes,
     expected_speed,
@@ -14,7 +15,9 @@ from budgetlm.recipe.scale import (
     memory_violation,
     miniature,
     model_of,
+    truncated,
 )
+from budgetlm.train.compilation import Compilation
 from budgetlm.train.memory import MemoryModel
 
 TARGET = 10_000.0
@@ -43,6 +46,21 @@ def test_a_miniature_keeps_tokens_per_parameter_and_aspect_within_its_time(world
     aspect = small.model.width / small.model.depth
     assert 0.6 < aspect / (256 / 8) < 1.6
     assert compute_parameters(small.model) < compute_parameters(whole.model)
+
+
+def test_a_truncated_recipe_is_the_whole_one_in_less_time(world):
+    whole, short = at_target(RECIPE, TARGET, world), truncated(RECIPE, TARGET / 64, TARGET, world)
+    assert short == dataclasses.replace(whole, seconds=TARGET / 64)
+    assert truncated(RECIPE, TARGET, TARGET, world) == whole
+    compiling = dataclasses.replace(world, compile="auto", compilation=Compilation(gain=1.2, seconds=30.0))
+    assert at_target(RECIPE, TARGET, compiling).compile
+    assert not truncated(RECIPE, TARGET / 1024, TARGET, compiling).compile
+
+
+def test_the_study_says_what_stands_for_a_recipe_on_a_rung(world):
+    arguments = (RECIPE, TARGET / 16, TARGET)
+    assert at_rung(*arguments, world) == miniature(*arguments, world)
+    assert at_rung(*arguments, dataclasses.replace(world, proxy="truncate")) == truncated(*arguments, world)
 
 
 def test_learning_rate_rises_and_batch_falls_down_the_ladder_by_the_law(world):

@@ -78,6 +78,23 @@ def test_a_space_of_all_optimizers_and_schedules_is_searched_without_a_failure(t
     assert any(r.config["ema"] > 0 for r in records)
 
 
+def test_truncated_proxies_have_the_shape_of_their_recipe_on_every_rung_and_cannot_be_mixed_with_miniatures(
+    tiny_study, cache, clock
+):
+    truncating = {"search": {"least_rung_seconds": 0.15, "proxy": "truncate"}}
+    config = tiny_study(6.0, **truncating)
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    assert len({r.rung for r in records}) > 1
+    for record in records:
+        for name in ("depth", "width"):
+            assert record.config["model"][name] == record.recipe[name]
+        assert record.config["optimizer"]["peak_lr"] == record.recipe["peak_lr"]
+    search(tiny_study(6.2, **truncating), cache, clock, Notes())
+    with pytest.raises(StudyError, match="search.proxy was 'truncate', is 'miniature'"):
+        search(tiny_study(6.2), cache, clock, Notes())
+
+
 def test_the_same_command_again_does_and_charges_nothing_and_a_raised_budget_goes_on(searched, tiny_study, cache, clock):
     before, records = ledger_of("tiny").balance().charged_seconds, read_records(searched.folder)
     again = search(searched, cache, clock, Notes())
