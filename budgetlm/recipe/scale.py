@@ -6,9 +6,8 @@ the rest:
 - tokens per parameter are kept, at the throughput that each size really has, so both fall roughly by sqrt(c);
 - the aspect ratio width/depth is kept, but never below two blocks; rounding of the shape is corrected by stopping a little early;
 - learning rate and batch move by the exponents of Step Law: `lr ~ N^-0.71 D^0.31`, `batch ~ D^0.57` (arXiv:2503.04715),
-  with D the tokens and N the parameters that compute. (Step Law leaves the output head out of N, which in models this small is most
-  of what computes. Measured, the best rate of a 1/16 miniature was 2.7 times the target's, where this says 1.6, and N without the
-  head 3.5: docs/LOG.md.)
+  with D the tokens and N the parameters of the blocks. (In models this small the head is most of what computes. Measured, the best
+  rate of a 1/16 miniature was 2.7 times the target's, where this says 3.5, and N with the head 1.6: docs/LOG.md.)
 - weight decay keeps its averaging time as a share of the run: `lr · decay · steps` is constant (arXiv:2405.13698);
 - the schedule is the recipe's own, annealed to the miniature's own end, and so is whatever else is a share of the run: batch
   ramp, warm-up of the momentum, averaging time of the weights;
@@ -23,7 +22,15 @@ from functools import partial
 from typing import Literal, get_args
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import WIDTH_STEP, ModelConfig, TrainingMemory, compute_parameters, parameters, training_memory
+from budgetlm.model.size import (
+    WIDTH_STEP,
+    ModelConfig,
+    TrainingMemory,
+    body_parameters,
+    compute_parameters,
+    parameters,
+    training_memory,
+)
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
@@ -227,7 +234,7 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
     share = min(1.0, max(LEAST_SHARE, kept * compute_parameters(shape) / tokens))
     seconds, tokens = seconds * share, tokens * share
 
-    shrunk, fewer = compute_parameters(shape) / compute_parameters(whole.model), tokens / tokens_at_target
+    shrunk, fewer = body_parameters(shape) / body_parameters(whole.model), tokens / tokens_at_target
     batch = max(float(world.context_length), recipe.batch_tokens * fewer**BATCH_BY_TOKENS)
     lr = recipe.peak_lr * shrunk**LR_BY_PARAMETERS * fewer**LR_BY_TOKENS
     steps, steps_at_target = tokens / batch, tokens_at_target / recipe.batch_tokens

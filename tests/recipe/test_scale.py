@@ -4,7 +4,7 @@ import math
 import pytest
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import compute_parameters, parameters
+from budgetlm.model.size import body_parameters, compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import (
     at_rung,
@@ -69,7 +69,7 @@ def test_learning_rate_rises_and_batch_falls_down_the_ladder_by_the_law(world):
     assert rates == sorted(rates)
     assert batches == sorted(batches, reverse=True)
     small, whole = runs[2], runs[0]
-    shrunk = compute_parameters(small.model) / compute_parameters(whole.model)
+    shrunk = body_parameters(small.model) / body_parameters(whole.model)
     tokens = [expected_tokens(RECIPE, r.model, r.batch_tokens, r.seconds, world) for r in (small, whole)]
     law = shrunk**-0.712 * (tokens[0] / tokens[1]) ** 0.307
     assert rates[2] / rates[0] == pytest.approx(law, rel=0.1)
