@@ -300,7 +300,9 @@ def report(
 
 @app.command()
 def forecast(
-    runs: Annotated[Path, typer.Argument(help="Finished runs: params, tokens, loss, perhaps seed, and knobs (.csv, .csv.gz).")],
+    runs: Annotated[
+        Path, typer.Argument(help="Finished runs: params, tokens, loss, perhaps seed, and knobs (.csv, .csv.gz).")
+    ],
     candidates: Annotated[Path, typer.Argument(help="The same columns without loss.")],
     prior: Annotated[str | None, typer.Option(help="A published law of the best knobs: steplaw. None if left out.")] = None,
     as_json: JsonOption = False,

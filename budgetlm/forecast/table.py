@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from budgetlm.errors import DataError
-from budgetlm.forecast.features import Centre
-from budgetlm.forecast.surface import Points, Prior, Surface, fit_surface
+from budgetlm.forecast.coordinates import Centre, Points, Prior
+from budgetlm.forecast.surface import Surface, fit_surface
 
 SCALES = ("params", "tokens")
 NOT_KNOBS = (*SCALES, "loss", "seed")
@@ -117,9 +117,7 @@ def fit_columns(runs: Columns, candidates: Columns, prior: str | None = None) ->
 
 def _unsupported(runs: Columns) -> str:
     if len(runs["loss"]) < FEWEST:
-        return (
-            f"{len(runs['loss'])} finished runs cannot support a forecast of the loss ({FEWEST} are the fewest): candidates are only ranked."
-        )
+        return f"{len(runs['loss'])} finished runs cannot support a forecast of the loss ({FEWEST} are the fewest): candidates are only ranked."
     return (
         "all runs are of about one scale (compute within a factor of 2), which cannot support a forecast of the loss at another: "
         "candidates are only ranked. Add runs at other params and tokens."
@@ -146,7 +144,7 @@ class _Encoding:
 
     @staticmethod
     def of(runs: Columns, candidates: Columns) -> "_Encoding":
-        logged, plain, named, curved = [], [], [], dict[str, bool]()
+        logged, plain, named, curved = list[str](), list[str](), list[tuple[str, str]](), dict[str, bool]()
         for name in runs:
             if name in NOT_KNOBS:
                 continue
