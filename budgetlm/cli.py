@@ -18,6 +18,7 @@ from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
 if TYPE_CHECKING:
     from budgetlm.config import StudyConfig
+    from budgetlm.final import FinalResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -260,6 +261,16 @@ def final(
         result = run_final(name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed)
     finally:
         watcher.close()
+    _tell_final(name, result)
+
+
+def _tell_final(name: str, result: "FinalResult") -> None:
+    """Print how a final ended.
+
+    Raises:
+        BudgetlmError: it diverged.
+        typer.Exit: it is to be gone on with.
+    """
     record = result.record
     if record.state == "interrupted":
         print("budgetlm: the final is interrupted, its checkpoint written; the same command goes on.", file=sys.stderr)
@@ -284,6 +295,46 @@ def final(
     )
     for sample in result.samples:
         typer.echo(f"\n--- {sample['prompt']!r} goes on:\n{sample['continuation']}")
+
+
+@app.command()
+def run(
+    hours: Annotated[float | None, typer.Option(help="Device-hours of everything: search, final, report.")] = None,
+    study: NameOption = None,
+    file: FileOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    devices: DevicesOption = None,
+    threads: ThreadsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
+) -> None:
+    """Search, train the final and write the report within one budget; run it again to go on.
+
+    The search gets a quarter at most, and ends when another run is worth less than its seconds are to the final.
+
+    budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
+    """
+    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed))
+    from budgetlm.search.ahead import load_ahead
+
+    load_ahead(cache_folder())
+    from budgetlm.budget.clock import Clock
+    from budgetlm.envelope import SEARCH_SHARE, enveloped, run_all
+    from budgetlm.progress import make_watcher
+
+    total = hours or config.budget.hours / SEARCH_SHARE
+    if not total:
+        raise ConfigError("how much may be spent on everything? Give `--hours`, e.g. `budgetlm run --hours 24`.")
+    spent = run_all(enveloped(config, total), total, cache_folder(), Clock(), make_watcher)
+    if spent.final is None:
+        print(f"budgetlm: study {config.name!r} is interrupted and settled; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(spent.search.exit_code)
+    _tell_final(config.name, spent.final)
+    typer.echo(
+        f"envelope: {spent.seconds:.0f} device-seconds; search {spent.search_seconds:.0f} ({spent.stopped_because}), "
+        f"final {spent.final_seconds:.0f}"
+    )
+    typer.echo(f"report: {spent.report}")
 
 
 @app.command()

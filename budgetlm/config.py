@@ -120,6 +120,9 @@ class SearchSettings:
     """Decides what is sampled and how the runs are initialised."""
     least_rung_seconds: float = 4.0
     """Shorter rungs than this measure start-up rather than learning."""
+    stop_early: bool = True
+    """Whether the search ends before its budget does, when another run is expected to gain less than its seconds would gain in the
+    final."""
     max_restarts: int = 3
     """How often a run that its machine has cut off is gone on with."""
     hang_seconds: float = 300.0

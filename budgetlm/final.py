@@ -26,10 +26,11 @@ from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.interrupt import StopRequest
 from budgetlm.model.export import save_model
 from budgetlm.model.generate import generate
+from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
+from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, expected_speed, miniature
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning
@@ -104,8 +105,7 @@ def final(
     except Timeout:
         raise StudyError(f"another process is training {name}. Wait for it, or stop it with Ctrl-C.") from None
     try:
-        forecasts = fit(records, plan.target_seconds)
-        forecast = forecasts.get(number) if seconds == plan.target_seconds else None
+        forecast = fit(records, seconds).get(number)
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (home / "samples.json").exists():
             samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
@@ -130,6 +130,18 @@ def _recipe_of(number: int, records: list[RunRecord], study: str) -> Recipe:
 def _utilisation(record: RunRecord, plan: Plan) -> float:
     flops = record.flops / record.tokens * record.tokens_per_second if record.tokens else 0.0
     return flops / (1e9 * plan.passport.ceiling_gflops(plan.world.precision))
+
+
+def _shape_and_why(recipe: Recipe, config: RunConfig, seconds: float, plan: Plan) -> str:
+    model, tokens = config.model, expected_speed(config, plan.world) * seconds
+    kept = f"{tokens / 1e6:,.1f} M tokens, {tokens / compute_parameters(model):.1f} for each parameter that computes"
+    shape = f"depth {model.depth} x width {model.width}, {kept}"
+    if seconds == plan.target_seconds:
+        return f"{shape}; the recipe's own, as it was searched for"
+    return (
+        f"{shape}; the recipe's depth {recipe.depth} x width {recipe.width} for {plan.target_seconds:,.0f} s, carried to "
+        f"{seconds:,.0f} s by the rule that carries it to the rungs"
+    )
 
 
 class _Final:
@@ -239,6 +251,7 @@ class _Final:
             return run_config_from(read_json(path))
         plan = self.plan.learning(read_records(self.study.folder))
         config = miniature(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
+        self.watcher.note(f"shape     {_shape_and_why(self.recipe, config, self.seconds, plan)}")
         closing = min(MOST_CLOSING, max(LEAST_CLOSING, CLOSING_SHARE * self.seconds))
         if closing > self.seconds / 4:
             raise ConfigError(

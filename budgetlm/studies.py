@@ -112,7 +112,7 @@ def trial_costs(name: str, ledger: Ledger) -> list[TrialCost]:
 
 def _trial_named(run: str) -> int | None:
     """The trial of a run that has no record yet, from its name."""
-    found = re.fullmatch(r"trial(\d+)-rung\d+", run)
+    found = re.fullmatch(r"trial(\d+)-rung\d+(-repeat\d+)?", run)
     return int(found[1]) if found else None
 
 

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from scipy.special import ndtr
 
 from budgetlm.budget.clock import duration
 from budgetlm.forecast.fit import Forecast, fit, usable
+from budgetlm.forecast.noise import measured_noise
 from budgetlm.records import RunRecord
 
 PROMISING = 0.25
@@ -17,6 +19,9 @@ PROMOTED_SHARE = 1 / 3
 """Of the trials on a rung, so many may climb on."""
 WITHIN_NOISE = 0.25
 """Trials that beat the chosen one with at least this probability are told apart from it by nothing but luck."""
+
+EQUAL = 0.25
+"""Finalists whose forecasts differ by less than so many standard deviations of the measured noise are equals."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[Run
     runs = usable(records)
     reached = _highest(runs)
     rung = reached[trial]
-    here = {r.trial: r.bpb for r in runs if r.rung == rung and r.bpb is not None}
+    here = mean_losses(runs, rung)
     if sum(bpb < here[trial] for bpb in here.values()) >= math.ceil(len(here) * PROMOTED_SHARE):
         return False
     others = [n for n in forecasts if n != trial]
@@ -70,7 +75,8 @@ def choose(
 ) -> Choice | None:
     """The trial with the least expected loss among those that climbed highest; None when nothing was measured.
 
-    A short ladder flatters: of many trials seen once, the luckiest looks best. So only the highest rung reached counts.
+    A short ladder flatters: of many trials seen once, the luckiest looks best. So only the highest rung reached counts. All
+    trials are compared at the same target, so the least expected loss is the least expected regret as well.
 
     Args:
         records: of one study.
@@ -81,24 +87,46 @@ def choose(
         forecasts = fit(records, target_seconds)
     if not forecasts:
         return None
-    reached = highest_rungs(records)
-    top = max(reached.values())
-    finalists = [n for n in forecasts if reached[n] == top]
-    best = min(finalists, key=lambda n: forecasts[n].mean)
+    highest = finalists(records, forecasts)
+    best = _smallest_of_equals(highest, forecasts, usable(records))
     forecast = forecasts[best]
     near = zip(forecasts, _probabilities_better(list(forecasts.values()), forecast), strict=True)
     within = sorted((n for n, p in near if p >= WITHIN_NOISE and n != best), key=lambda n: forecasts[n].mean)
     low, high = forecast.interval
     why = (
-        f"least forecast of the {len(finalists)} of {len(forecasts)} trials that reached the highest rung: "
+        f"least forecast of the {len(highest)} of {len(forecasts)} trials that reached the highest rung: "
         f"{forecast.mean:.3f} bits per byte after {duration(target_seconds)} (80 % interval {low:.3f} to {high:.3f})"
     )
     return Choice(best, forecast, within, why)
 
 
+def _smallest_of_equals(trials: Sequence[int], forecasts: Mapping[int, Forecast], runs: Sequence[RunRecord]) -> int:
+    """The trial of the least mean; of those that are as good within the noise, the one with the smallest model."""
+    noise = measured_noise(runs)
+    least = min(forecasts[n].mean for n in trials)
+    equals = {n for n in trials if forecasts[n].mean <= least + (EQUAL * noise.spread if noise else 0.0)}
+    sizes = {r.trial: r.compute_parameters for r in runs if r.trial in equals and r.rung == _highest(runs)[r.trial]}
+    return min(equals, key=lambda n: (sizes[n], forecasts[n].mean))
+
+
+def finalists(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast]) -> list[int]:
+    """The trials that have reached the highest rung that anybody has."""
+    reached = highest_rungs(records)
+    return [n for n in forecasts if reached[n] == max(reached.values())]
+
+
 def highest_rungs(records: Sequence[RunRecord]) -> dict[int, int]:
     """The highest rung that each trial has finished."""
     return _highest(usable(records))
+
+
+def mean_losses(runs: Sequence[RunRecord], rung: int) -> dict[int, float]:
+    """Bits per byte of each trial on a rung, the mean where it was repeated."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        if run.rung == rung and run.bpb is not None:
+            found.setdefault(run.trial, []).append(run.bpb)
+    return {trial: fmean(losses) for trial, losses in found.items()}
 
 
 def _highest(runs: Sequence[RunRecord]) -> dict[int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from budgetlm.errors import BudgetExhausted
 
 RATIO = 4
-TOP_SHARE = 1 / 6
+TOP_SHARE = 1 / 5
 """The highest rung costs at most this share of the search's budget, so that several trials can reach it."""
 BOTTOM_SHARE = 1 / 400
 """The cheapest rung costs at least this share: more trials than that would not be evaluated, only counted."""

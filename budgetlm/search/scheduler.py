@@ -16,12 +16,13 @@ from budgetlm.budget.clock import Clock, Meter, Purpose
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Lease, Ledger
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
-from budgetlm.forecast.choose import can_win, choose, highest_rungs
+from budgetlm.forecast.choose import can_win, choose
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import expected_peak_bytes, expected_speed, memory_violation, miniature
 from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
+from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
 from budgetlm.search.trials import Trials
@@ -59,6 +60,8 @@ class Site:
     max_restarts: int
     checkpoint_seconds: float = 0.0
     """Between checkpoints of a run; 0 for the interval that costs least."""
+    stops_early: bool = True
+    """Whether the search ends when going on is worth less than its seconds."""
     _fitted: tuple[int, dict[int, Forecast]] = (-1, {})
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class Step:
     rung: int
     run: Unfinished | None = None
     """Set where it was begun before."""
+    repeat: int = 0
+    """How often the trial was on this rung before: its seed is another one each time."""
 
 
 @dataclass
@@ -138,6 +143,8 @@ class Scheduler:
         """There was no work to be had, and nothing has changed since."""
         self.fatal = ""
         """Why the study cannot go on, where that is so."""
+        self.enough = ""
+        """Why there is nothing more to pay for."""
         self.stopping_since: float | None = None
         self._learnt = (-1, site.plan)
 
@@ -161,13 +168,9 @@ class Scheduler:
                 seat.leave()
         if self.fatal:
             raise StudyError(self.fatal)
-        return "interrupted; the same command goes on" if self.site.should_stop() else self._spent()
-
-    def _spent(self) -> str:
-        left, least = self.site.remaining(), self.site.plan.rungs[0]
-        if left <= 0:
-            return "the budget is spent"
-        return f"the budget is spent: the {left:.1f} s left do not pay for another run of {least:.1f} s"
+        if self.site.should_stop():
+            return "interrupted; the same command goes on"
+        return self.enough if self.site.remaining() > 0 else "the budget is spent"
 
     # --- what a crash has left ---
 
@@ -183,7 +186,7 @@ class Scheduler:
                 continue
             self._record_what_was_lost(run, records)
             begun.add(run.label.trial)
-            self.waiting.append(Step(run.label.trial, run.recipe, run.label.rung, run))
+            self.waiting.append(Step(run.label.trial, run.recipe, run.label.rung, run, run.config.seed - self.site.seed))
         for number, recipe in running.items():
             if number in begun:
                 continue
@@ -260,9 +263,19 @@ class Scheduler:
                 append_record(self.site.folder, _failed(step.run.label, step.run.config, self.site.seed, why))
                 step.run.finish()
             self._conclude(step.trial)
-        if not self._hold(place, rungs[0] + MARGIN_SECONDS):
+        if place in self.seats:  # what the run before has left over is free again
+            self.seats[place].hold(0.0)
+        wish = self._wish()
+        if isinstance(wish, Enough):
+            self.enough = wish.why
             return None
-        return self._climb_again(place) or self._new_trial()
+        if not self._hold(place, rungs[wish.rung] + MARGIN_SECONDS):
+            self.enough = f"the budget is spent: what is left does not pay for another run of {rungs[wish.rung]:.1f} s"
+            return None
+        if wish.trial is None:
+            return self._new_trial()
+        recipe = next(r.recipe for r in self.site.records() if r.trial == wish.trial)
+        return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat)
 
     def _hold(self, place: int, seconds: float) -> bool:
         """Lease device-seconds for a place, which holds its device from now on."""
@@ -300,36 +313,29 @@ class Scheduler:
             self._learnt = len(records), self.site.plan.learning(records)
         return self._learnt[1]
 
-    def _climb_again(self, place: int) -> Step | None:
-        """A trial that was stopped and should climb on, where that is worth more than a new one.
-
-        That is so when nobody has reached the top yet, as after a budget was raised and has added a rung, and when the rest of
-        the budget pays for a higher rung but hardly for a new trial beside it. Optuna has been told what these trials were
-        worth and is not told again; the records are what the choice is made from.
-        """
-        site, rungs = self.site, self.site.plan.rungs
-        records, forecasts = site.records(), site.forecasts()
-        standing = highest_rungs(records)
-        broken = {(r.trial, r.rung) for r in records if r.state in ("failed", "diverged")}
-        at_work = {seat.step.trial: seat.step.rung for seat in self.seats.values() if seat.step}
-        unreached = len(rungs) - 1 not in [*standing.values(), *at_work.values()]
-        left = site.remaining() + rungs[0]
-        # Where nobody has reached the top, it is for one of those who are nearest to it, not for a lucky first rung.
-        for trial in sorted(forecasts, key=lambda n: (-standing[n] if unreached else 0, forecasts[n].mean)):
-            rung = standing[trial] + 1
-            if rung == len(rungs) or (trial, rung) in broken or trial in at_work or trial in self.untold:
-                continue
-            last_chance = left < rungs[rung] + rungs[0] + 1.0
-            if (unreached or last_chance) and self._hold(place, rungs[rung] + MARGIN_SECONDS):
-                recipe = next(r.recipe for r in records if r.trial == trial)
-                return Step(trial, recipe_from(recipe), rung)
-        return None
+    def _wish(self) -> Wish | Enough:
+        """What `search/climb.py` makes of where things stand."""
+        site, plan = self.site, self.site.plan
+        return next_wish(
+            Standing(
+                site.records(),
+                site.forecasts(),
+                plan.rungs,
+                plan.target_seconds,
+                site.ledger.balance(SEARCH).budget_seconds,
+                site.remaining(),
+                {seat.step.trial: seat.step.rung for seat in self.seats.values() if seat.step},
+                frozenset(self.untold),
+                site.stops_early,
+                MARGIN_SECONDS,
+            )
+        )
 
     def _settle(self, step: Step) -> Unfinished | None:
         """Decide what a trial's run on a rung is, and keep that; None if it cannot be."""
         plan = self.plan()
         label = Label(
-            run=f"trial{step.trial:04d}-rung{step.rung}",
+            run=f"trial{step.trial:04d}-rung{step.rung}{f'-repeat{step.repeat}' if step.repeat else ''}",
             kind="rung",
             trial=step.trial,
             rung=step.rung,
@@ -338,7 +344,8 @@ class Scheduler:
             passport=plan.passport.id,
         )
         try:
-            config = miniature(step.recipe, plan.rungs[step.rung], plan.target_seconds, plan.world, seed=self.site.seed)
+            seed = self.site.seed + step.repeat
+            config = miniature(step.recipe, plan.rungs[step.rung], plan.target_seconds, plan.world, seed=seed)
         except ConfigError as error:
             record = _failed(label, None, self.site.seed, Failure("configuration", str(error)))
             append_record(self.site.folder, record)
@@ -419,7 +426,8 @@ class Scheduler:
             self.exceptions = 0
             higher = step.rung + 1 < len(self.site.plan.rungs)
             # The default recipe is the measure of all others, so it climbs to the top in any case.
-            if higher and (step.trial == 0 or can_win(step.trial, self.site.forecasts(), self.site.records())):
+            climbs = higher and not step.repeat
+            if climbs and (step.trial == 0 or can_win(step.trial, self.site.forecasts(), self.site.records())):
                 self.waiting.append(replace(step, rung=step.rung + 1, run=None))
                 return
         elif record.state in FINAL_STATES:

@@ -96,7 +96,7 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices, and how often checkpoints are written may change.
+    Only its hours, the number of devices, how often checkpoints are written, and whether it stops early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -108,6 +108,7 @@ def check_settings(config: StudyConfig) -> None:
         values["budget"].pop("hours")
         values["train"].pop("devices")
         values["train"].pop("checkpoint_seconds")
+        values["search"].pop("stop_early")
     differences = [
         f"{section}.{key} was {before[section].get(key)!r}, is {now[section].get(key)!r}"
         for section in ("budget", "data", "model", "train", "search", "space")
@@ -191,7 +192,17 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             watcher.note(repetition_warning("the default recipe's final", epochs))
         restarts = config.search.max_restarts
         site = Site(
-            folder, plan, tokens, ledger, clock, watcher, stop, config.search.seed, restarts, config.train.checkpoint_seconds
+            folder,
+            plan,
+            tokens,
+            ledger,
+            clock,
+            watcher,
+            stop,
+            config.search.seed,
+            restarts,
+            config.train.checkpoint_seconds,
+            config.search.stop_early,
         )
         trials, before_runs = Trials(open_storage(folder), config.name, plan.space, config.search.seed), len(site.records())
         with stop, rest_being_read(config.data, cache, tokens, watcher.note):

@@ -1,5 +1,8 @@
+import dataclasses
+
 from budgetlm.forecast.choose import can_win, choose, highest_rungs, probability_better
 from budgetlm.forecast.fit import fit
+from budgetlm.forecast.noise import measured_noise
 from tests.conftest import record
 from tests.forecast.test_fit import ladder
 
@@ -44,3 +47,19 @@ def test_better_is_judged_with_what_two_forecasts_share():
 def test_the_highest_rung_is_the_highest_finished():
     records = [record(0, 0, 10, 2.0), record(0, 1, 40, None), record(1, 0, 10, 2.0), record(1, 1, 40, 1.8)]
     assert highest_rungs(records) == {0: 0, 1: 1}
+
+
+def test_the_noise_is_the_spread_among_repeats_and_nothing_else():
+    assert measured_noise([record(0, 0, 10, 2.0), record(1, 0, 10, 1.0), record(0, 1, 40, 1.5)]) is None
+    noise = measured_noise([record(0, 0, 10, 2.0), record(0, 0, 10, 2.2), record(1, 1, 40, 1.0), record(1, 1, 40, 1.0)])
+    assert noise.repeats == 2
+    assert abs(noise.spread - 0.1) < 1e-12
+
+
+def test_of_equals_within_the_noise_the_smallest_model_is_chosen():
+    records = [*ladder(0, 0.0)[0], *ladder(1, 0.0001)[0]]
+    small = [dataclasses.replace(r, compute_parameters=50) if r.trial == 1 else r for r in records]
+    assert choose(records, 1000).trial == 0
+    assert choose(small, 1000).trial == 0  # nothing is known of the noise
+    repeats = [dataclasses.replace(r, bpb=r.bpb + 0.004, run=f"{r.run}-repeat1") for r in small if r.rung == 1]
+    assert choose([*small, *repeats], 1000).trial == 1

@@ -13,6 +13,7 @@ import optuna
 import pytest
 
 from budgetlm.budget.clock import Clock
+from budgetlm.budget.ledger import HEARTBEAT_SECONDS
 from budgetlm.errors import BudgetExhausted, ConfigError, DataError, StudyError
 from budgetlm.forecast.choose import choose
 from budgetlm.forecast.fit import fit
@@ -144,9 +145,10 @@ def test_optuna_is_told_every_trial_once_with_its_forecast(searched):
     assert {t.number for t in trials} == {r.trial for r in records}
     assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
     assert all(math.isfinite(t.value) for t in trials)
-    last = records[-1].trial
-    now = fit(records, searched.budget.target_seconds)
-    assert trials[last].value == pytest.approx(now[last].mean)
+    last = max(r.trial for r in records)
+    then = 1 + max(place for place, r in enumerate(records) if r.trial == last and "repeat" not in r.run)
+    known = fit(records[:then], searched.budget.target_seconds)
+    assert trials[last].value == pytest.approx(known[last].mean)
 
 
 def test_the_device_seconds_that_failures_took_are_charged_and_the_search_goes_on(tiny_study, cache, clock, monkeypatch):
@@ -374,7 +376,8 @@ def test_data_that_the_final_would_repeat_often_is_warned_of(tiny_study, cache, 
 
 def test_kill_minus_9_loses_at_most_a_second_of_the_account_and_no_trial(tiny_study, cache, home):
     """A real process on a real clock, killed in the middle, and continued."""
-    config = tiny_study(60.0, budget={"hours": 60 / 3600, "target_hours": 12 / 3600}, search={"least_rung_seconds": 0.5})
+    settings = {"least_rung_seconds": 0.5, "stop_early": False}
+    config = tiny_study(60.0, budget={"hours": 60 / 3600, "target_hours": 12 / 3600}, search=settings)
     config.save(home)
     command = [sys.executable, "-m", "budgetlm", "search", "--file", "study.toml"]
     environment = {**_environment(), "BUDGETLM_CACHE": str(cache)}
@@ -388,11 +391,11 @@ def test_kill_minus_9_loses_at_most_a_second_of_the_account_and_no_trial(tiny_st
     charged = ledger_of("tiny").balance().charged_seconds
     recorded = sum(r.seconds for r in read_records(config.folder))
     assert charged >= recorded - 1.5
-    less = charged + 4.0
+    less = charged + 8.0
     done = subprocess.run([*command, "--hours", str(less / 3600)], env=environment, capture_output=True, text=True, cwd=home)
     assert done.returncode == 0, done.stderr
     balance = ledger_of("tiny").balance()
-    assert balance.charged_seconds <= balance.budget_seconds
+    assert balance.charged_seconds <= balance.budget_seconds + HEARTBEAT_SECONDS
     assert len(read_records(config.folder)) > before
     assert not [t for t in optuna_study(config).trials if t.state == optuna.trial.TrialState.RUNNING]
 

@@ -1,0 +1,59 @@
+"""What another run may gain, and what its seconds would gain elsewhere: both in bits per byte at the target."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtr
+
+from budgetlm.forecast.fit import PRIOR_EXPONENT, Forecast
+
+RECENT_SHARE = 0.5
+"""Of the trials, the newest that say what the next one will be like: a sampler learns."""
+LEAST_RECENT = 8
+
+
+class Improvement(NamedTuple):
+    """How a trial compares with the one that would be chosen."""
+
+    probability: float
+    """That it is better."""
+    expected: float
+    """By how much on average, in bits per byte, where it is worse counted as 0: the expected improvement (Jones et al. 1998)."""
+
+
+def improvement(one: Forecast, leader: Forecast) -> Improvement:
+    """What it would be worth to know that `one` is better than `leader`.
+
+    Both are mixtures over the same components, within which they are taken as independent.
+    """
+    (mean, spread), (other, others) = _moments(one), _moments(leader)
+    width = np.hypot(spread, others)
+    z = (other - mean) / width
+    expected = width * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * ndtr(z))
+    return Improvement(float(leader.weights @ ndtr(z)), float(leader.weights @ expected))
+
+
+def gain_of_a_trial(forecasts: Mapping[int, Forecast]) -> float:
+    """What one more trial is expected to gain over the best, if it is like the newest ones.
+
+    It is as if the next trial's quality were drawn from a normal distribution with the mean and spread of those.
+    """
+    newest = sorted(forecasts)[-max(LEAST_RECENT, round(RECENT_SHARE * len(forecasts))) :]
+    means = np.array([forecasts[n].mean for n in newest])
+    best = min(f.mean for f in forecasts.values())
+    spread = max(float(np.std(means, ddof=1)), 1e-9) if len(means) > 1 else 1e-9
+    z = (best - float(means.mean())) / spread
+    return float(spread * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * ndtr(z)))
+
+
+def gain_of_seconds(forecast: Forecast, seconds: float, target_seconds: float) -> float:
+    """What the final would gain from so many device-seconds more: the slope of its power law, loss above E falling as time^-0.2."""
+    above = forecast.mean - float(forecast.weights @ forecast.floors)
+    return PRIOR_EXPONENT[0] * above * seconds / target_seconds
+
+
+def _moments(forecast: Forecast) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the bits per byte in each component, the error that all trials share left out."""
+    mean = np.exp(forecast.means + forecast.spreads**2 / 2)
+    return forecast.floors + mean, mean * np.sqrt(np.expm1(forecast.spreads**2))

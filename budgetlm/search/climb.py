@@ -1,0 +1,173 @@
+"""What the search pays for next: a repeat, a climb, a new trial, a run of the gate, or nothing. Records in, one wish out.
+
+The order is that of a careful buyer. First somebody climbs to the top, and the noise is measured, on the incumbent and where it
+is cheap. Then new trials and climbs, until their share of the budget is used or another trial is worth less than its seconds. What was kept back pays for
+the gate: the last candidates are run on the highest rung, again with other seeds, until the choice is clear or the money is gone.
+
+Worth is reckoned in bits per byte at the target: what a run may gain by changing the choice, against what its seconds would
+gain if the final had them (`forecast/worth.py`).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from budgetlm.budget.clock import duration
+from budgetlm.forecast.choose import finalists, highest_rungs
+from budgetlm.forecast.fit import Forecast
+from budgetlm.forecast.worth import gain_of_a_trial, gain_of_seconds, improvement
+from budgetlm.records import RunRecord
+
+GATE_SHARE = 0.25
+"""Of the search's budget, what is kept back for the gate."""
+LEAST_TRIALS = 12
+"""Before so many trials have ended, too little is known of what another one is worth."""
+NOISE_SHARE = 0.03
+"""Of the search's budget, the most that one repeat of the incumbent on a lower rung may take."""
+LEAST_DOUBT = 0.05
+"""A trial that beats the leader with less than this probability is no candidate."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known at the moment of a decision."""
+
+    records: Sequence[RunRecord]
+    forecasts: Mapping[int, Forecast]
+    rungs: Sequence[float]
+    """Device-seconds."""
+    target_seconds: float
+    budget_seconds: float
+    remaining_seconds: float
+    """What may still be spent."""
+    at_work: Mapping[int, int]
+    """Rung that a trial is on just now."""
+    closed: frozenset[int] = frozenset()
+    """Trials whose next step is settled already."""
+    stops_early: bool = True
+    """Whether the search ends when going on is worth less than its seconds."""
+    margin_seconds: float = 0.0
+    """What a run takes beside its rung."""
+
+    @property
+    def top(self) -> int:
+        """The highest rung."""
+        return len(self.rungs) - 1
+
+    def cost(self, rung: int) -> float:
+        """Device-seconds of a run."""
+        return self.rungs[rung] + self.margin_seconds
+
+    def gate_seconds(self) -> float:
+        """What is kept back for the gate."""
+        return max(GATE_SHARE * self.budget_seconds, self.cost(self.top))
+
+    def broken(self) -> set[tuple[int, int]]:
+        """Trials, and rungs on which they have failed or diverged."""
+        return {(r.trial, r.rung) for r in self.records if r.state in ("failed", "diverged")}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A run that is worth its seconds."""
+
+    trial: int | None
+    """None for a new trial."""
+    rung: int
+    repeat: int = 0
+    """How often the trial has been on this rung before: the seed moves with it."""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Enough:
+    """Nothing is worth its seconds, or can be paid."""
+
+    why: str
+
+
+def next_wish(now: Standing) -> Wish | Enough:
+    """The run to pay for next."""
+    wish = _first_at_the_top(now) or _noise(now) or _explore(now) or _gate(now)
+    if isinstance(wish, Wish) or now.stops_early:
+        return wish
+    # To the last second, as it was asked for.
+    return Wish(None, 0, why="new") if now.cost(0) <= now.remaining_seconds else _spent(now, 0)
+
+
+def _noise(now: Standing) -> Wish | None:
+    """The incumbent once more on a lower rung, with another seed: how much is chance, cheaply."""
+    runs = _runs(now)
+    for rung in range(now.top):
+        cheap = now.cost(rung) <= min(NOISE_SHARE * now.budget_seconds, now.remaining_seconds)
+        if cheap and runs[0, rung] == 1 and (0, rung) not in now.broken() and 0 not in now.at_work and 0 not in now.closed:
+            return Wish(0, rung, 1, "noise")
+    return None
+
+
+def _first_at_the_top(now: Standing) -> Wish | None:
+    """Where nobody has reached the top, as after a budget was raised, it is for one of those who are nearest to it."""
+    standing = highest_rungs(now.records)
+    if now.top in [*standing.values(), *now.at_work.values()]:
+        return None
+    # Not for a lucky first rung.
+    for trial in sorted(now.forecasts, key=lambda n: (-standing[n], now.forecasts[n].mean)):
+        rung = standing[trial] + 1
+        if (trial, rung) not in now.broken() and _free(trial, now) and now.cost(rung) <= now.remaining_seconds:
+            return Wish(trial, rung, why="first on its rung")
+    return None
+
+
+def _explore(now: Standing) -> Wish | None:
+    """A new trial, while there is money beside the gate's and the trial is worth it."""
+    if now.cost(0) > now.remaining_seconds - now.gate_seconds():
+        return None
+    return Wish(None, 0, why="new") if _worth_another_trial(now) else None
+
+
+def _worth_another_trial(now: Standing) -> bool:
+    ended = len(now.forecasts)
+    if not now.stops_early or ended < LEAST_TRIALS or len(finalists(now.records, now.forecasts)) < 2:
+        return True
+    spent = sum(r.seconds for r in now.records if r.kind == "rung") / ended
+    best = min(now.forecasts.values(), key=lambda f: f.mean)
+    return gain_of_a_trial(now.forecasts) > gain_of_seconds(best, spent, now.target_seconds)
+
+
+def _gate(now: Standing) -> Wish | Enough:
+    """The leader or the challenger that casts the most doubt on it, whichever is known less, on the highest rung.
+
+    Taking turns between the best and its best challenger is top-two sampling for the best arm (Russo 2016, arXiv:1602.08448).
+    """
+    if not now.forecasts:
+        return _spent(now, 0)
+    if now.cost(now.top) > now.remaining_seconds:
+        return _spent(now, now.top)
+    final = finalists(now.records, now.forecasts)
+    leader = min(final, key=lambda n: now.forecasts[n].mean)
+    doubts = {n: improvement(now.forecasts[n], now.forecasts[leader]) for n in now.forecasts if n != leader}
+    doubts = {n: d for n, d in doubts.items() if d.probability >= LEAST_DOUBT and (n, now.top) not in now.broken()}
+    saved = f"{duration(now.remaining_seconds)} of the budget are saved"
+    runs = _runs(now)
+    for challenger in sorted(doubts, key=lambda n: -doubts[n].expected):
+        price = gain_of_seconds(now.forecasts[leader], now.cost(now.top), now.target_seconds)
+        if now.stops_early and doubts[challenger].expected < price:
+            return Enough(f"another run is expected to gain less than its seconds would gain in the final; {saved}")
+        for trial in sorted((challenger, leader), key=lambda n: runs[n, now.top]):
+            if _free(trial, now):
+                return Wish(trial, now.top, runs[trial, now.top], "gate")
+    return Enough(f"no other trial is likely enough to be better than trial {leader}; {saved}")
+
+
+def _spent(now: Standing, rung: int) -> Enough:
+    left, needed = now.remaining_seconds, now.rungs[rung]
+    return Enough(f"the budget is spent: the {left:.1f} s left do not pay for another run of {needed:.1f} s")
+
+
+def _runs(now: Standing) -> Counter[tuple[int, int]]:
+    """How often each trial has finished each rung."""
+    return Counter((r.trial, r.rung) for r in now.records if r.kind == "rung" and r.state == "done")
+
+
+def _free(trial: int, now: Standing) -> bool:
+    return trial not in now.at_work and trial not in now.closed
