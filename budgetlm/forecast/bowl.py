@@ -53,7 +53,9 @@ class Frame:
     lawful: np.ndarray  # (knobs,) bool
 
     @staticmethod
-    def of(target: np.ndarray, choices: np.ndarray, curved: np.ndarray, logged: np.ndarray, law: Law | None = None) -> "Frame":
+    def of(
+        target: np.ndarray, choices: np.ndarray, curved: np.ndarray, logged: np.ndarray, law: Law | None = None
+    ) -> "Frame":
         """The frame for a target.
 
         Args:
@@ -114,7 +116,8 @@ class Bowl:
         best = -(vectors / np.maximum(values, 0.5 * min(DEPTHS)) @ vectors.T) @ (drift @ s)
         moved = np.zeros(count)
         moved[frame.curved] = np.clip(best, -REACH, REACH) * frame.spread[frame.curved]
-        return moved + frame.law_drift @ s
+        total: np.ndarray = moved + frame.law_drift @ s
+        return total
 
 
 def fit_bowl(frame: Frame, scales: np.ndarray, knobs: np.ndarray, loss: np.ndarray, cells: np.ndarray) -> Bowl:

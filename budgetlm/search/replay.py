@@ -1,4 +1,4 @@
-"""Searches replayed in seconds: on a table of finished runs, many seeds, and what their choices lost against the best there was."""
+"""Searches of a table of finished runs replayed in seconds, many seeds of them: what their choices lost against the best there was."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from budgetlm.errors import ConfigError
-from budgetlm.search.engines.climb import search_table
+from budgetlm.search.engines.policy import search_table
 from budgetlm.search.engines.table import Table, Target, open_table
 
 
@@ -46,6 +46,19 @@ class TableReplay:
     median: float
     p90: float
     searches: list[Replayed]
+
+    def summary(self) -> str:
+        """For people."""
+        rows = [
+            f"{len(self.searches)} searches with {self.sampler}{f' and {self.prior}' if self.prior else ''}, {self.budget:g} target "
+            f"runs each, among {self.choices} rows at the target",
+            f"regret    mean {self.mean:.3f} %, median {self.median:.3f} %, 90th percentile {self.p90:.3f} %",
+        ]
+        for s in self.searches:
+            runs = ", ".join(f"{n} x {cost}" for cost, n in s.by_cost.items())
+            chosen = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in s.chosen.items())
+            rows.append(f"seed {s.seed:<4} {s.regret:6.3f} %  line {s.line}: {chosen}  ({s.trials} runs: {runs})")
+        return "\n".join(rows)
 
 
 def replay_table(

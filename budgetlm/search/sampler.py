@@ -49,7 +49,9 @@ def make_sampler(seed: int, name: str = "tpe") -> optuna.samplers.BaseSampler:
     if name not in SAMPLERS:
         raise ConfigError(f"there is no sampler {name!r}. Use {', '.join(SAMPLERS)}.")
     if name == "cmaes" and not find_spec("cmaes"):
-        raise ConfigError("the sampler 'cmaes' needs a package that is not installed: `pip install cmaes`, or use another one.")
+        raise ConfigError(
+            "the sampler 'cmaes' needs a package that is not installed: `pip install cmaes`, or use another one."
+        )
     with warnings.catch_warnings():  # "experimental" for years, and what the documentation recommends
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "gp":
@@ -57,7 +59,9 @@ def make_sampler(seed: int, name: str = "tpe") -> optuna.samplers.BaseSampler:
         if name == "cmaes":
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTING, warn_independent_sampling=False)
         if name == "qmc":
-            return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False)
+            return samplers.QMCSampler(
+                seed=seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False
+            )
         if name == "random":
             return samplers.RandomSampler(seed=seed)
         return _ExcerptTPE(seed=seed, multivariate=True, group=True)

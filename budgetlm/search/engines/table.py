@@ -41,7 +41,9 @@ class Target:
         except ValueError:
             values = {}
         if set(values) not in ({"params", "tokens"}, {"flops"}) or not all(0 < v < math.inf for v in values.values()):
-            raise DataError(f"the target {text!r} is no scale. Give `--target params=1.07e9,tokens=1e11`, or `--target flops=6e20`.")
+            raise DataError(
+                f"the target {text!r} is no scale. Give `--target params=1.07e9,tokens=1e11`, or `--target flops=6e20`."
+            )
         return Target(**values)
 
     @property
@@ -128,7 +130,9 @@ def open_table(path: Path, target: Target, prior: str | None = None) -> tuple[Ta
     return make_table(_read(path), target, str(path), prior)
 
 
-def make_table(rows: pd.DataFrame, target: Target, path: str = "the table", prior: str | None = None) -> tuple[Table, np.ndarray]:
+def make_table(
+    rows: pd.DataFrame, target: Target, path: str = "the table", prior: str | None = None
+) -> tuple[Table, np.ndarray]:
     """A frame of `params`, `tokens`, `loss`, perhaps `seed`, and knobs as a table around a target, and the losses of its rows."""
     _check(rows, path, prior, target)
     losses = rows["loss"].to_numpy(dtype=float)
@@ -141,10 +145,14 @@ def make_table(rows: pd.DataFrame, target: Target, path: str = "the table", prio
         scales, wanted, same = both, np.log([target.params, target.tokens]), SAME
     here = (np.abs(scales - wanted) < same).all(axis=1)
     if not here.any():
-        raise DataError(f"{path} has no run at {target.summary()}. The nearest: {_nearest(scales, wanted)}. Name one of these.")
+        raise DataError(
+            f"{path} has no run at {target.summary()}. The nearest: {_nearest(scales, wanted)}. Name one of these."
+        )
     names, values, curved, logged, groups = _numbers(knobs)
     if not names:
-        raise DataError(f"no knob varies in {path}: there is nothing to search. It needs a column beside {', '.join(NOT_KNOBS)}.")
+        raise DataError(
+            f"no knob varies in {path}: there is nothing to search. It needs a column beside {', '.join(NOT_KNOBS)}."
+        )
     cells = np.unique(np.round((scales - wanted) / same / 2), axis=0, return_inverse=True)[1].ravel()
     cost = np.exp(both.sum(axis=1) + math.log(6) - math.log(target.cost))
     shown = rows.drop(columns="loss")
