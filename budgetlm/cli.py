@@ -406,6 +406,25 @@ def report(
 
 
 @app.command()
+def forecast(
+    runs: Annotated[Path, typer.Argument(help="Finished runs: params, tokens, loss, perhaps seed, and knobs (.csv, .csv.gz).")],
+    candidates: Annotated[Path, typer.Argument(help="The same columns without loss.")],
+    prior: Annotated[str | None, typer.Option(help="A published law of the best knobs: steplaw. None if left out.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forecast the loss of runs not yet made from a table of finished ones.
+
+    Mean, 80 % interval, and the probability that a candidate is the best of them.
+    """
+    import dataclasses
+
+    from budgetlm.forecast.table import describe, forecast_files
+
+    found = forecast_files(runs, candidates, prior)
+    typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else describe(found))
+
+
+@app.command()
 def status(as_json: JsonOption = False) -> None:
     """Show all studies and how they stand."""
     import dataclasses
