@@ -18,9 +18,9 @@ from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
 if TYPE_CHECKING:
     from budgetlm.config import StudyConfig
+    from budgetlm.final import FinalResult
     from budgetlm.search.replay import TableReplay
     from budgetlm.search.replay_study import StudyReplay
-    from budgetlm.final import FinalResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -407,7 +407,9 @@ def report(
 
 @app.command()
 def forecast(
-    runs: Annotated[Path, typer.Argument(help="Finished runs: params, tokens, loss, perhaps seed, and knobs (.csv, .csv.gz).")],
+    runs: Annotated[
+        Path, typer.Argument(help="Finished runs: params, tokens, loss, perhaps seed, and knobs (.csv, .csv.gz).")
+    ],
     candidates: Annotated[Path, typer.Argument(help="The same columns without loss.")],
     prior: Annotated[str | None, typer.Option(help="A published law of the best knobs: steplaw. None if left out.")] = None,
     as_json: JsonOption = False,

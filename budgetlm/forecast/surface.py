@@ -88,7 +88,9 @@ class _Frame:
     known: np.ndarray  # (knobs,) bool: a published law gave the optimum
     law: Centre  # of the raw knobs
     centre: Centre  # of the scaled ones, apart from `law`
-    seen: tuple[np.ndarray, np.ndarray] | None = None  # least and greatest scaled knob, relative to the centre, and something more
+    seen: tuple[np.ndarray, np.ndarray] | None = (
+        None  # least and greatest scaled knob, relative to the centre, and something more
+    )
 
     def scales(self, points: Points) -> np.ndarray:
         relative: np.ndarray = points.scales - self.middle
@@ -128,7 +130,9 @@ class Surface:
             factor = parameters.factor[which]
             errors = BEYOND * factor * chance.standard_normal((rows.sum(), beyond.shape[1])) @ beyond.T
             level = parameters.law(self.frame.scales(points), which)
-            truth[rows] = parameters.floor[which] + np.exp(level + (x @ coefficients).T + errors + together[rows] * parameters.noise[which] * factor)
+            truth[rows] = parameters.floor[which] + np.exp(
+                level + (x @ coefficients).T + errors + together[rows] * parameters.noise[which] * factor
+            )
             spread[rows] = parameters.noise[which]
         noise = chance.standard_normal(truth.shape) * spread[:, None] * truth
         return truth, truth + noise

@@ -117,9 +117,7 @@ def fit_columns(runs: Columns, candidates: Columns, prior: str | None = None) ->
 
 def _unsupported(runs: Columns) -> str:
     if len(runs["loss"]) < FEWEST:
-        return (
-            f"{len(runs['loss'])} finished runs cannot support a forecast of the loss ({FEWEST} are the fewest): candidates are only ranked."
-        )
+        return f"{len(runs['loss'])} finished runs cannot support a forecast of the loss ({FEWEST} are the fewest): candidates are only ranked."
     return (
         "all runs are of about one scale (compute within a factor of 2), which cannot support a forecast of the loss at another: "
         "candidates are only ranked. Add runs at other params and tokens."

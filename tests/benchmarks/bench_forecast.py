@@ -83,7 +83,11 @@ def tasks(only: list[str]) -> Iterator[Task]:
         knobs = [c for c in table if c not in ("params", "tokens", "loss")]
         compute = 6.0 * table.params.astype(float) * table.tokens.astype(float)
         grid = name.startswith("grid")
-        tops = np.unique(compute.map("{:.3e}".format).astype(float)) if grid else compute.max() / np.array([3.0**k for k in range(TARGETS)])
+        tops = (
+            np.unique(compute.map("{:.3e}".format).astype(float))
+            if grid
+            else compute.max() / np.array([3.0**k for k in range(TARGETS)])
+        )
         for top, ratio in product(tops, RATIOS):
             near = compute.between(top / (1.002 if grid else 1.25), top * 1.002)
             known = table[compute <= (compute[near].min() if near.any() else 0) / ratio * 1.0001]

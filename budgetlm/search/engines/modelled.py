@@ -30,7 +30,7 @@ NOISE = (0.002, 0.006, 0.02)
 """Likewise for a run's."""
 EXPONENT = (0.2, 0.12)
 """Mean and spread of the exponent in device time."""
-SLOPE, SQUARE, DRIFT = 0.15, (0.05, 0.1), 0.03
+SLOPE, SQUARE, DRIFT = 0.06, (0.03, 0.05), 0.015
 """Spread of slopes, mean and spread of squares, spread of drifts."""
 FEWEST = 4
 """Finished runs that a landscape needs, on two rungs at least."""

@@ -66,11 +66,11 @@ def search_table(
             wanted = _recipe(table, trial.params)
             purse.buy(ladder.nearest(cell, wanted, bowl, frame))
             rows = np.array(purse.bought)
-            bowl = fit_bowl(frame, table.scales[rows], table.knobs[rows], np.array(purse.seen), table.cells[rows])
+            bowl = fit_bowl(frame, table.scales[rows], table.knobs.values[rows], np.array(purse.seen), table.cells[rows])
             study.tell(trial, float(bowl.at_target(wanted[None])[0]))
     if bowl is None:
         raise too_little(table, budget)
-    chosen = table.choices[bowl.at_target(table.knobs[table.choices]).argmin()]
+    chosen = table.choices[bowl.at_target(table.knobs.values[table.choices]).argmin()]
     costs = Counter(f"{table.cost[row]:.3g}" for row in purse.bought)
     by_cost = {cost: costs[cost] for cost in sorted(costs, key=float, reverse=True)}
     return Outcome(int(chosen), len(purse.bought), budget - purse.left, by_cost)
@@ -88,7 +88,7 @@ class Ladder:
     def __init__(self, table: Table, purse: Purse, seed: int) -> None:
         self._table, self._purse = table, purse
         self._chance = np.random.default_rng(seed)
-        self._spread = table.frame().spread * np.where(table.curved, 1.0, 1 / OTHER)
+        self._spread = table.frame().spread * np.where(table.knobs.curved, 1.0, 1 / OTHER)
         top = min(DEAREST, TOP_SHARE * purse.left)
         cells = np.unique(table.cells[purse.affordable()])
         cost = {int(c): float(np.median(table.cost[table.cells == c])) for c in cells}
@@ -115,7 +115,7 @@ class Ladder:
         rows = np.flatnonzero(self._purse.affordable() & (table.cells == cell))
         scale = table.scales[rows].mean(axis=0)
         there = wanted + (bowl.moved(scale) if bowl else frame.law_drift @ (scale - frame.target))
-        away = (((table.knobs[rows] - there) / self._spread) ** 2).sum(axis=1)
+        away = (((table.knobs.values[rows] - there) / self._spread) ** 2).sum(axis=1)
         row = int(rows[away.argmin()])
         self._spent[cell] += float(table.cost[row])
         return row
@@ -123,18 +123,20 @@ class Ladder:
 
 def _space(table: Table) -> dict[str, BaseDistribution]:
     """What Optuna samples from: the range of the target's choices, and their values where a knob is text."""
-    here = table.knobs[table.choices]
+    here = table.knobs.values[table.choices]
     space: dict[str, BaseDistribution] = {}
-    for i, name in enumerate(table.names):
-        if table.curved[i]:
+    for i, name in enumerate(table.knobs.names):
+        if table.knobs.curved[i]:
             space[name] = FloatDistribution(float(here[:, i].min()), float(here[:, i].max()))
-    for column, indicators in table.groups.items():
+    for column, indicators in table.knobs.groups.items():
         values = [i for i in indicators if here[:, i].any()]
-        space[column] = CategoricalDistribution([table.names[i] for i in values])
+        space[column] = CategoricalDistribution([table.knobs.names[i] for i in values])
     return space
 
 
 def _recipe(table: Table, parameters: Mapping[str, Any]) -> np.ndarray:
     """A trial's parameters as knobs."""
     chosen = set(parameters.values())
-    return np.array([parameters[n] if c else float(n in chosen) for n, c in zip(table.names, table.curved, strict=True)])
+    return np.array(
+        [parameters[n] if c else float(n in chosen) for n, c in zip(table.knobs.names, table.knobs.curved, strict=True)]
+    )
