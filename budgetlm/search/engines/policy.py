@@ -35,6 +35,8 @@ class Outcome:
     """Target runs."""
     by_cost: dict[str, int]
     """Runs bought at each scale, by its cost in target runs, the dearest first."""
+    bought: tuple[int, ...]
+    """Rows of the table that were paid for, in their order."""
 
 
 def search_table(
@@ -73,7 +75,7 @@ def search_table(
     chosen = table.choices[bowl.at_target(table.knobs.values[table.choices]).argmin()]
     costs = Counter(f"{table.cost[row]:.3g}" for row in purse.bought)
     by_cost = {cost: costs[cost] for cost in sorted(costs, key=float, reverse=True)}
-    return Outcome(int(chosen), len(purse.bought), budget - purse.left, by_cost)
+    return Outcome(int(chosen), len(purse.bought), budget - purse.left, by_cost, tuple(purse.bought))
 
 
 class Ladder:
