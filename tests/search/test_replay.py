@@ -29,8 +29,7 @@ def planted(noise=0.0005, seed=0):
                     off = 0.01 * (math.log(lr) - best_lr) ** 2 + 0.006 * (math.log(batch) - best_batch) ** 2
                     law = 1.7 + 400 / params**0.34 + 410 / tokens**0.28
                     rows.append((params, tokens, lr, batch, law * math.exp(off + noise * chance.standard_normal())))
-    columns = dict(zip(("params", "tokens", "lr", "batch_tokens", "loss"), np.array(rows).T, strict=True))
-    return columns
+    return dict(zip(("params", "tokens", "lr", "batch_tokens", "loss"), np.array(rows).T, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +67,8 @@ def test_the_budget_is_never_overspent_and_what_is_reported_is_what_was_spent(ru
 def test_no_loss_is_read_that_was_not_paid_for_nor_any_of_the_target_or_above(runs):
     class Watched(np.ndarray):
         def __getitem__(self, item):
-            if isinstance(item, (int, np.integer)):
-                read.add(int(item))
-            else:
-                raise AssertionError("many losses read at once")
+            assert isinstance(item, int | np.integer), "many losses read at once"
+            read.add(int(item))
             return super().__getitem__(item)
 
     read: set[int] = set()
@@ -148,7 +145,10 @@ def test_the_bowl_follows_its_optimum_to_the_target(runs):
     [
         (lambda text: text.replace("loss", "bpb", 1), "has no column 'loss'"),
         (lambda text: text.replace("tokens", "t", 1), "has no column 'tokens'"),
-        (lambda text: "\n".join([*text.split("\n")[:2], "16e6,1e9,1e-4,16384,nan", *text.split("\n")[3:]]), "line 3: loss is 'nan'"),
+        (
+            lambda text: "\n".join([*text.split("\n")[:2], "16e6,1e9,1e-4,16384,nan", *text.split("\n")[3:]]),
+            "line 3: loss is 'nan'",
+        ),
         (lambda text: "\n".join([*text.split("\n")[:2], "16e6,1e9,,16384,3", *text.split("\n")[3:]]), "line 3: lr is empty"),
         (lambda _: "", "has no rows"),
     ],

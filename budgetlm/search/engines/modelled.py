@@ -8,19 +8,17 @@ landscape that the runs allow, so that searches on many of them say how sure the
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
-import optuna
 
 from budgetlm.errors import StudyError
 from budgetlm.files import digest
 from budgetlm.forecast.fit import usable
-from budgetlm.recipe.space import Choices, Range, Space, searched, suggest
+from budgetlm.recipe.space import INTEGERS, Choices, Domain, Range, Space, searched
 from budgetlm.records import RunRecord
-from budgetlm.search.sampler import make_sampler
 
 E_SHARES = (0.3, 0.5, 0.7, 0.85)
 """Candidates for E, as shares of the least loss seen."""
@@ -81,9 +79,21 @@ class Drawn:
 
 
 def random_recipes(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Recipes drawn evenly from a space, by their parameters."""
-    study = optuna.create_study(sampler=make_sampler(seed, "random"))
-    return [asdict(suggest(study.ask(), space)) for _ in range(count)]
+    """Recipes drawn evenly from a space, each as the parameters that are searched."""
+    chance = np.random.default_rng(seed)
+    return [{name: _drawn(name, space[name], chance) for name in searched(space)} for _ in range(count)]
+
+
+def _drawn(name: str, domain: Domain, chance: np.random.Generator) -> Any:
+    if isinstance(domain, Choices):
+        return domain.values[chance.integers(len(domain.values))]
+    assert isinstance(domain, Range)
+    if domain.step:
+        return domain.low + domain.step * int(chance.integers(int((domain.high - domain.low) // domain.step) + 1))
+    low, high = (math.log(v) if domain.log else v for v in (domain.low, domain.high))
+    value = chance.uniform(low, high)
+    value = math.exp(value) if domain.log else value
+    return round(value) if name in INTEGERS else value
 
 
 def _normal(*key: object) -> float:
