@@ -20,6 +20,8 @@ NOISES = (0.0008, 0.002, 0.006)
 """Candidates for what is left of a run near the best ones: repeated runs differ by 0.0003, the rest is no bowl."""
 DRIFTS = (0.5, 1.0)
 """Candidates for how far the optimum moves with scale, in logarithms of a knob for each factor e. Published laws lie between 0.1 and 0.8."""
+STEADY = 0.15
+"""A knob that is a ratio already, such as tokens per parameter, is taken to drift by so much of that: compute-optimal ratios hardly do."""
 FAR = 0.03
 """A run this much above the best at its scale is far up the walls, where there is no bowl: it counts for half, worse ones for less."""
 REACH = 2.0
@@ -51,10 +53,16 @@ class Frame:
     logged: np.ndarray  # (knobs,) bool: a logarithm
     law_drift: np.ndarray  # (knobs, axes); 0 without a law
     lawful: np.ndarray  # (knobs,) bool
+    steady: np.ndarray  # (knobs,) bool: hardly drifts
 
     @staticmethod
     def of(
-        target: np.ndarray, choices: np.ndarray, curved: np.ndarray, logged: np.ndarray, law: Law | None = None
+        target: np.ndarray,
+        choices: np.ndarray,
+        curved: np.ndarray,
+        logged: np.ndarray,
+        steady: np.ndarray,
+        law: Law | None = None,
     ) -> "Frame":
         """The frame for a target.
 
@@ -63,6 +71,7 @@ class Frame:
             choices: (n, knobs) that there are at the target.
             curved: (knobs,), which are numbers.
             logged: (knobs,), which are logarithms.
+            steady: (knobs,), which are ratios whose best value hardly drifts.
             law: of the optimum, where one is to be believed.
         """
         count, axes = choices.shape[1], len(target)
@@ -70,10 +79,12 @@ class Frame:
         origin = np.where(curved, choices.mean(axis=0), 0.0)
         nothing = np.zeros((count, axes))
         if law is None:
-            return Frame(target, origin, spread, curved, logged, nothing, np.zeros(count, dtype=bool))
+            return Frame(target, origin, spread, curved, logged, nothing, np.zeros(count, dtype=bool), steady)
         known = np.isfinite(law.offset) & logged
         drift = np.where(known[:, None], law.drift, 0.0)
-        return Frame(target, np.where(known, law.offset + drift @ target, origin), spread, curved, logged, drift, known)
+        return Frame(
+            target, np.where(known, law.offset + drift @ target, origin), spread, curved, logged, drift, known, steady
+        )
 
     def place(self, scales: np.ndarray, knobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scales (n, axes) and knobs (n, knobs) in these coordinates."""
@@ -152,6 +163,7 @@ def _priors(frame: Frame, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     count, axes, numbers = len(frame.curved), len(frame.target), int(frame.curved.sum())
     one, pairs = np.ones((1, 1)), numbers * (numbers - 1) // 2
     slope = np.where(frame.lawful, 2 * LAW_MISS / frame.spread, np.where(frame.curved, 2.0, 5.0))
+    drift = drift * np.where(frame.steady, STEADY, 1.0)
     wander = np.where(frame.lawful, LAW_DRIFT, drift) * 2 / np.where(frame.logged, frame.spread, 1.0)
     wander = np.where(frame.curved, wander, 0.5)
     parts = [

@@ -11,9 +11,9 @@ from budgetlm.forecast.bowl import Frame, Law
 from budgetlm.forecast.table import NOT_KNOBS, PRIORS, SCALES, STEP_LAW, Columns, read_table
 
 SAME = 0.03
-"""Runs whose parameters and tokens differ by less than this (a logarithm) are of one scale."""
-SAME_COMPUTE = 0.22
-"""Runs whose compute differs by less are of one scale where the target is a compute."""
+"""Runs whose parameters and tokens, or compute, differ by less than this (a logarithm) are of one scale."""
+RATIO = "tokens_per_parameter"
+"""The knob that splits a compute."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Table:
         if prior:
             known = [STEP_LAW.get(name, (math.nan,) * 3) for name in self.knobs.names]
             law = Law(np.array([k[0] for k in known]), np.array([k[1:] for k in known]))
-        return Frame.of(self.target, self.knobs.values[self.choices], self.knobs.curved, self.knobs.logged, law)
+        knobs, steady = self.knobs, np.array([name == RATIO for name in self.knobs.names])
+        return Frame.of(self.target, knobs.values[self.choices], knobs.curved, knobs.logged, steady, law)
 
     def told(self, row: int) -> dict[str, float | str]:
         """A row's knobs and scale, for people."""
@@ -141,11 +142,11 @@ def make_table(runs: Columns, target: Target, path: str = "the table", prior: st
     both = np.log(np.stack([np.asarray(runs[name], dtype=float) for name in SCALES], axis=1))
     knobs = {name: column for name, column in runs.items() if name not in NOT_KNOBS}
     if target.flops:
-        scales, wanted, same = both.sum(axis=1, keepdims=True) + math.log(6), np.log([target.flops]), SAME_COMPUTE
-        knobs["tokens_per_parameter"] = np.exp(both[:, 1] - both[:, 0])
+        scales, wanted = both.sum(axis=1, keepdims=True) + math.log(6), np.log([target.flops])
+        knobs[RATIO] = np.exp(both[:, 1] - both[:, 0])
     else:
-        scales, wanted, same = both, np.log([target.params, target.tokens]), SAME
-    here = (np.abs(scales - wanted) < same).all(axis=1)
+        scales, wanted = both, np.log([target.params, target.tokens])
+    here = (np.abs(scales - wanted) < SAME).all(axis=1)
     if not here.any():
         raise DataError(
             f"{path} has no run at {target.summary()}. The nearest: {_nearest(scales, wanted)}. Name one of these."
@@ -155,7 +156,7 @@ def make_table(runs: Columns, target: Target, path: str = "the table", prior: st
         raise DataError(
             f"no knob varies in {path}: there is nothing to search. It needs a column beside {', '.join(NOT_KNOBS)}."
         )
-    cells = np.unique(np.round((scales - wanted) / same / 2), axis=0, return_inverse=True)[1].ravel()
+    cells = np.unique(np.round((scales - wanted) / SAME / 2), axis=0, return_inverse=True)[1].ravel()
     cost = np.exp(both.sum(axis=1) + math.log(6) - math.log(target.cost))
     shown = {name: column for name, column in runs.items() if name != "loss"}
     table = Table(numbers, scales, cells, cost, wanted, np.flatnonzero(here), shown)
