@@ -38,7 +38,7 @@ class Law:
     drift: np.ndarray  # (knobs, axes)
 
 
-LAW_MISS, LAW_DRIFT = 0.2, 0.04
+LAW_MISS, LAW_DRIFT = 0.05, 0.01
 """How far a published law is taken to miss the optimum at the target, and in its drift for each factor e of scale. Logarithms of a knob."""
 
 

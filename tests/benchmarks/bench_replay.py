@@ -9,14 +9,14 @@ loss above the best of them, in %. Intervals are bootstrapped over searches (95 
     middle     the configuration in the middle of what may be chosen, nothing spent
     law        Step Law (arXiv:2503.04715), nothing spent; it was fitted to runs like these
 
-    python -m tests.benchmarks.bench_replay [--seeds 30] [--samplers tpe gp cmaes qmc random] [--only NAME ...] [--each]
+    python -m tests.benchmarks.bench_replay [--seeds 30] [--samplers tpe gp cmaes qmc random] [--only NAME ...] [--alone]
 """
 
 import argparse
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,7 @@ def main() -> None:
     options.add_argument("--alone", action="store_true", help="budgetlm alone")
     given = options.parse_args()
     policies: dict[str, Callable[[Task, float, int], int]] = {f"budgetlm, {s}": ours(s) for s in given.samplers}
-    policies |= {f"budgetlm, {s}, --prior steplaw": ours(s, "steplaw") for s in given.samplers[-1:]}
+    policies |= {f"budgetlm, {s}, --prior steplaw": ours(s, "steplaw") for s in given.samplers[:1]}
     if not given.alone:
         policies |= {
             "proxies": proxies(1 / 30),
@@ -202,19 +202,15 @@ def main() -> None:
             "middle": middle,
             "law": law,
         }
-    found: dict[tuple[str, str, float], list[float]] = defaultdict(list)
-    for task in tasks(given.only):
-        for name, policy in policies.items():
-            if task.lawful is None and ("law" in name):
+    for name, group in groupby(tasks(given.only), key=lambda task: task.name):
+        members = list(group)
+        print(f"\n{name}: {len(members)} targets, {given.seeds} searches of each for each budget", flush=True)
+        for who, policy in policies.items():
+            if members[0].lawful is None and "law" in who:
                 continue
-            seeds = 1 if name in ("middle", "law") else given.seeds
-            for budget in BUDGETS:
-                found[task.name, name, budget] += [regret(task, policy(task, budget, s)) for s in range(seeds)]
-    for name in dict.fromkeys(key[0] for key in found):
-        print(f"\n{name}")
-        for policy in dict.fromkeys(key[1] for key in found if key[0] == name):
-            figures = "   ".join(f"{told(found[name, policy, budget]):>18}" for budget in BUDGETS)
-            print(f"  {policy:36} {figures}   n {len(found[name, policy, 1.0])}")
+            seeds = range(1 if who in ("middle", "law") else given.seeds)
+            found = [[regret(t, policy(t, b, s)) for t in members for s in seeds] for b in BUDGETS]
+            print(f"  {who:36} {'   '.join(f'{told(f):>18}' for f in found)}", flush=True)
 
 
 if __name__ == "__main__":
