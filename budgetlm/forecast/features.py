@@ -1,7 +1,6 @@
 """What the response surface is linear in: knobs around a drifting optimum, and smooth errors of law and surface."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,21 +8,6 @@ from scipy.spatial.distance import cdist
 
 MOST_CROSSED = 8
 """Products of two knobs are features up to so many numeric knobs; beyond, each has its own bowl only."""
-REACH = 1.5
-"""The optimum is looked for within the knobs seen, widened by so many of their spreads."""
-
-
-@dataclass(frozen=True)
-class Centre:
-    """Where the best knobs lie, linear in the scale axes."""
-
-    offset: np.ndarray  # (knobs,)
-    drift: np.ndarray  # (knobs, axes)
-
-    def at(self, scales: np.ndarray) -> np.ndarray:
-        """The best knobs at scales (n, axes), shape (n, knobs)."""
-        best: np.ndarray = self.offset + scales @ self.drift.T
-        return best
 
 
 def bowl(knobs: np.ndarray, scales: np.ndarray, curved: np.ndarray) -> np.ndarray:
@@ -51,45 +35,6 @@ def blocks(curved: np.ndarray, axes: int) -> list[int]:
     """How many features of each kind `bowl` makes."""
     numbers = int(curved.sum())
     return [len(curved), len(curved) * axes, numbers, numbers * (numbers - 1) // 2 * (numbers <= MOST_CROSSED), numbers]
-
-
-def find_centre(
-    knobs: np.ndarray,
-    scales: np.ndarray,
-    loss: np.ndarray,
-    inverse: Callable[[np.ndarray], np.ndarray],
-    curved: np.ndarray,
-) -> Centre:
-    """The drifting optimum by ridge regression of log loss, the level of every scale free.
-
-    `inverse` multiplies with the inverse covariance of the runs, apart from its size. It need not be exact: what is left of the drift is among the features. It has to be near, because the law is for the optimum.
-    """
-    count, axes = knobs.shape[1], scales.shape[1]
-    nothing = Centre(np.zeros(count), np.zeros((count, axes)))
-    if not curved.any():
-        return nothing
-    level = np.concatenate([np.ones((len(loss), 1)), scales, *(scales[:, [i]] * scales[:, : i + 1] for i in range(axes))], 1)
-    x = np.concatenate([level, bowl(knobs, scales, curved)], axis=1)
-    sizes = blocks(curved, axes)
-    # In log loss per spread of a knob: a bowl of 1 % is expected, and steps of 2 % are not unusual.
-    expected = np.concatenate([np.zeros(level.shape[1] + sum(sizes[:2])), np.full(sizes[2], 0.01), np.zeros(sum(sizes[3:]))])
-    spread = np.repeat([10.0, 0.02, 0.01, 0.01, 0.01, 0.001], [level.shape[1], *sizes])
-    noise, weighted = 0.005, inverse(x)
-    precision = weighted.T @ x / noise**2 + np.diag(spread**-2.0)
-    pull = weighted.T @ np.log(loss) / noise**2 + expected / spread**2
-    found = np.linalg.solve(precision, pull)[level.shape[1] :]
-    slope, drift, squares, products, _ = np.split(found, np.cumsum(sizes)[:-1])
-    hessian = np.diag(2 * squares)
-    if len(products):
-        rows, columns = np.tril_indices(len(squares), -1)
-        hessian[rows, columns] = hessian[columns, rows] = products
-    values, vectors = np.linalg.eigh(hessian)
-    inverted = vectors / np.maximum(values, 0.004) @ vectors.T  # nowhere flatter than a bowl that can be told from noise
-    offset, drifts = nothing.offset, nothing.drift
-    offset[curved] = -inverted @ slope[curved]
-    drifts[curved] = -inverted @ drift.reshape(count, axes)[curved]
-    low, high = knobs.min(axis=0) - REACH, knobs.max(axis=0) + REACH
-    return Centre(np.clip(offset, low, high), drifts)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from scipy.stats import multivariate_t, norm, qmc
 SIZE = 512
 """Points of one round."""
 MOST_ROUNDS = 14
+ENOUGH = 3
+"""Rounds that need no tempering."""
 HEALTHY = 48
 """The effective number of points that a round must keep; where the density is narrower than the proposal it is tempered so far."""
 FREEDOM = 6
@@ -30,7 +32,7 @@ class Draws:
         return float(1 / np.sum(self.weights**2))
 
 
-def importance_draws(log_density: Callable[[np.ndarray], np.ndarray], dimensions: int) -> Draws:
+def importance_draws(log_density: Callable[[np.ndarray], np.ndarray], dimensions: int, like: Draws | None = None) -> Draws:
     """Weighted points of a density over parameters that have a standard normal prior.
 
     Each round moves a Student-t proposal to where the last one found weight (population Monte Carlo, Cappé et al. 2004),
@@ -39,29 +41,36 @@ def importance_draws(log_density: Callable[[np.ndarray], np.ndarray], dimensions
     Args:
         log_density: prior included; (n, dimensions) -> (n,).
         dimensions: of a point.
+        like: draws of a density that is much the same, to begin with.
     """
     uniform = qmc.Sobol(dimensions, seed=0).random(SIZE)
     points = norm.ppf(np.clip(uniform, 1e-6, 1 - 1e-6))
     log_proposal = norm.logpdf(points).sum(axis=1)
-    untempered = 0
+    if like:
+        points, log_proposal = _propose(like.points, like.weights, MOST_ROUNDS)
     kept: list[tuple[np.ndarray, np.ndarray]] = []
+    untempered = 0
     for turn in range(MOST_ROUNDS):
         ratios = log_density(points) - log_proposal
         power = _temper(ratios)
-        weights = np.exp(power * ratios - logsumexp(power * ratios))
         untempered += power == 1.0
         kept.append((points, ratios))
-        if untempered >= 3:
+        if untempered == ENOUGH:
             break
-        centre = weights @ points
-        apart = points - centre
-        shape = 1.1 * (apart * weights[:, None]).T @ apart + 1e-6 * np.eye(dimensions)
-        proposal = multivariate_t(centre, shape, df=FREEDOM, seed=turn)
-        points = np.reshape(proposal.rvs(SIZE), (SIZE, dimensions))
-        log_proposal = proposal.logpdf(points)
-    best = kept[-2:] if untempered >= 3 else kept[-1:]
-    ratios = np.concatenate([r for _, r in best])
-    return Draws(np.concatenate([p for p, _ in best]), np.exp(ratios - logsumexp(ratios)))
+        points, log_proposal = _propose(points, np.exp(power * ratios - logsumexp(power * ratios)), turn)
+    last = kept[-2:] if untempered == ENOUGH else kept[-1:]
+    ratios = np.concatenate([ratios for _, ratios in last])
+    return Draws(np.concatenate([points for points, _ in last]), np.exp(ratios - logsumexp(ratios)))
+
+
+def _propose(points: np.ndarray, weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a Student t with the mean and covariance of weighted ones, and the logarithm of its density there."""
+    centre = weights @ points
+    apart = points - centre
+    shape = 1.1 * (apart * weights[:, None]).T @ apart + 1e-6 * np.eye(len(centre))
+    proposal = multivariate_t(centre, shape, df=FREEDOM, seed=seed)
+    proposed = np.reshape(proposal.rvs(SIZE), (SIZE, len(centre)))
+    return proposed, np.asarray(proposal.logpdf(proposed))
 
 
 def _temper(ratios: np.ndarray) -> float:

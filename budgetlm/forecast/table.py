@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from budgetlm.errors import DataError
-from budgetlm.forecast.features import Centre
-from budgetlm.forecast.surface import Points, Prior, Surface, fit_surface
+from budgetlm.forecast.coordinates import Centre, Points, Prior
+from budgetlm.forecast.surface import Surface, fit_surface
 
 SCALES = ("params", "tokens")
 NOT_KNOBS = (*SCALES, "loss", "seed")
@@ -144,7 +144,7 @@ class _Encoding:
 
     @staticmethod
     def of(runs: Columns, candidates: Columns) -> "_Encoding":
-        logged, plain, named, curved = [], [], [], dict[str, bool]()
+        logged, plain, named, curved = list[str](), list[str](), list[tuple[str, str]](), dict[str, bool]()
         for name in runs:
             if name in NOT_KNOBS:
                 continue

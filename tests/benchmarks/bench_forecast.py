@@ -9,7 +9,7 @@ that was forecast for them, does the 80 % interval hold it, and are pairs that d
     nearest     the loss of the nearest run known, in logarithms of N, D and knobs
     law         where there is a grid of lr and batch: the configuration nearest to Step Law's (arXiv:2503.04715)
 
-    python -m tests.benchmarks.bench_forecast [--only NAME ...] [--each]
+    python -m tests.benchmarks.bench_forecast [--only NAME ...] [--each] [--alone]
 """
 
 import argparse
@@ -76,18 +76,16 @@ def data_sets() -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def tasks(only: list[str]) -> Iterator[Task]:
-    for name, table in data_sets():
+    for name, every in data_sets():
         if only and not any(part in name for part in only):
             continue
-        table = table.dropna().reset_index(drop=True)
+        table = every.dropna().reset_index(drop=True)
         knobs = [c for c in table if c not in ("params", "tokens", "loss")]
         compute = 6.0 * table.params.astype(float) * table.tokens.astype(float)
         grid = name.startswith("grid")
-        tops = (
-            np.unique(compute.map("{:.3e}".format).astype(float))
-            if grid
-            else compute.max() / np.array([3.0**k for k in range(TARGETS)])
-        )
+        tops = [compute.max() / 3.0**k for k in range(TARGETS)]
+        if grid:  # every cell; N and D are rounded differently here and there
+            tops = sorted(set(compute.map("{:.3e}".format).astype(float)))
         for top, ratio in product(tops, RATIOS):
             near = compute.between(top / (1.002 if grid else 1.25), top * 1.002)
             known = table[compute <= (compute[near].min() if near.any() else 0) / ratio * 1.0001]
@@ -165,7 +163,7 @@ def chinchilla(task: Task) -> np.ndarray:
         off, delta = np.abs(predict(p, scale) - loss), 1e-3
         return float(np.where(off < delta, off**2 / 2, delta * (off - delta / 2)).sum())
 
-    starts = product((-1.0, 0.0, 0.5), (2.0, 6.0, 12.0), (2.0, 6.0, 12.0), (0.2, 0.5))
+    starts = product((-1.0, 0.5), (2.0, 8.0), (2.0, 8.0), (0.2, 0.5))
     fits = [minimize(huber, np.array([e, a, b, x, x]), method="L-BFGS-B") for e, a, b, x in starts]
     found = min(fits, key=lambda f: f.fun)
     return np.exp(predict(found.x, np.log(task.target[["params", "tokens"]].to_numpy(float))))
@@ -187,9 +185,8 @@ def judged(task: Task) -> Iterator[Judged]:
         yield judge("law", task, law(task), None)
     yield judge("proxy", task, proxy(task), None)
     yield judge("nearest", task, nearest(task), nearest(task))
-    if not grid or task.ratio:
-        predicted = chinchilla(task)
-        yield judge("Chinchilla", task, predicted, predicted)
+    predicted = chinchilla(task)
+    yield judge("Chinchilla", task, predicted, predicted)
 
 
 def told(values: list[float | None], form: str = "{:.2f}") -> str:
