@@ -30,7 +30,7 @@ demo: .venv/ready
 	@echo "report:"; $(RUN) -m budgetlm report --study demo
 
 test: .venv/ready
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

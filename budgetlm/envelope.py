@@ -52,7 +52,7 @@ def enveloped(config: StudyConfig, hours: float) -> StudyConfig:
             enough *= 1.05
         raise BudgetExhausted(
             f"{duration(3600 * hours)} are too short for a search and a final: the search may spend a {SEARCH_SHARE:.0%} share, which "
-            f"does not pay for two rungs of at least {config.search.least_rung_seconds:g} s. Give `--hours {enough:.2g}` or more."
+            f"does not pay for two rungs of at least {config.search.least_rung_seconds:g} s. Give `--hours {1.01 * enough:.3g}` or more."
         )
     return dataclasses.replace(config, budget=_shares(hours))
 

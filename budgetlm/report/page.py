@@ -20,7 +20,8 @@ from plotly.offline import get_plotlyjs
 from budgetlm.budget.clock import duration
 from budgetlm.files import write_atomic
 from budgetlm.forecast.choose import Choice, choose
-from budgetlm.forecast.fit import Forecast, fit
+from budgetlm.forecast.fit import Forecast, fit, usable
+from budgetlm.forecast.noise import measured_noise
 from budgetlm.records import CurvePoint, RunRecord, read_curve, read_records
 from budgetlm.report import figures
 
@@ -198,6 +199,9 @@ def _verdict(facts: StudyFacts, records: Sequence[RunRecord], choice: Choice | N
     near = ", ".join(f"trial {n}" for n in choice.within_noise[:8])
     more = f" and {len(choice.within_noise) - 8} more" if len(choice.within_noise) > 8 else ""
     group = f" The forecast cannot tell it from {near}{more}." if near else " No other trial comes within its uncertainty."
+    noise = measured_noise(usable(records))
+    if noise:
+        group += f" Runs that differ in their seed alone differ by {noise.spread:.4f} (standard deviation, {noise.repeats} repeats)."
     default = "It is the default recipe." if choice.trial == 0 else f"The default recipe was {facts.default}."
     return (
         f'<div class="cards">{shown}</div><p><b>Train this:</b> {html.escape(facts.chosen_recipe)}.</p>'

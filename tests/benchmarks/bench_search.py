@@ -1,0 +1,253 @@
+"""Search against search, in real training: what each finds for one target with the same device time, space, trainer and machine.
+
+    budgetlm     its own search: miniatures, forecast, gate
+    hyperband    Optuna's TPE and its Hyperband pruner on truncated proxies: the target's shape for a quarter of its time at most
+    tpe          Optuna's TPE on truncated proxies of an eighth of the target's time, none pruned
+    random       random search on the same proxies
+    default      no search: the default recipe for the search's time and the target's together
+
+A truncated proxy anneals within its own time. Everybody begins with budgetlm's default recipe as first trial, which is kind to the
+others. Afterwards the recipe of each is trained for the target, and measured on a larger part of the validation split. All
+time is processor time of one thread, so that contenders can work side by side and the machine may do something else besides.
+
+    python -m tests.benchmarks.bench_search results.jsonl --seconds 300 --search 2 --seeds 3       # goes on where it ended
+    python -m tests.benchmarks.bench_search results.jsonl --table
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from budgetlm.budget.clock import Meter
+from budgetlm.config import StudyConfig, study_config
+from budgetlm.data.batches import validation_windows
+from budgetlm.passport import take_passport
+from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.recipe.scale import at_target
+from budgetlm.recipe.space import parameters_of, suggest
+from budgetlm.records import CurvePoint, read_records
+from budgetlm.search.plan import Plan, load_plan, make_plan, suited_vocabulary
+from budgetlm.search.study import search
+from budgetlm.train import loop
+from budgetlm.train.calibrate import calibrate
+from budgetlm.train.config import Label, RunConfig
+from budgetlm.train.evaluate import evaluate
+from budgetlm.train.heap import set_heap
+from budgetlm.watch import Watcher
+from tests.benchmarks.bench_ablation import tokens_of
+from tests.benchmarks.bench_learning import ProcessorClock
+from tests.workers.inline import Inline
+
+CONTENDERS = ("budgetlm", "hyperband", "tpe", "random", "default")
+PROXY_SHARE, HYPERBAND_SHARE = 1 / 8, 1 / 4
+"""Of the target's time: a proxy that is never pruned, and the longest one of Hyperband."""
+HYPERBAND_UNITS = 9
+"""Into so many parts Hyperband's longest proxy is divided, each a moment at which it may be pruned; its reduction factor is 3."""
+
+
+class Contest:
+    """What all contenders share."""
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        torch.set_num_threads(1)
+        set_heap("cpu")
+        loop.warm_up()
+        self.seed, self.target, self.budget = seed, options.seconds, options.search * options.seconds
+        self.clock, self.cache = ProcessorClock(), Path(options.cache)
+        passport = take_passport("cpu", self.cache)
+        self.vocabulary = suited_vocabulary(self.target, passport)
+        self.tokens = tokens_of("stdlib", self.vocabulary)
+        self.plan = self.plan_for(self.target)
+        self.trials = 0
+
+    def study(self, target: float, budget: float) -> StudyConfig:
+        return study_config(
+            {
+                "name": "contest",
+                "budget": {"hours": budget / 3600, "target_hours": target / 3600},
+                "data": {"vocab_size": self.vocabulary},
+                "train": {"threads": 1, "device": "cpu"},
+                "search": {"seed": self.seed, "stop_early": False, "least_rung_seconds": min(4.0, self.target / 16)},
+            }
+        )
+
+    def plan_for(self, target: float) -> Plan:
+        """As budgetlm settles it: the space, and what the machine can do. Nobody is charged for it."""
+        passport = take_passport("cpu", self.cache)
+
+        def measure(shapes, optimizers):
+            return calibrate(shapes, passport, optimizers, self.clock, self.cache, budget_seconds=self.budget)
+
+        return make_plan(self.study(target, 16 * target), passport, self.tokens, measure)[0]
+
+    def train(self, config: RunConfig, recipe: Recipe, **options: Any) -> loop.Trained:
+        label = Label(run="contest", kind="rung", trial=0, rung=0, recipe=asdict(recipe), target_seconds=self.target)
+        return loop.train(config, label, self.tokens, Meter(self.clock), **options)
+
+    def truncated(self, recipe: Recipe, seconds: float) -> RunConfig:
+        return replace(at_target(recipe, self.target, self.plan.world, self.seed), seconds=seconds)
+
+    def final(self, recipe: Recipe, plan: Plan, seconds: float) -> tuple[float, int]:
+        """Bits per byte on the whole validation split after training for `seconds`, and the parameters."""
+        trained = self.train(at_target(recipe, seconds, plan.world, seed=1000 + self.seed), recipe)
+        windows = validation_windows(self.tokens.split("validation"), plan.world.context_length, 2**24)
+        return evaluate(trained.network, windows, self.tokens.bytes_V, micro_batch=8), trained.record.parameters
+
+
+def by_budgetlm(contest: Contest) -> Recipe:
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            config = contest.study(contest.target, contest.budget)
+            found = search(config, contest.cache, contest.clock, Watcher(), hire=lambda *_: Inline(contest.clock))
+            assert found.choice
+            plan = load_plan(config.folder)
+            assert plan
+            records = read_records(config.folder)
+            contest.plan, contest.trials = plan.learning(records), len({r.trial for r in records})
+            recipe = next(r.recipe for r in records if r.trial == found.choice.trial)
+        finally:
+            os.chdir(before)
+    return recipe_from(recipe)
+
+
+def by_optuna(sampler: Callable[[int], optuna.samplers.BaseSampler], pruned: bool) -> Callable[[Contest], Recipe]:
+    def find(contest: Contest) -> Recipe:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if pruned:
+            pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=HYPERBAND_UNITS, reduction_factor=3)
+        study = optuna.create_study(study_name="contest", sampler=sampler(contest.seed), pruner=pruner)
+        study.enqueue_trial(parameters_of(contest.plan.default, contest.plan.space))
+        seconds = contest.target * (HYPERBAND_SHARE if pruned else PROXY_SHARE)
+        began, found = contest.clock.now(), {}
+        while (left := contest.budget - (contest.clock.now() - began)) > seconds / 2:
+            trial = study.ask()
+            recipe = suggest(trial, contest.plan.space)
+            found[trial.number] = recipe
+            stop = Pruning(trial, seconds) if pruned else None
+            config = contest.truncated(recipe, min(seconds, left))
+            options = {"on_point": stop.see, "should_stop": stop.pruned} if stop else {}
+            record = contest.train(config, recipe, **options).record
+            if record.bpb is None:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, record.bpb)
+        contest.trials = len(found)
+        return found[study.best_trial.number]
+
+    return find
+
+
+class Pruning:
+    """Tells Optuna the training loss as the curve goes, and asks it whether to go on."""
+
+    def __init__(self, trial: optuna.Trial, seconds: float) -> None:
+        self._trial, self._unit, self._told, self._stop = trial, seconds / HYPERBAND_UNITS, 0, False
+
+    def see(self, point: CurvePoint) -> None:
+        units = int(point.seconds / self._unit)
+        if units > self._told and units < HYPERBAND_UNITS:
+            self._told = units
+            self._trial.report(point.loss, units)
+            self._stop = self._trial.should_prune()
+
+    def pruned(self) -> bool:
+        return self._stop
+
+
+FIND: dict[str, Callable[[Contest], Recipe]] = {
+    "budgetlm": by_budgetlm,
+    "hyperband": by_optuna(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True), pruned=True),
+    "tpe": by_optuna(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True), pruned=False),
+    "random": by_optuna(lambda seed: optuna.samplers.RandomSampler(seed=seed), pruned=False),
+}
+
+
+def compete(contender: str, seed: int, options: argparse.Namespace) -> dict:
+    contest = Contest(options, seed)
+    if contender == "default":
+        seconds = contest.target + contest.budget
+        plan = contest.plan_for(seconds)
+        recipe = plan.default
+        bpb, size = contest.final(recipe, plan, seconds)
+    else:
+        recipe = FIND[contender](contest)
+        bpb, size = contest.final(recipe, contest.plan, contest.target)
+    facts = {"bpb": bpb, "parameters": size, "recipe": asdict(recipe), "trials": contest.trials}
+    return {"contender": contender, "seed": seed, "seconds": options.seconds, "search": options.search, **facts}
+
+
+def table(results: list[dict]) -> None:
+    """Mean and spread of each contender, and how many seeds budgetlm was better in."""
+    groups = sorted({(r["seconds"], r["search"]) for r in results})
+    for seconds, share in groups:
+        own = {r["seed"]: r["bpb"] for r in results if r["contender"] == "budgetlm" and r["seconds"] == seconds}
+        print(f"target {seconds:g} s of one thread, search {share:g} targets; bits per byte of the final")
+        for name in CONTENDERS:
+            rows = [r for r in results if (r["contender"], r["seconds"], r["search"]) == (name, seconds, share) and r["bpb"]]
+            if not rows:
+                continue
+            bpb = [r["bpb"] for r in rows]
+            spread = statistics.stdev(bpb) if len(bpb) > 1 else float("nan")
+            better = sum(own[r["seed"]] < r["bpb"] for r in rows if r["seed"] in own)
+            print(
+                f"  {name:10} {statistics.fmean(bpb):.4f} (sd {spread:.4f}, {min(bpb):.4f} to {max(bpb):.4f}), n = {len(bpb)}; "
+                f"budgetlm better in {better}; {statistics.fmean(r['trials'] for r in rows):.0f} trials"
+            )
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wanted(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """What is not yet measured: all contenders of a seed, then the next seed."""
+    known = {(r["contender"], r["seed"], r["seconds"], r["search"]) for r in read(options.results)}
+    for seed in range(options.seeds):
+        for name in options.contenders:
+            if (name, seed, options.seconds, options.search) not in known:
+                yield name, seed
+
+
+def main() -> None:
+    """Compete, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="?", type=Path, default=Path(tempfile.gettempdir()) / "bench_search.jsonl")
+    parser.add_argument("--seconds", type=float, default=60.0, help="processor time of the target")
+    parser.add_argument("--search", type=float, default=2.0, help="time of a search, in targets")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "bench_search_cache"))
+    parser.add_argument("--table", action="store_true", help="print what is there")
+    options = parser.parse_args()
+    if not options.table:
+        todo = list(wanted(options))
+        tokens_of("stdlib", 4096)
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+            runs = [pool.submit(compete, name, seed, options) for name, seed in todo]
+            for done in as_completed(runs):
+                with contextlib.suppress(KeyboardInterrupt), options.results.open("a") as file:
+                    row = done.result()
+                    file.write(json.dumps(row) + "\n")
+                    print(f"{row['contender']} {row['seed']}: {row['bpb']}", file=sys.stderr, flush=True)
+    table(read(options.results))
+
+
+if __name__ == "__main__":
+    main()
