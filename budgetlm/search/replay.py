@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from budgetlm.errors import ConfigError
-from budgetlm.search.engines.policy import search_table
+from budgetlm.search.engines.policy import Judge, search_table
 from budgetlm.search.engines.table import Table, Target, open_table
 
 
@@ -95,13 +95,19 @@ def check(budget: float, seeds: int) -> None:
 
 
 def replay_rows(
-    table: Table, losses: np.ndarray, budget: float, seeds: Sequence[int], sampler: str = "tpe", prior: str | None = None
+    table: Table,
+    losses: np.ndarray,
+    budget: float,
+    seeds: Sequence[int],
+    sampler: str = "tpe",
+    prior: str | None = None,
+    judge: Judge = "surface",
 ) -> TableReplay:
     """The same on a table that is read already."""
     best = float(losses[table.choices].min())
     searches = []
     for seed in seeds:
-        found = search_table(table, losses, budget, seed, sampler, prior)
+        found = search_table(table, losses, budget, seed, sampler, prior, judge)
         loss = float(losses[found.row])
         regret = 100 * (loss / best - 1)
         told = table.told(found.row)

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from budgetlm.forecast.table import STEP_LAW
-from budgetlm.search.engines.policy import search_table
+from budgetlm.search.engines.policy import Judge, search_table
 from budgetlm.search.engines.table import Purse, Table, Target, make_table
 from budgetlm.search.sampler import SAMPLERS
 
@@ -165,10 +165,10 @@ def law(task: Task, _budget: float, _seed: int) -> int:
     return int(table.choices[((table.knobs.values[table.choices] - best) ** 2).sum(axis=1).argmin()])
 
 
-def ours(sampler: str, prior: str | None = None) -> Callable[[Task, float, int], int]:
+def ours(sampler: str, prior: str | None = None, judge: Judge = "surface") -> Callable[[Task, float, int], int]:
     def search(task: Task, budget: float, seed: int) -> int:
         table, losses = task.lawful if prior and task.lawful else (task.table, task.losses)
-        return search_table(table, losses, budget, seed, sampler, prior).row
+        return search_table(table, losses, budget, seed, sampler, prior, judge).row
 
     return search
 
@@ -194,6 +194,7 @@ def main() -> None:
     given = options.parse_args()
     policies: dict[str, Callable[[Task, float, int], int]] = {f"budgetlm, {s}": ours(s) for s in given.samplers}
     policies |= {f"budgetlm, {s}, --prior steplaw": ours(s, "steplaw") for s in given.samplers[:1]}
+    policies |= {f"budgetlm, {s}, chosen by the bowl": ours(s, judge="bowl") for s in given.samplers}
     if not given.alone:
         policies |= {
             "proxies": proxies(1 / 30),

@@ -47,7 +47,7 @@ def csv(runs, tmp_path):
 
 def test_regret_falls_with_the_budget_and_beats_chance(runs):
     table, losses = make_table(runs, TARGET)
-    little, much = (replay_rows(table, losses, budget, range(5), "random") for budget in (0.02, 0.5))
+    little, much = (replay_rows(table, losses, budget, range(5), "random", judge="bowl") for budget in (0.02, 0.5))
     at_target = losses[table.choices]
     chance = 100 * (np.median(at_target) / at_target.min() - 1)
     assert much.mean < 0.3 * little.mean
@@ -58,7 +58,7 @@ def test_regret_falls_with_the_budget_and_beats_chance(runs):
 def test_the_budget_is_never_overspent_and_what_is_reported_is_what_was_spent(runs):
     table, losses = make_table(runs, TARGET)
     for budget in (0.01, 0.1):
-        for search in replay_rows(table, losses, budget, range(3), "random").searches:
+        for search in replay_rows(table, losses, budget, range(3), "random", judge="bowl").searches:
             assert 0 < search.spent <= budget
             assert sum(float(cost) * n for cost, n in search.by_cost.items()) == pytest.approx(search.spent, rel=0.01)
             assert sum(search.by_cost.values()) == search.trials
@@ -73,18 +73,25 @@ def test_no_loss_is_read_that_was_not_paid_for_nor_any_of_the_target_or_above(ru
 
     read: set[int] = set()
     table, losses = make_table(runs, TARGET)
-    found = search_table(table, losses.view(Watched), 0.2, seed=0, sampler="random")
+    found = search_table(table, losses.view(Watched), 0.05, seed=0, sampler="random")
     assert read == set(found.bought)
     assert not read & set(table.choices.tolist())
     assert table.cost[sorted(read)].max() < 1
     poisoned = np.full(len(losses), np.nan)
     poisoned[sorted(read)] = losses[sorted(read)]
-    assert search_table(table, poisoned, 0.2, seed=0, sampler="random") == found
+    assert search_table(table, poisoned, 0.05, seed=0, sampler="random") == found
+
+
+def test_the_response_surface_chooses_as_well_as_the_bowl(runs):
+    table, losses = make_table(runs, TARGET)
+    surface, bowl = (replay_rows(table, losses, 0.1, range(1), "random", judge=judge) for judge in ("surface", "bowl"))
+    assert surface.mean < 0.5
+    assert [s.by_cost for s in surface.searches] == [s.by_cost for s in bowl.searches]
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_one_another(runs):
     table, losses = make_table(runs, TARGET)
-    again = [search_table(table, losses, 0.1, seed, "tpe") for seed in (1, 1, 2)]
+    again = [search_table(table, losses, 0.1, seed, "tpe", judge="bowl") for seed in (1, 1, 2)]
     assert again[0] == again[1]
     assert again[0].bought != again[2].bought
 
@@ -92,7 +99,7 @@ def test_the_same_seed_gives_the_same_answer_and_another_one_another(runs):
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "cmaes"])
 def test_every_sampler_searches(runs, name):
     table, losses = make_table(runs, TARGET)
-    found = search_table(table, losses, 0.05, 0, name)
+    found = search_table(table, losses, 0.05, 0, name, judge="bowl")
     assert found.row in table.choices
     assert found.trials >= 8
 
@@ -110,7 +117,7 @@ def test_a_believed_law_decides_where_runs_cannot(runs):
     off += (np.log(lawful["batch_tokens"]) + 0.556 - 0.571 * d) ** 2
     lawful["loss"] = 3 * np.exp(0.005 * off)
     table, losses = make_table(lawful, TARGET, prior="steplaw")
-    assert replay_rows(table, losses, 0.01, range(3), "random", "steplaw").mean < 0.1
+    assert replay_rows(table, losses, 0.01, range(3), "random", "steplaw", "bowl").mean < 0.1
 
 
 def test_text_and_compute_can_be_searched_too():
@@ -124,7 +131,7 @@ def test_text_and_compute_can_be_searched_too():
     tokens = np.sqrt(flops * ratio / 6)
     columns = {"params": flops / 6 / tokens, "tokens": tokens, "optimizer": kind, "loss": loss}
     table, losses = make_table(columns, Target(flops=1e21))
-    found = replay_rows(table, losses, 0.5, range(3), "random")
+    found = replay_rows(table, losses, 0.5, range(3), "random", judge="bowl")
     assert found.mean < 1.0
     assert {s.chosen["optimizer"] for s in found.searches} == {"muon"}
 
@@ -184,7 +191,7 @@ def test_other_mistakes_are_told(csv, runs):
 
 
 def test_the_command_prints_json_and_words(csv, monkeypatch, capsys):
-    command = ["budgetlm", "replay", str(csv), "--target", "params=2.56e8,tokens=1.6e10", "--budget", "0.1", "--seeds", "2"]
+    command = ["budgetlm", "replay", str(csv), "--target", "params=2.56e8,tokens=1.6e10", "--budget", "0.02", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", [*command, "--sampler", "qmc", "--json"])
     with pytest.raises(SystemExit):
         main()

@@ -1,16 +1,21 @@
-"""One search on a table of finished runs: Optuna proposes, the ladder says where, the bowl says what it is worth at the target."""
+"""One search on a table of finished runs: Optuna proposes, the ladder says where, the bowl says what it is worth at the target.
+
+The bowl follows every run, because a fit takes milliseconds; the choice at the end is the response surface's (`forecast/table.py`),
+which takes a second or two and knows more.
+"""
 
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from budgetlm.forecast.bowl import Bowl, Frame, fit_bowl
+from budgetlm.forecast.table import fit_columns
 from budgetlm.search.engines.table import Purse, Table, too_little
 from budgetlm.search.sampler import make_sampler
 
@@ -20,6 +25,10 @@ DEAREST, CHEAPEST = 1 / 12, 1 / 400
 """Shares of the target's cost between which scales are climbed: dearer ones buy too few runs, cheaper ones are too far away."""
 FEWEST_SCALES = 3
 """So many scales where there are as many: with fewer a drift cannot be told from the optimum itself."""
+FEWEST_RUNS = 8
+"""Below so many the bowl chooses: its prior is the middle of what may be chosen, the response surface has none."""
+DRAWS = 1000
+"""Of the response surface, whose mean decides."""
 OTHER = 2.0
 """How far apart two values of a text knob count, in spreads of the others."""
 
@@ -39,8 +48,17 @@ class Outcome:
     """Rows of the table that were paid for, in their order."""
 
 
+Judge = Literal["surface", "bowl"]
+
+
 def search_table(
-    table: Table, losses: np.ndarray, budget: float, seed: int, sampler: str = "tpe", prior: str | None = None
+    table: Table,
+    losses: np.ndarray,
+    budget: float,
+    seed: int,
+    sampler: str = "tpe",
+    prior: str | None = None,
+    judge: Judge = "surface",
 ) -> Outcome:
     """Search until the budget is spent, and choose among the target's rows.
 
@@ -51,6 +69,7 @@ def search_table(
         seed: the same one gives the same outcome.
         sampler: a name that `make_sampler` knows.
         prior: `steplaw`, or None.
+        judge: whose least expected loss is chosen.
 
     Raises:
         BudgetExhausted: it pays for no run.
@@ -72,10 +91,22 @@ def search_table(
             study.tell(trial, float(bowl.at_target(wanted[None])[0]))
     if bowl is None:
         raise too_little(table, budget)
-    chosen = table.choices[bowl.at_target(table.knobs.values[table.choices]).argmin()]
+    enough = judge == "surface" and len(purse.bought) >= FEWEST_RUNS
+    expected = surface_says(table, purse, prior) if enough else bowl.at_target(table.knobs.values[table.choices])
+    chosen = table.choices[expected.argmin()]
     costs = Counter(f"{table.cost[row]:.3g}" for row in purse.bought)
     by_cost = {cost: costs[cost] for cost in sorted(costs, key=float, reverse=True)}
     return Outcome(int(chosen), len(purse.bought), budget - purse.left, by_cost, tuple(purse.bought))
+
+
+def surface_says(table: Table, purse: Purse, prior: str | None) -> np.ndarray:
+    """Expected loss of the target's rows, (choices,), by the response surface of what was bought."""
+    rows = np.array(purse.bought)
+    runs = {name: column[rows] for name, column in table.columns.items()} | {"loss": np.array(purse.seen)}
+    candidates = {name: column[table.choices] for name, column in table.columns.items()}
+    surface, points, _ = fit_columns(runs, candidates, prior)
+    expected: np.ndarray = surface.sample(points, DRAWS)[0].mean(axis=0)
+    return expected
 
 
 class Ladder:
