@@ -101,7 +101,7 @@ def replay_rows(
     seeds: Sequence[int],
     sampler: str = "tpe",
     prior: str | None = None,
-    judge: Judge = "surface",
+    judge: Judge = "both",
 ) -> TableReplay:
     """The same on a table that is read already."""
     best = float(losses[table.choices].min())

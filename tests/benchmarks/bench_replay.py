@@ -7,6 +7,7 @@ loss above the best of them, in %. Intervals are bootstrapped over searches (95 
     proxy top  the same at about 1/10
     halving    successive halving: a third of the configurations goes on to the next dearer scale, from the cheapest; the best one unchanged
     middle     the configuration in the middle of what may be chosen, nothing spent
+    ... alone  ours, but the bowl or the response surface alone chooses among the target's rows
     law        Step Law (arXiv:2503.04715), nothing spent; it was fitted to runs like these
 
     python -m tests.benchmarks.bench_replay [--seeds 30] [--samplers tpe gp cmaes qmc random] [--only NAME ...] [--alone]
@@ -165,7 +166,7 @@ def law(task: Task, _budget: float, _seed: int) -> int:
     return int(table.choices[((table.knobs.values[table.choices] - best) ** 2).sum(axis=1).argmin()])
 
 
-def ours(sampler: str, prior: str | None = None, judge: Judge = "surface") -> Callable[[Task, float, int], int]:
+def ours(sampler: str, prior: str | None = None, judge: Judge = "both") -> Callable[[Task, float, int], int]:
     def search(task: Task, budget: float, seed: int) -> int:
         table, losses = task.lawful if prior and task.lawful else (task.table, task.losses)
         return search_table(table, losses, budget, seed, sampler, prior, judge).row
@@ -194,7 +195,8 @@ def main() -> None:
     given = options.parse_args()
     policies: dict[str, Callable[[Task, float, int], int]] = {f"budgetlm, {s}": ours(s) for s in given.samplers}
     policies |= {f"budgetlm, {s}, --prior steplaw": ours(s, "steplaw") for s in given.samplers[:1]}
-    policies |= {f"budgetlm, {s}, chosen by the bowl": ours(s, judge="bowl") for s in given.samplers}
+    alone: tuple[Judge, ...] = ("bowl", "surface")
+    policies |= {f"budgetlm, {given.samplers[0]}, {j} alone": ours(given.samplers[0], judge=j) for j in alone}
     if not given.alone:
         policies |= {
             "proxies": proxies(1 / 30),

@@ -1,7 +1,7 @@
 """One search on a table of finished runs: Optuna proposes, the ladder says where, the bowl says what it is worth at the target.
 
-The bowl follows every run, because a fit takes milliseconds; the choice at the end is the response surface's (`forecast/table.py`),
-which takes a second or two and knows more.
+The bowl follows every run, because a fit takes milliseconds. The choice at the end has the least mean of what the bowl and the response
+surface (`forecast/table.py`, a second or two) expect: where scales are many the surface is the better one, where they are few the bowl is.
 """
 
 import warnings
@@ -48,7 +48,7 @@ class Outcome:
     """Rows of the table that were paid for, in their order."""
 
 
-Judge = Literal["surface", "bowl"]
+Judge = Literal["both", "surface", "bowl"]
 
 
 def search_table(
@@ -58,7 +58,7 @@ def search_table(
     seed: int,
     sampler: str = "tpe",
     prior: str | None = None,
-    judge: Judge = "surface",
+    judge: Judge = "both",
 ) -> Outcome:
     """Search until the budget is spent, and choose among the target's rows.
 
@@ -91,8 +91,10 @@ def search_table(
             study.tell(trial, float(bowl.at_target(wanted[None])[0]))
     if bowl is None:
         raise too_little(table, budget)
-    enough = judge == "surface" and len(purse.bought) >= FEWEST_RUNS
-    expected = surface_says(table, purse, prior) if enough else bowl.at_target(table.knobs.values[table.choices])
+    expected = bowl.at_target(table.knobs.values[table.choices])
+    if judge != "bowl" and len(purse.bought) >= FEWEST_RUNS:
+        wide = surface_says(table, purse, prior)
+        expected = wide + expected if judge == "both" else wide
     chosen = table.choices[expected.argmin()]
     costs = Counter(f"{table.cost[row]:.3g}" for row in purse.bought)
     by_cost = {cost: costs[cost] for cost in sorted(costs, key=float, reverse=True)}
@@ -100,12 +102,12 @@ def search_table(
 
 
 def surface_says(table: Table, purse: Purse, prior: str | None) -> np.ndarray:
-    """Expected loss of the target's rows, (choices,), by the response surface of what was bought."""
+    """Expected log loss of the target's rows, (choices,), by the response surface of what was bought."""
     rows = np.array(purse.bought)
     runs = {name: column[rows] for name, column in table.columns.items()} | {"loss": np.array(purse.seen)}
     candidates = {name: column[table.choices] for name, column in table.columns.items()}
     surface, points, _ = fit_columns(runs, candidates, prior)
-    expected: np.ndarray = surface.sample(points, DRAWS)[0].mean(axis=0)
+    expected: np.ndarray = np.log(surface.sample(points, DRAWS)[0].mean(axis=0))
     return expected
 
 
