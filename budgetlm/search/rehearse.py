@@ -7,39 +7,26 @@ memory, and which run is still paid for.
 
 import math
 import random
-import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import optuna
-
-from budgetlm.budget.clock import ManualClock
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database
 from budgetlm.config import StudyConfig
 from budgetlm.data.tokens import Tokens
 from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed
-from budgetlm.records import RunRecord, curve_path
+from budgetlm.records import RunRecord
+from budgetlm.search.engines.simulated import simulate
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan, guessed_calibration, make_plan
-from budgetlm.search.scheduler import Scheduler, Site
-from budgetlm.search.trials import Trials
-from budgetlm.studies import DATABASE
 from budgetlm.train.checkpoint import KEEP
 from budgetlm.train.config import as_dict
-from budgetlm.watch import Watcher
-from budgetlm.workers.job import Ended, Event, Job, Spent
 
 FLOOR, DECAY = 0.5, 0.2
 """The imagined law: bits per byte = FLOOR + exp(level - DECAY · log(seconds / target))."""
 LEVELS = (0.1, 0.15)
 """Mean and spread of the imagined recipes' levels; the default one's is 0."""
-BETWEEN_SECONDS = 0.15
-"""What a run's process and the asking and telling around it take (`python -m tests.benchmarks.bench_share` measures it)."""
 CALIBRATION_SECONDS = 8.0
 
 
@@ -102,17 +89,9 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
     Args:
         places: devices that are used at once.
     """
-    with tempfile.TemporaryDirectory(prefix="budgetlm-plan-") as name:
-        folder = Path(name)
-        curve_path(folder, "none").parent.mkdir()
-        clock, ledger = ManualClock(), Ledger(open_database(folder / DATABASE, durable=False))
-        ledger.set_budget(SEARCH, max(0.0, config.budget.seconds - CALIBRATION_SECONDS))
-        site = Site(folder, plan, tokens, ledger, clock, Watcher(), lambda: False, config.search.seed, 0)
-        trials = Trials(optuna.storages.InMemoryStorage(), config.name, plan.space, config.search.seed)
-        workers = Simulated(clock, places, lambda job: imagine(job, plan.world))
-        scheduler = Scheduler(site, trials, workers)
-        scheduler.run()
-        records = site.records()
+    seconds = max(0.0, config.budget.seconds - CALIBRATION_SECONDS)
+    simulation = simulate(plan, tokens, seconds, lambda job: imagine(job, plan.world), config.search.seed, places)
+    records = simulation.records
     runs, world = Counter(r.rung for r in records), plan.world
     stages = [stage(plan.default, seconds, plan, runs[k]) for k, seconds in enumerate(plan.rungs)]
     final = stage(plan.default, plan.target_seconds, plan, 1)
@@ -122,7 +101,7 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
         search_hours=config.budget.hours,
         target_hours=config.budget.target_hours,
         trials=len({r.trial for r in records}),
-        refused=trials.infeasible(),
+        refused=simulation.refused,
         rungs=stages,
         final=final,
         epochs=final.tokens / world.train_tokens,
@@ -181,38 +160,3 @@ def imagine(job: RungJob, world: World) -> RunRecord:
         tokens_per_second=speed,
         bpb=FLOOR + math.exp(level - DECAY * math.log(config.seconds / label.target_seconds)),
     )
-
-
-class Simulated:
-    """Workers that take nobody's time: a job ends when its device-seconds have passed on a clock moved by hand."""
-
-    def __init__(self, clock: ManualClock, places: int, outcome: Callable[[RungJob], RunRecord]) -> None:
-        self.places = places
-        self._clock, self._outcome = clock, outcome
-        self._ends: dict[int, tuple[float, RungJob]] = {}
-
-    def start(self, place: int, job: Job, most_seconds: float) -> None:
-        """Take a job; it will last `most_seconds`."""
-        assert isinstance(job, RungJob)
-        self._ends[place] = (self._clock.now() + most_seconds + BETWEEN_SECONDS, job)
-
-    def wait(self, seconds: float) -> list[tuple[int, Event]]:  # noqa: ARG002
-        """Let time pass until the next job ends."""
-        if not self._ends:
-            return []
-        place = min(self._ends, key=lambda p: self._ends[p][0])
-        end, job = self._ends.pop(place)
-        self._clock.move(max(0.0, end - self._clock.now()))
-        return [(place, Spent({"train": job.config.seconds})), (place, Ended(self._outcome(job)))]
-
-    def stop(self) -> None:
-        """Nothing has to be saved."""
-
-    def kill(self, place: int | None = None, why: str = "") -> None:  # noqa: ARG002
-        """Drop what was taken."""
-        for at in [at for at in self._ends if place in (at, None)]:
-            del self._ends[at]
-
-    def close(self) -> None:
-        """Nothing is left running."""
-        self._ends.clear()

@@ -1,4 +1,4 @@
-"""The sampler of a study: Optuna's TPE on an excerpt of the history, so that asking stays cheap however long the study is.
+"""The sampler of a study: by default Optuna's TPE on an excerpt of the history, so that asking stays cheap however long the study is.
 
 TPE draws candidates from a density over the good trials, l(x), and takes the one with the largest l(x)/g(x), where g is the
 density over all others (Watanabe 2023, arXiv:2304.11127). Optuna calls at most 25 trials good, so in a long study nearly all
@@ -8,6 +8,7 @@ would be, and g is estimated from fewer points of the same distribution. Up to `
 
 import warnings
 from collections.abc import Container, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from operator import attrgetter
 from typing import Any
@@ -16,22 +17,53 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from budgetlm.errors import ConfigError
+
 EXCERPT = 600
 """Finished trials that TPE sees: enough that it takes `GOOD` of them as good, as of any longer history (a tenth, at most 25)."""
 GOOD = 25
 """Most trials that Optuna's TPE takes as good."""
 
 
-def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler for a study that minimises: multivariate TPE, whose cost for each trial is bounded.
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
+"""Names that `make_sampler` knows, all of them Optuna's own."""
+STARTING = 8
+"""Trials that the Gaussian process and CMA-ES take from elsewhere before they begin."""
 
+
+def make_sampler(seed: int, name: str = "tpe") -> optuna.samplers.BaseSampler:
+    """The sampler for a study that minimises.
+
+    `tpe` is multivariate TPE, whose cost for each trial is bounded; `gp` a Gaussian process; `cmaes` CMA-ES; `qmc` a scrambled
+    Sobol sequence, which learns nothing; `random` neither.
     Recipes that broke a constraint (`Trial.set_constraint`) and those that other workers are running are treated as by TPE itself.
 
     Args:
         seed: of its random numbers; the same history and the same seed give the same recipe.
+        name: one of `SAMPLERS`.
+
+    Raises:
+        ConfigError: there is no such sampler, or what it needs is not installed.
     """
+    samplers = optuna.samplers
+    if name not in SAMPLERS:
+        raise ConfigError(f"there is no sampler {name!r}. Use {', '.join(SAMPLERS)}.")
+    if name == "cmaes" and not find_spec("cmaes"):
+        raise ConfigError(
+            "the sampler 'cmaes' needs a package that is not installed: `pip install cmaes`, or use another one."
+        )
     with warnings.catch_warnings():  # "experimental" for years, and what the documentation recommends
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=STARTING)
+        if name == "cmaes":
+            return samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTING, warn_independent_sampling=False)
+        if name == "qmc":
+            return samplers.QMCSampler(
+                seed=seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False
+            )
+        if name == "random":
+            return samplers.RandomSampler(seed=seed)
         return _ExcerptTPE(seed=seed, multivariate=True, group=True)
 
 

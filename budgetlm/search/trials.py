@@ -34,14 +34,17 @@ class Trials:
         name: of the study.
         space: what recipes are sampled from.
         seed: decides what is sampled.
+        sampler: a name that `make_sampler` knows.
     """
 
-    def __init__(self, storage: optuna.storages.BaseStorage, name: str, space: Space, seed: int) -> None:
+    def __init__(
+        self, storage: optuna.storages.BaseStorage, name: str, space: Space, seed: int, sampler: str = "tpe"
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
         self._space = space
         # A continued search must not draw the same random numbers again, so the seed moves with the trials.
-        self._study.sampler = make_sampler(seed * 100_003 + len(self._study.get_trials(deepcopy=False)))
+        self._study.sampler = make_sampler(seed * 100_003 + len(self._study.get_trials(deepcopy=False)), sampler)
         self._asked: dict[int, optuna.Trial] = {}
 
     def begin_with(self, recipe: Recipe) -> None:
