@@ -46,6 +46,8 @@ LEVEL_SPREADS = (0.05, 0.15, 0.4)
 PRIOR_SLOPES, PRIOR_CURVES, PRIOR_DRIFTS = 0.03, 0.02, 0.0075
 """Spreads of the surface's coefficients for a trait one of its own spreads from the mean: what the level changes by, its square, and
 what the exponent changes by."""
+PRIOR_BOWL = 0.02
+"""Expected coefficient of a trait's square: the space lies about what is known to be sensible, so its edges are expected to be worse."""
 EXPONENT_SPREADS = (0.01, 0.03, 0.08)
 """Candidates for how much recipes differ in their exponent."""
 MISFIT = 0.03
@@ -180,6 +182,7 @@ def _surface(recipes: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarr
         PRIOR_BEND[1],
     ]
     mean = np.zeros(len(spread))
+    mean[1 + slopes : 1 + slopes + curves] = PRIOR_BOWL
     mean[level.shape[1]], mean[-1] = PRIOR_EXPONENT[0], PRIOR_BEND[0]
     return effects, np.stack([mean, np.array(spread) ** -2.0])
 

@@ -25,7 +25,8 @@ TOKENS_PER_PARAMETER = 20.0
 """Of the default recipe, the embedding apart (Hoffmann et al. 2022, arXiv:2203.15556). In tiny models the head is most of what
 computes, and counted with it they came out too small: 13 a parameter of the blocks, 4 with the head, were best (docs/LOG.md)."""
 MOST_DEFAULT_LR = 0.02
-"""Step Law was fitted from 60 M parameters up; carried down to 0.1 M it asks for about three times the best rate (docs/LOG.md)."""
+"""Step Law was fitted from 60 M parameters up; carried down to 0.1 M it asks for more than the best rate, which was 0.02 to 0.03 there
+(docs/LOG.md)."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "schedule": SHAPES,
     "cooldown_shape": COOLDOWN_SHAPES,

@@ -125,7 +125,7 @@ def shared_rows(recipes):
     level = [one, lr, lr**2 - 1, nothing, nothing, nothing]
     exponent = [nothing, nothing, nothing, one, lr, nothing]
     bend = [nothing] * 5 + [one]
-    means = [0, 0, 0, model.PRIOR_EXPONENT[0], 0, model.PRIOR_BEND[0]]
+    means = [0, 0, model.PRIOR_BOWL, model.PRIOR_EXPONENT[0], 0, model.PRIOR_BEND[0]]
     widths = [1e3, model.PRIOR_SLOPES, model.PRIOR_CURVES, model.PRIOR_EXPONENT[1], model.PRIOR_DRIFTS, model.PRIOR_BEND[1]]
     return np.array([np.array(part).T for part in (level, exponent, bend)]), np.array([means, widths])
 
