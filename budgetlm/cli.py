@@ -262,7 +262,7 @@ def replay(
     prior: Annotated[str | None, typer.Option(help="`steplaw`: believe a published law of the best lr and batch.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay searches in seconds, on recorded or modelled losses, and show what their choices lost.
+    """Replay searches on recorded or modelled losses, in seconds.
 
     On a table a run costs 6 x params x tokens, and only runs cheaper than the target's are seen. On a study its own search runs on a
     simulated clock, with losses modelled from its runs.
