@@ -101,6 +101,8 @@ def search(
         result = run_search(config, cache_folder(), Clock(), watcher)
     finally:
         watcher.close()
+    from budgetlm.forecast.worth import SAVED
+
     name = config.name
     if result.exit_code:
         print(f"budgetlm: study {name!r} is interrupted and settled; the same command goes on.", file=sys.stderr)
@@ -109,6 +111,8 @@ def search(
         typer.echo(f"study {name}: nothing left to do; {result.stopped_because}. Raise --hours to go on.")
     else:
         typer.echo(f"study {name}: {result.new_runs} runs; {result.stopped_because}.")
+        if result.stopped_because.endswith(SAVED):
+            typer.echo(f"saved: {result.saved_seconds:.0f} of {config.budget.seconds:.0f} device-seconds")
     if result.choice:
         typer.echo(f"chosen: trial {result.choice.trial}, {result.choice.why}.")
         typer.echo(f"recipe: {result.recipe}")
@@ -368,9 +372,9 @@ def run(
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
 ) -> None:
-    """Search, train the final and write the report within one budget; run it again to go on.
+    """Search, train the final and report within one budget.
 
-    The search gets a quarter at most, and ends when another run is worth less than its seconds are to the final.
+    Run it again to go on. The search gets a quarter at most, and ends when another run is worth less than its seconds are to the final.
 
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """

@@ -13,6 +13,7 @@ from budgetlm.config import STUDIES, STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.errors import StudyError
 from budgetlm.files import checked_name, read_json
 from budgetlm.forecast.choose import Choice, choose
+from budgetlm.forecast.worth import SAVED
 from budgetlm.passport import Passport
 from budgetlm.records import RunRecord, read_records
 
@@ -28,7 +29,7 @@ class StudyStatus:
 
     name: str
     state: str
-    """`new`, `searching`, `stopped` (budget is left) or `spent`."""
+    """`new`, `searching`, `stopped` (budget is left), `done` (likewise, but not worth spending) or `spent`."""
     trials: int
     best_forecast_bpb: float | None
     final_bpb: float | None
@@ -170,6 +171,8 @@ def _state(name: str, folder: Path) -> str:
     if not (folder / DATABASE).exists() or not (folder / PLAN).exists():
         return "new"
     balance = ledger_of(name).balance(SEARCH)
+    if balance.stopped_because.endswith(SAVED):
+        return "done"
     return "spent" if balance.stopped_because.startswith("the budget is spent") else "stopped"
 
 

@@ -44,7 +44,7 @@ def test_what_the_search_does_not_earn_goes_to_the_final(tiny_study, cache, cloc
     all_of_it, less = run(eager, cache, clock), run(careful, cache, clock)
     assert less.search_seconds < all_of_it.search_seconds
     assert less.final_seconds > all_of_it.final_seconds
-    assert "of the budget are saved" in less.stopped_because
+    assert "the rest of the budget is saved" in less.stopped_because
 
 
 def test_an_envelope_that_is_too_small_says_how_much_would_do(tiny_study):

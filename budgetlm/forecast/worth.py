@@ -8,6 +8,8 @@ from scipy.special import ndtr
 
 from budgetlm.forecast.fit import PRIOR_EXPONENT, Forecast
 
+SAVED = "the rest of the budget is saved"
+"""How the reason ends why a search ended before its budget did."""
 RECENT_SHARE = 0.5
 """Of the trials, the newest that say what the next one will be like: a sampler learns."""
 LEAST_RECENT = 8

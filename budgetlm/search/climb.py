@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from budgetlm.budget.clock import duration
 from budgetlm.forecast.choose import finalists, highest_rungs
 from budgetlm.forecast.fit import Forecast
-from budgetlm.forecast.worth import gain_of_a_trial, gain_of_seconds, improvement
+from budgetlm.forecast.worth import SAVED, gain_of_a_trial, gain_of_seconds, improvement
 from budgetlm.records import RunRecord
 
 GATE_SHARE = 0.25
@@ -147,16 +146,15 @@ def _gate(now: Standing) -> Wish | Enough:
     leader = min(final, key=lambda n: now.forecasts[n].mean)
     doubts = {n: improvement(now.forecasts[n], now.forecasts[leader]) for n in now.forecasts if n != leader}
     doubts = {n: d for n, d in doubts.items() if d.probability >= LEAST_DOUBT and (n, now.top) not in now.broken()}
-    saved = f"{duration(now.remaining_seconds)} of the budget are saved"
     runs = _runs(now)
     for challenger in sorted(doubts, key=lambda n: -doubts[n].expected):
         price = gain_of_seconds(now.forecasts[leader], now.cost(now.top), now.target_seconds)
         if now.stops_early and doubts[challenger].expected < price:
-            return Enough(f"another run is expected to gain less than its seconds would gain in the final; {saved}")
+            return Enough(f"another run is expected to gain less than its seconds would gain in the final; {SAVED}")
         for trial in sorted((challenger, leader), key=lambda n: runs[n, now.top]):
             if _free(trial, now):
                 return Wish(trial, now.top, runs[trial, now.top], "gate")
-    return Enough(f"no other trial is likely enough to be better than trial {leader}; {saved}")
+    return Enough(f"no other trial is likely enough to be better than trial {leader}; {SAVED}")
 
 
 def _spent(now: Standing, rung: int) -> Enough:

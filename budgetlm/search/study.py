@@ -61,6 +61,8 @@ class SearchResult:
     recipe: str
     """The chosen recipe, in words."""
     new_runs: int
+    saved_seconds: float
+    """Device-seconds of the budget that are left."""
 
 
 def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire | None = None) -> SearchResult:
@@ -213,7 +215,8 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     records = site.records()
     choice = choose(records, plan.target_seconds, site.forecasts())
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
-    return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs)
+    left = ledger.balance().remaining_seconds
+    return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)
 
 
 def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool]) -> Workers:
