@@ -21,6 +21,8 @@ GATE_SHARE = 0.25
 """Of the search's budget, what is kept back for the gate."""
 LEAST_TRIALS = 12
 """Before so many trials have ended, too little is known of what another one is worth."""
+MOST_REPEATS = 3
+"""The gate repeats no trial more often: by then a run's own noise is no longer what leaves the choice open."""
 NOISE_SHARE = 0.03
 """Of the search's budget, the most that one repeat of the incumbent on a lower rung may take."""
 LEAST_DOUBT = 0.05
@@ -43,6 +45,8 @@ class Standing:
     """Rung that a trial is on just now."""
     closed: frozenset[int] = frozenset()
     """Trials whose next step is settled already."""
+    seed: int = 0
+    """Of the runs that are no repeats."""
     stops_early: bool = True
     """Whether the search ends when going on is worth less than its seconds."""
     margin_seconds: float = 0.0
@@ -128,7 +132,7 @@ def _worth_another_trial(now: Standing) -> bool:
     ended = len(now.forecasts)
     if not now.stops_early or ended < LEAST_TRIALS or len(finalists(now.records, now.forecasts)) < 2:
         return True
-    spent = sum(r.seconds for r in now.records if r.kind == "rung") / ended
+    spent = sum(r.seconds for r in now.records if r.kind == "rung" and r.seed == now.seed) / ended
     best = min(now.forecasts.values(), key=lambda f: f.mean)
     return gain_of_a_trial(now.forecasts) > gain_of_seconds(best, spent, now.target_seconds)
 
@@ -142,6 +146,8 @@ def _gate(now: Standing) -> Wish | Enough:
         return _spent(now, 0)
     if now.cost(now.top) > now.remaining_seconds:
         return _spent(now, now.top)
+    if not _gate_pays(now):
+        return Enough(f"the gate has had its share; {SAVED}")
     final = finalists(now.records, now.forecasts)
     leader = min(final, key=lambda n: now.forecasts[n].mean)
     doubts = {n: improvement(now.forecasts[n], now.forecasts[leader]) for n in now.forecasts if n != leader}
@@ -152,9 +158,15 @@ def _gate(now: Standing) -> Wish | Enough:
         if now.stops_early and doubts[challenger].expected < price:
             return Enough(f"another run is expected to gain less than its seconds would gain in the final; {SAVED}")
         for trial in sorted((challenger, leader), key=lambda n: runs[n, now.top]):
-            if _free(trial, now):
+            if _free(trial, now) and runs[trial, now.top] <= MOST_REPEATS:
                 return Wish(trial, now.top, runs[trial, now.top], "gate")
     return Enough(f"no other trial is likely enough to be better than trial {leader}; {SAVED}")
+
+
+def _gate_pays(now: Standing) -> bool:
+    """Whether the gate's share pays for another run."""
+    repeats = sum(r.seconds for r in now.records if r.kind == "rung" and r.rung == now.top and r.seed != now.seed)
+    return repeats + now.cost(now.top) <= now.gate_seconds()
 
 
 def _spent(now: Standing, rung: int) -> Enough:

@@ -326,6 +326,7 @@ class Scheduler:
                 site.remaining(),
                 {seat.step.trial: seat.step.rung for seat in self.seats.values() if seat.step},
                 frozenset(self.untold),
+                site.seed,
                 site.stops_early,
                 MARGIN_SECONDS,
             )

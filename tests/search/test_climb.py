@@ -83,6 +83,17 @@ def test_where_nobody_has_reached_the_top_the_nearest_is_sent_there_first():
     assert next_wish(standing(records)) == Wish(1, 1, 0, "first on its rung")
 
 
+def test_the_gate_spends_no_more_than_its_share_on_repeats_and_repeats_nobody_endlessly():
+    records = trials([0.0, 0.001], climbed=(0, 1))
+    repeats = []
+    while isinstance(wish := next_wish(standing([*records, *repeats], remaining=240.0)), Wish):
+        assert wish.why == "gate"
+        run = f"trial{wish.trial:04d}-rung1-repeat{wish.repeat}"
+        repeats.append(record(wish.trial, 1, RUNGS[1], records[-1].bpb, run=run, seed=wish.repeat))
+    assert 1 <= len(repeats) <= GATE_SHARE * 1000 / RUNGS[1]
+    assert "the gate has had its share" in wish.why or "better than trial" in wish.why or "gain less" in wish.why
+
+
 @pytest.mark.parametrize("stops_early", [True, False])
 def test_a_budget_that_is_used_up_is_said_to_be(stops_early):
     records = trials([0.0, 0.02], climbed=(0, 1))
