@@ -70,16 +70,13 @@ def _pays_for_a_ladder(config: StudyConfig, hours: float) -> bool:
     return True
 
 
-def run_all(
-    config: StudyConfig, hours: float, cache: Path, clock: Clock, make_watcher: Callable[[], Watcher], seed: int = 0
-) -> Envelope:
+def run_all(config: StudyConfig, hours: float, cache: Path, clock: Clock, make_watcher: Callable[[], Watcher]) -> Envelope:
     """Search, train the final for what is left, and write the report; repeat the call to go on where it stopped.
 
     Args:
         config: as `enveloped` returns it.
         hours: device-hours of everything.
         make_watcher: makes one for the search, and one for the final.
-        seed: of the final.
 
     Raises:
         StudyError, BudgetExhausted, DataError, ConfigError: as search and final would.
@@ -99,6 +96,6 @@ def run_all(
         f"envelope  {spent:.0f} of {seconds:.0f} device-seconds were spent on the search ({found.stopped_because}); "
         f"{seconds - spent:.0f} are left for the final"
     )
-    trained = final(config.name, cache, clock, watcher, config=config, hours=(seconds - spent) / 3600, seed=seed)
+    trained = final(config.name, cache, clock, watcher, config=config, hours=(seconds - spent) / 3600)
     page = report(config.name) if trained.record.state == "done" else None
     return Envelope(seconds, spent, trained.record.seconds, found.stopped_because, found, trained, page)

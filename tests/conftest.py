@@ -133,6 +133,7 @@ def small_study(corpus_folder: Path, **changes) -> str:
         eval_tokens = 512
         [search]
         least_rung_seconds = 0.25
+        stop_early = false
         [space]
         depth = {{ low = 1, high = 2 }}
         width = {settings["width"]}

@@ -2,14 +2,14 @@
 
 The model, in words: along its ladder, a recipe's loss above an irreducible part E falls as a power of the compute,
 
-    bpb_ik = E + exp(f(r_i) + a_i - (g(r_i) + d_i)·u_k + c·u_k² + e_ik),      u_k = log(seconds_k / target seconds) <= 0,
+    bpb_ik = E + exp(f(r_i) + a_i - (g(r_i) + d_i)·u_k + (c + c_i)·h(u_k) + e_ik),      u_k = log(seconds_k / target seconds) <= 0,
 
 where the level f is quadratic and the exponent g linear in what tells recipe r_i from the others (`forecast/traits.py`): a response surface
 whose optimum drifts with scale, for a recipe whose exponent is larger gains more on its way to the target. Each trial has its own small
-deviations a_i from the surface and d_i from the exponent; c bends the law, for the shortest runs fall faster than any power; and e is the
-noise of a run, larger the farther from the target. Given E and the spreads this is a linear
-model with Gaussian priors, solved in closed form; E and the spreads are summed over a grid, weighted by how well each explains
-the data. What a trial's runs say enters through a few sums over them, two numbers per trial and E. A forecast is thus a mixture
+deviations a_i from the surface and d_i from the exponent; c bends the law by what the shortest runs lose beside it, h, which dies out
+towards the target; and e is the noise of a run, larger the farther from the target. Given E and the spreads this is a linear model
+with Gaussian priors, solved in closed form; E and the spreads are summed over a grid, weighted by how well each explains the
+data. What a trial's runs say enters through a few sums over them, three numbers per trial and E. A forecast is thus a mixture
 of (shifted) log-normals: trials stopped at different rungs are comparable, and the shorter the ladder, the wider the interval.
 """
 
@@ -139,7 +139,7 @@ def fit(records: Sequence[RunRecord], target_seconds: float) -> dict[int, Foreca
 
 @dataclass(frozen=True)
 class _Trials:
-    """The runs, and what the linear model needs of where they stand. A run's regressors are x = (1, -u, u²), less for noisy ones."""
+    """The runs, and what the linear model needs of where they stand. A run's regressors are x = (1, -u, h(u)), less for noisy ones."""
 
     place: np.ndarray  # (runs,) of each run's trial
     x: np.ndarray  # (3, runs)
@@ -188,7 +188,7 @@ def _surface(recipes: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarr
 
 
 def _starved(u: np.ndarray) -> np.ndarray:
-    """What the shortest runs lose beside a power law, as a share of what a run of a tenth of the target's time does."""
+    """h: what the shortest runs lose beside a power law, as a share of what a run of a tenth of the target's time does."""
     lost: np.ndarray = np.expm1(-STARVED * np.maximum(u, FARTHEST)) / math.expm1(STARVED * math.log(10))
     return lost
 

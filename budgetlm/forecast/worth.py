@@ -30,10 +30,8 @@ def improvement(one: Forecast, leader: Forecast) -> Improvement:
     Both are mixtures over the same components, within which they are taken as independent.
     """
     (mean, spread), (other, others) = _moments(one), _moments(leader)
-    width = np.hypot(spread, others)
-    z = (other - mean) / width
-    expected = width * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * ndtr(z))
-    return Improvement(float(leader.weights @ ndtr(z)), float(leader.weights @ expected))
+    gap, width = other - mean, np.hypot(spread, others)
+    return Improvement(float(leader.weights @ ndtr(gap / width)), float(leader.weights @ _positive_part(gap, width)))
 
 
 def gain_of_a_trial(forecasts: Mapping[int, Forecast]) -> float:
@@ -45,14 +43,20 @@ def gain_of_a_trial(forecasts: Mapping[int, Forecast]) -> float:
     means = np.array([forecasts[n].mean for n in newest])
     best = min(f.mean for f in forecasts.values())
     spread = max(float(np.std(means, ddof=1)), 1e-9) if len(means) > 1 else 1e-9
-    z = (best - float(means.mean())) / spread
-    return float(spread * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * ndtr(z)))
+    return float(_positive_part(np.array(best - means.mean()), np.array(spread)))
 
 
 def gain_of_seconds(forecast: Forecast, seconds: float, target_seconds: float) -> float:
     """What the final would gain from so many device-seconds more: the slope of its power law, loss above E falling as time^-0.2."""
     above = forecast.mean - float(forecast.weights @ forecast.floors)
     return PRIOR_EXPONENT[0] * above * seconds / target_seconds
+
+
+def _positive_part(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Expected value of a normal variable where what is negative counts as 0."""
+    z = mean / spread
+    expected: np.ndarray = spread * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * ndtr(z))
+    return expected
 
 
 def _moments(forecast: Forecast) -> tuple[np.ndarray, np.ndarray]:

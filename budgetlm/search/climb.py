@@ -1,8 +1,9 @@
 """What the search pays for next: a repeat, a climb, a new trial, a run of the gate, or nothing. Records in, one wish out.
 
 The order is that of a careful buyer. First somebody climbs to the top, and the noise is measured, on the incumbent and where it
-is cheap. Then new trials and climbs, until their share of the budget is used or another trial is worth less than its seconds. What was kept back pays for
-the gate: the last candidates are run on the highest rung, again with other seeds, until the choice is clear or the money is gone.
+is cheap. Then new trials and climbs, until their share of the budget is used or another trial is worth less than its seconds. What was
+kept back pays for the gate: the last candidates are run on the highest rung, again with other seeds, until the choice is clear or the
+money is gone.
 
 Worth is reckoned in bits per byte at the target: what a run may gain by changing the choice, against what its seconds would
 gain if the final had them (`forecast/worth.py`).
@@ -151,14 +152,14 @@ def _gate(now: Standing) -> Wish | Enough:
     final = finalists(now.records, now.forecasts)
     leader = min(final, key=lambda n: now.forecasts[n].mean)
     doubts = {n: improvement(now.forecasts[n], now.forecasts[leader]) for n in now.forecasts if n != leader}
-    doubts = {n: d for n, d in doubts.items() if d.probability >= LEAST_DOUBT and (n, now.top) not in now.broken()}
-    runs = _runs(now)
+    broken, runs = now.broken(), _runs(now)
+    doubts = {n: d for n, d in doubts.items() if d.probability >= LEAST_DOUBT and (n, now.top) not in broken}
+    price = gain_of_seconds(now.forecasts[leader], now.cost(now.top), now.target_seconds)
     for challenger in sorted(doubts, key=lambda n: -doubts[n].expected):
-        price = gain_of_seconds(now.forecasts[leader], now.cost(now.top), now.target_seconds)
         if now.stops_early and doubts[challenger].expected < price:
             return Enough(f"another run is expected to gain less than its seconds would gain in the final; {SAVED}")
         for trial in sorted((challenger, leader), key=lambda n: runs[n, now.top]):
-            if _free(trial, now) and runs[trial, now.top] <= MOST_REPEATS:
+            if _free(trial, now) and runs[trial, now.top] <= MOST_REPEATS and (trial, now.top) not in broken:
                 return Wish(trial, now.top, runs[trial, now.top], "gate")
     return Enough(f"no other trial is likely enough to be better than trial {leader}; {SAVED}")
 

@@ -206,7 +206,7 @@ class Scheduler:
         cost = self.site.ledger.charged_to(SEARCH, name) - recorded
         if cost > 1e-3:
             why = Failure("killed", "the search itself was ended")
-            record = _failed(run.label, run.config, self.site.seed, why, "interrupted")
+            record = _failed(run.label, run.config, run.config.seed, why, "interrupted")
             # Not its own doing, and not its machine's: it does not count against the restarts.
             record = replace(record, seconds=cost, by_purpose={"lost": cost}, cause="stopped")
             append_record(self.site.folder, record)
@@ -260,7 +260,7 @@ class Scheduler:
                 return step
             if step.run:  # what it has cost is in the records of its parts
                 why = Failure("killed", "it was cut off, and the budget did not pay for going on")
-                append_record(self.site.folder, _failed(step.run.label, step.run.config, self.site.seed, why))
+                append_record(self.site.folder, _failed(step.run.label, step.run.config, step.run.config.seed, why))
                 step.run.finish()
             self._conclude(step.trial)
         if place in self.seats:  # what the run before has left over is free again
@@ -344,11 +344,11 @@ class Scheduler:
             target_seconds=plan.target_seconds,
             passport=plan.passport.id,
         )
+        seed = self.site.seed + step.repeat
         try:
-            seed = self.site.seed + step.repeat
             config = at_rung(step.recipe, plan.rungs[step.rung], plan.target_seconds, plan.world, seed=seed)
         except ConfigError as error:
-            record = _failed(label, None, self.site.seed, Failure("configuration", str(error)))
+            record = _failed(label, None, seed, Failure("configuration", str(error)))
             append_record(self.site.folder, record)
             self._decide(step, record)
             return None
@@ -412,12 +412,12 @@ class Scheduler:
             )
         if failure.cause == "study":
             self.fatal = failure.message
-            return _failed(run.label, run.config, self.site.seed, failure, "interrupted")
+            return _failed(run.label, run.config, run.config.seed, failure, "interrupted")
         if failure.cause in TRANSIENT and self.stopping_since is not None:  # by force: it was asked to, and did not
-            return replace(_failed(run.label, run.config, self.site.seed, failure, "interrupted"), cause="stopped")
+            return replace(_failed(run.label, run.config, run.config.seed, failure, "interrupted"), cause="stopped")
         before = [r for r in self.site.records() if r.run == run.label.run and r.cause in TRANSIENT]
         again = failure.cause in TRANSIENT and len(before) < self.site.max_restarts
-        return _failed(run.label, run.config, self.site.seed, failure, "interrupted" if again else "failed")
+        return _failed(run.label, run.config, run.config.seed, failure, "interrupted" if again else "failed")
 
     # --- what becomes of a trial ---
 

@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,8 +26,8 @@ from budgetlm.forecast.table import STEP_LAW
 from budgetlm.search.engines.policy import Judge, search_table
 from budgetlm.search.engines.table import Purse, Table, Target, make_table
 from budgetlm.search.sampler import SAMPLERS
+from tests.benchmarks.bench_forecast import read
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
 BUDGETS = (0.25, 0.5, 1.0)
 FEWEST_SCALES = 4
 """A target needs so many scales at 1/12 of its cost or less."""
@@ -76,10 +75,6 @@ def data_sets() -> Iterator[tuple[str, pd.DataFrame, list[Target]]]:
     marin = marin.assign(params=params, tokens=20 * params, loss=marin.eval_paloma_c4_en_bpb).dropna(subset=["params"])
     complete = marin.groupby("recipe").params.transform("nunique") == 4
     yield "marin speed runs (recipes)", marin[complete][["params", "tokens", "recipe", "loss"]], [Target(1.2e9, 24e9)]
-
-
-def read(name: str) -> pd.DataFrame:
-    return pd.read_csv(DATA / f"{name}.csv.gz")
 
 
 def largest(table: pd.DataFrame) -> list[Target]:

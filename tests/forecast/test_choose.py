@@ -18,8 +18,10 @@ def test_the_least_forecast_of_those_that_climbed_highest_is_chosen():
 
 def test_trials_that_cannot_be_told_apart_are_named():
     records = ladder(0, 0.0)[0] + ladder(1, 0.001)[0] + ladder(2, 0.6)[0]
-    choice = choose(records, 1000)
-    assert {choice.trial, *choice.within_noise} == {0, 1}
+    alike = [dataclasses.replace(r, recipe=records[0].recipe) for r in records]  # nothing to explain differences by
+    choice = choose(alike, 1000)
+    assert choice.trial == 0
+    assert choice.within_noise == [1]
 
 
 def test_a_trial_far_behind_stops_and_a_good_one_climbs():

@@ -68,6 +68,13 @@ def test_a_trial_that_broke_at_the_top_is_no_candidate_and_one_at_work_is_not_be
     assert not isinstance(wish, Wish) or wish.trial != 2
 
 
+def test_a_leader_that_broke_at_the_top_is_not_repeated_for_ever():
+    records = trials([0.0, 0.02], climbed=(0, 1))
+    broken = [*records, record(0, 1, RUNGS[1], None, run="trial0000-rung1-repeat1", seed=1)]
+    assert next_wish(standing(records, remaining=200.0, at_work={1: 1})) == Wish(0, 1, 1, "gate")
+    assert isinstance(next_wish(standing(broken, remaining=200.0, at_work={1: 1})), Enough)
+
+
 def test_the_search_stops_when_another_trial_is_worth_less_than_its_seconds():
     settled = trials([0.0, *[0.8 + 0.001 * n for n in range(LEAST_TRIALS)]], climbed=(0, 1))
     enough = next_wish(standing(settled))
