@@ -13,7 +13,7 @@ from typing import Any
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
-from budgetlm.errors import StudyError
+from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
@@ -172,6 +172,17 @@ def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
     return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0)
 
 
+def check_precision(config: StudyConfig, passport: Passport) -> None:
+    """Refuse a precision that a device does not compute in: no speed could be foretold.
+
+    Raises:
+        ConfigError: it is asked for; the message says what to use.
+    """
+    wanted = config.train.precision
+    if wanted not in ("auto", "fp32") and not passport.bf16_gflops:
+        raise ConfigError(f"`train.precision` is {wanted}, but {passport.name} has no bf16. Use `auto` or `fp32`.")
+
+
 def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: Calibration) -> World:
     """All that recipes are scaled by; where no speeds were measured, a share of the device's ceiling stands in for them."""
     return World(
@@ -214,8 +225,9 @@ def make_plan(
     Raises:
         BudgetExhausted: the budget does not pay for a ladder.
         DataError: the text is too short for the context.
-        ConfigError: the space and the device cannot be brought together.
+        ConfigError: the space or the precision, and the device, cannot be brought together.
     """
+    check_precision(config, passport)
     target = config.budget.target_seconds
     rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds)
     context = context_of(config, passport.device)
