@@ -44,7 +44,9 @@ ProxyOption = Annotated[
     str | None,
     typer.Option(help="What stands for a recipe on a rung: miniature, or truncate for its own shape in less time."),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; 0 for one per core.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
+]
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ class TrainSettings:
     """Devices that a search uses at once, a worker on each; every one of them is charged. 0 for all GPUs, or one CPU. More than
     one CPU worker share the cores."""
     threads: int = 0
-    """CPU threads of a worker; 0 for one per core, shared out among the workers."""
+    """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
     """Seconds between checkpoints; 0 for the interval that costs least in the long run (`train/loop.py`)."""
     memory_gb: float = 0.0
@@ -89,6 +89,9 @@ class TrainSettings:
     matmul: Matmul = "auto"
     """How exactly fp32 matrices are multiplied: `highest`, `high`, `medium` (`train/numerics.py`), or `auto` for `high` on a GPU, which
     is TF32, and `highest` on a CPU."""
+    attention: str = "auto"
+    """How training computes attention: `fused` by PyTorch's kernel, `products` by plain matrix products, or `auto` for what is measured to be
+    faster on a CPU, and fused on a GPU."""
     compile: str = "auto"
     """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, or `auto` for the runs in which it is expected to earn
     its time back."""
@@ -102,6 +105,7 @@ class TrainSettings:
             "device": ("auto", "cpu", "cuda"),
             "precision": ("auto", "fp32", "bf16", "fp8"),
             "matmul": MATMULS,
+            "attention": ("auto", "fused", "products"),
             "compile": ("auto", "on", "off"),
         }
         for name, allowed in choices.items():

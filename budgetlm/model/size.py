@@ -182,21 +182,23 @@ def evaluation_sequences(model: ModelConfig, micro_batch_sequences: int) -> int:
     return max(1, min(wanted, LOGIT_BYTES_BEFORE_CHUNKING // (FP32 * model.vocab_size * model.context_length)))
 
 
-def block_activation_bytes(model: ModelConfig, precision: str) -> int:
+def block_activation_bytes(model: ModelConfig, precision: str, products_length: int = 0) -> int:
     """Bytes that autograd keeps of one block for one token of a forward pass.
 
     In the order of the forward pass, W width, K key/value width, F hidden: each of the two norms the scaled input and one
     scale, PyTorch's (in bf16) the input as well; what goes into the matrices (a copy for each matrix where it has to be rounded
     to bf16 first); queries and keys before their norm (in bf16), scaled, and after the rotation; values; the attention's output
-    and the logarithm of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product.
+    and the logarithm of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product. Attention by
+    products over `products_length` tokens keeps the weights of all of them in place of that logarithm.
 
     Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
     """
     c, inputs, kept_by_a_norm = (FP32, 2, 1) if precision == "fp32" else (BF16, 5, 2)
     width, hidden, kv_width = model.width, model.hidden, model.kv_heads * model.head_size
     norms = 2 * FP32 * (kept_by_a_norm * width + 1) + inputs * c * width
-    heads = FP32 * (kept_by_a_norm * (width + kv_width) + 2 * model.heads + model.kv_heads)
-    return norms + heads + 2 * c * (width + kv_width) + 4 * c * hidden
+    heads = FP32 * (kept_by_a_norm * (width + kv_width) + model.heads + model.kv_heads)
+    weights = model.heads * (c * products_length or FP32)
+    return norms + heads + weights + 2 * c * (width + kv_width) + 4 * c * hidden
 
 
 def block_copy_bytes(model: ModelConfig, precision: str) -> int:
@@ -236,6 +238,7 @@ def training_memory(
     accumulates: bool,
     muon_in_bf16: bool = False,
     averaged: bool = False,
+    products_length: int = 0,
 ) -> TrainingMemory:
     """What training holds from the second step on.
 
@@ -247,8 +250,9 @@ def training_memory(
         accumulates: whether a step takes several forward passes, so that all but the first have gradients beside them.
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
         averaged: whether a second set of weights holds their average.
+        products_length: length of the longest sequences whose attention is computed by plain products; 0 for none.
     """
-    facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates)
+    facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
     state = optimizer_state_bytes(model, optimizer)
     moments = _moments_of_a_pass(*facts, state) + _moments_of_an_evaluation(model, micro_batch_sequences, precision, state)
     weights = FP32 * parameters(model)
@@ -281,7 +285,13 @@ def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = Fa
 
 
 def _moments_of_a_pass(
-    model: ModelConfig, sequences: int, precision: str, checkpointed: bool, accumulates: bool, state: int
+    model: ModelConfig,
+    sequences: int,
+    precision: str,
+    checkpointed: bool,
+    accumulates: bool,
+    products_length: int,
+    state: int,
 ) -> list[Moment]:
     """The moments of a forward and backward pass at which memory may be fullest."""
     tokens = sequences * model.context_length
@@ -290,7 +300,7 @@ def _moments_of_a_pass(
     embedding = 0 if model.tie_embeddings else head
     residual = FP32 * tokens * model.width
     copies = block_copy_bytes(model, precision)
-    block = tokens * block_activation_bytes(model, precision) + copies
+    block = tokens * block_activation_bytes(model, precision, products_length) + copies
     kept = residual if checkpointed else block
     beside = document_mask_bytes(model, sequences, precision) + tokens * embedding_activation_bytes(model, precision)
 
@@ -308,8 +318,10 @@ def _moments_of_a_pass(
     cached = model.depth * copies if checkpointed else 0  # autocast keeps its copies until the forward pass is over
 
     # Of a block's backward pass the fullest moment is that of SwiGLU's product: its own gradient and its factors' have
-    # been made, and of what was kept only the product is gone. A checkpointed block has just been computed again.
-    passing = residual + 2 * c * tokens * model.hidden + (block if checkpointed else 0)
+    # been made, and of what was kept only the product is gone. A checkpointed block has just been computed again. In attention
+    # by products it may be that of the softmax: gradients of weights and scores, when all that SwiGLU kept is gone.
+    in_attention = 2 * model.heads * products_length - 4 * model.hidden
+    passing = residual + c * tokens * max(2 * model.hidden, in_attention) + (block if checkpointed else 0)
     # The gradient of a tied head waits for that of the embedding; others join those before them as they come.
     waiting = head if accumulates and model.tie_embeddings else 0
     first_block = FP32 * (body_parameters(model) - model.width) // model.depth

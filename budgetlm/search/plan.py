@@ -152,6 +152,19 @@ def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
     return int(min(65_536, max(512, 2 ** round(math.log2(vocabulary)))))
 
 
+def vocabulary_of(config: StudyConfig, passport: Passport) -> int:
+    """The vocabulary of a study that has settled none: as wished, or what suits its target."""
+    return config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
+
+
+def usual_shape(config: StudyConfig, passport: Passport) -> ModelConfig:
+    """A shape like those of which a study will train many, as far as that is known before its text is."""
+    budget, context = config.budget, context_of(config, passport.device)
+    rung = plan_rungs(budget.seconds, budget.target_seconds, config.search.least_rung_seconds)[0]
+    vocabulary = vocabulary_of(config, passport)
+    return _shapes_to_time(rung, budget.target_seconds, passport, vocabulary, context, read_space(config.space))[1]
+
+
 def _guessed_width(flops: float) -> float:
     """Width of a compute-optimal model at 20 tokens per parameter: 6·N·20·N FLOPs, N about 12·depth·width², width 40·depth."""
     return float((math.sqrt(flops / 120) * 40 / 12) ** (1 / 3))
@@ -163,13 +176,19 @@ def context_of(config: StudyConfig, device: str) -> int:
 
 
 def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
-    """What calibration would settle, from the device's ceilings alone."""
+    """What calibration would settle, from the device's ceilings alone.
+
+    Raises:
+        ConfigError: the precision and the device cannot be brought together.
+    """
+    check_precision(config, passport)
     fast = passport.bf16_gflops > passport.fp32_gflops
     wanted = config.train.precision
     precision: Precision = "bf16" if wanted == "bf16" or (wanted == "auto" and fast) else "fp32"
     if wanted == "fp8":  # whether this very device has it is checked where it is at hand
         precision = "fp8"
-    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0)
+    up_to = context_of(config, passport.device) if config.train.attention == "products" else 0
+    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0, up_to)
 
 
 def check_precision(config: StudyConfig, passport: Passport) -> None:
@@ -202,6 +221,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         memory=memory_model([], passport.device),
         compilation=EXPECTED[passport.device],
         matmul=config.train.matmul,
+        products_up_to=measured.products_up_to,
         document_end=_document_end(config, tokens),
         proxy=config.search.proxy,
     )

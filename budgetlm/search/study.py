@@ -30,9 +30,9 @@ from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.ahead import PRELOAD
-from budgetlm.search.jobs import CalibrateJob, IdentifyJob
+from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.ladder import plan_rungs
-from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, suited_vocabulary
+from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, usual_shape, vocabulary_of
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
@@ -170,23 +170,20 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
-        identify = IdentifyJob(config.train.device, threads_of(config), precision=config.train.precision)
+        identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
         passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
         if plan:
             check_machine(plan, passport)
             plan = dataclasses.replace(plan, rungs=rungs)
         else:
             passport = alone.charged(dataclasses.replace(identify, measured=cache))
-        vocab_size = (
-            plan.world.vocab_size
-            if plan
-            else config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
-        )
+            passport = alone.threads(config, passport, cache, rungs[-1])
+        vocab_size = plan.world.vocab_size if plan else vocabulary_of(config, passport)
         tokens = prepare(config, vocab_size, cache, watcher)
         if plan:
             check_data(plan, tokens, config.name)
         if plan is None:
-            plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache))
+            plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache, rungs[-1]))
             watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
         plan.save(folder)
         watcher.note(describe(plan))
@@ -231,9 +228,10 @@ def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool
     return Processes(places, clock, hang_seconds=config.search.hang_seconds, preload=PRELOAD)
 
 
-def threads_of(config: StudyConfig) -> int:
-    """CPU threads of each worker: those asked for, or an even share of the cores."""
-    return config.train.threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.train.devices))
+def threads_of(config: StudyConfig, plan: Plan | None = None) -> int:
+    """CPU threads of each worker: those asked for, or an even share of the cores, of which a plan may have settled for fewer."""
+    share = config.train.threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.train.devices))
+    return min(share, plan.passport.threads) if plan else share
 
 
 class Alone:
@@ -256,12 +254,22 @@ class Alone:
             meter.flush()
             lease.settle()
 
-    def calibration(self, config: StudyConfig, passport: Passport, cache: Path) -> Measure:
+    def threads(self, config: StudyConfig, passport: Passport, cache: Path, rung_seconds: float) -> Passport:
+        """The passport with as many CPU threads as train fastest, where that is left to be chosen."""
+        if passport.device != "cpu" or config.train.threads or passport.threads == 1:
+            return passport
+        job = ThreadsJob(usual_shape(config, passport), passport, cache, rung_seconds)
+        chosen: Passport = self.charged(job)
+        return chosen
+
+    def calibration(self, config: StudyConfig, passport: Passport, cache: Path, rung_seconds: float) -> Measure:
         """Calibrates the first place's device, within the memory that its runs will have."""
         budget, train = config.budget.seconds, config.train
         passport = dataclasses.replace(passport, memory_bytes=memory_of(config, passport))
         return lambda shapes, names: self.charged(
-            CalibrateJob(shapes, passport, names, cache, budget, train.precision, train.matmul)
+            CalibrateJob(
+                shapes, passport, names, cache, budget, rung_seconds, train.precision, train.attention, train.matmul
+            )
         )
 
     def _do(self, job: Job, meter: Meter | None) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import ModelConfig
-from budgetlm.train.schedule import ScheduleConfig
+from budgetlm.train.schedule import ScheduleConfig, longest_up_to
 
 Precision = Literal["fp32", "bf16", "fp8"]
 """What matrices are multiplied in; the weights are fp32. Of fp8 (`train/fp8.py`) memory, speed and ceiling are foretold as those of
@@ -88,6 +88,8 @@ class RunConfig:
     matmul: Matmul = "auto"
     """How exactly fp32 matrices are multiplied, in PyTorch's words (`train/numerics.py`); `auto` is `high` on a GPU, `highest` on a
     CPU."""
+    products_up_to: int = 0
+    """Length of the longest sequences (tokens) that are trained with attention by plain products, others by the fused kernel."""
     compile: bool = False
     """Whether the blocks are compiled (`torch.compile`); the seconds are charged."""
     checkpoint_activations: bool = False
@@ -119,6 +121,11 @@ class RunConfig:
     def batch_tokens(self) -> int:
         """Tokens in one optimisation step, once a batch ramp is over."""
         return self.batch_sequences * self.model.context_length
+
+    @property
+    def products_length(self) -> int:
+        """Length of the longest sequences whose attention is by products; 0 if that of none is."""
+        return longest_up_to(self.products_up_to, self.model.context_length, self.schedule.short_sequences)
 
 
 def run_config_from(values: dict[str, Any]) -> RunConfig:

@@ -104,6 +104,7 @@ class Stepper:
         set_matmul(config.matmul, config.device)
         self._trained = fp8_twin(network, emulate=config.device == "cpu") if config.precision == "fp8" else network
         self._trained.model.checkpoint_activations = config.checkpoint_activations
+        self._trained.model.attend_by_products(config.products_up_to)
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
         if config.compile:

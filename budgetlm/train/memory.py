@@ -72,6 +72,7 @@ def run_memory(config: RunConfig) -> TrainingMemory:
         accumulates=config.batch_sequences > config.micro_batch_sequences,
         muon_in_bf16=config.bf16_is_fast,
         averaged=config.ema > 0,
+        products_length=config.products_length,
     )
 
 
