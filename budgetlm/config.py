@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from budgetlm.allocator import CHOICES as ALLOCATORS
 from budgetlm.data.corpus import DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
@@ -82,6 +83,9 @@ class TrainSettings:
     """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
     """Seconds between checkpoints; 0 for the interval that costs least in the long run (`train/loop.py`)."""
+    allocator: str = "auto"
+    """Of memory in the processes that train, in place of the C library's: `tcmalloc`, `jemalloc`, `auto` for the first of these that the system
+    has, or `off` (`allocator.py`)."""
     memory_gb: float = 0.0
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
@@ -103,6 +107,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         choices = {
             "device": ("auto", "cpu", "cuda"),
+            "allocator": ALLOCATORS,
             "precision": ("auto", "fp32", "bf16", "fp8"),
             "matmul": MATMULS,
             "attention": ("auto", "fused", "products"),

@@ -40,7 +40,7 @@ from budgetlm.train.compilation import keep_compiled
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
 from budgetlm.workers.job import TRANSIENT, Ended, Failure, Job, Spent, Workers
-from budgetlm.workers.processes import Processes
+from budgetlm.workers.processes import Processes, start_server
 
 MOST_PREPARING_SECONDS = 600.0
 """Identifying and measuring a device takes seconds; beyond this something is wrong with it."""
@@ -98,7 +98,7 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices, how often checkpoints are written, and whether it stops early may change.
+    Only its hours, the number of devices, the allocator, how often checkpoints are written, and whether it stops early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -110,6 +110,7 @@ def check_settings(config: StudyConfig) -> None:
         values["budget"].pop("hours")
         values["train"].pop("devices")
         values["train"].pop("checkpoint_seconds")
+        values["train"].pop("allocator", None)
         values["search"].pop("stop_early")
     differences = [
         f"{section}.{key} was {before[section].get(key)!r}, is {now[section].get(key)!r}"
@@ -225,6 +226,7 @@ def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool
         places = [Place("cuda", gpu, config.train.threads, memory) for gpu in gpus[:count]]
     else:
         places = [Place("cpu", "", threads_of(config), memory)] * max(1, config.train.devices)
+    start_server(PRELOAD, config.train.allocator)
     return Processes(places, clock, hang_seconds=config.search.hang_seconds, preload=PRELOAD)
 
 

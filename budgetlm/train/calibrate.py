@@ -61,6 +61,7 @@ def calibrate(
         [
             FORMAT,
             passport.id,
+            passport.allocator,
             passport.memory_bytes,
             [dataclasses.asdict(s) for s in shapes],
             sorted(optimizers),
