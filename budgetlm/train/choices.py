@@ -31,7 +31,7 @@ CLEARLY = 0.97
 LEAST_TURNS, MOST_TURNS = 3, 15
 LEAST_STEPS = 2 * LEAST_TURNS + 3
 """Steps of the shortest comparison: its turns, and those that set things up."""
-MOST_SECONDS = 1.0
+MOST_SECONDS = 2.0
 """Longer than this no comparison needs, however long the rungs."""
 UTILISATION = 0.4
 """Share of the ceiling that a step is taken to reach, to give it as many tokens as there is time for."""
@@ -52,11 +52,13 @@ def choose_products(config: RunConfig, passport: Passport, clock: Clock, cache: 
     length, seconds = config.model.context_length, min(MOST_SECONDS, RUNG_SHARE / 4 * rung_seconds)
 
     def measure() -> int | None:
-        ratios = [_products_against_fused(config, passport, clock, seconds, pieces) for pieces in (1, PIECES)]
-        if None in ratios:
-            return None
-        whole, cut = (ratio is not None and ratio < CLEARLY for ratio in ratios)
-        return length if whole else length // PIECES if cut else 0
+        faster = 0
+        for pieces in (PIECES, 1):
+            ratio = _products_against_fused(config, passport, clock, seconds, pieces)
+            if ratio is None:
+                return None
+            faster = length // pieces if ratio < CLEARLY else faster
+        return faster
 
     asked = ["attention", length, config.model.head_size, config.model.document_end is None, config.precision, config.matmul]
     return _remembered(cache, [passport.id, *asked], measure, usual=0)
@@ -102,7 +104,9 @@ def _remembered(cache: Path, asked: list[Any], measure: Callable[[], int | None]
 def _products_against_fused(
     config: RunConfig, passport: Passport, clock: Clock, seconds: float, pieces: int
 ) -> float | None:
-    stepper, step = _step_of(config, passport, seconds)
+    if (sequences := _affordable(config, passport, seconds)) < 1:
+        return None
+    stepper, step = _step_of(config, int(sequences))
     stepper.pieces = pieces
 
     def by(up_to: int) -> None:
@@ -115,7 +119,10 @@ def _products_against_fused(
 def _fewer_threads(
     shape: ModelConfig, passport: Passport, usual: int, fewer: int, clock: Clock, seconds: float
 ) -> float | None:
-    _, step = _step_of(_plain_run(shape), passport, seconds)
+    config = _plain_run(shape)
+    if (sequences := _affordable(config, passport, seconds)) < 1:
+        return None
+    _, step = _step_of(config, int(sequences))
 
     def on(threads: int) -> None:
         torch.set_num_threads(threads)
@@ -130,13 +137,17 @@ def _plain_run(shape: ModelConfig) -> RunConfig:
     )
 
 
-def _step_of(config: RunConfig, passport: Passport, seconds: float) -> tuple[Stepper, Step]:
-    """A step of such a run, so large that a comparison within `seconds` has several of it."""
+def _affordable(config: RunConfig, passport: Passport, seconds: float) -> float:
+    """Sequences of a step of which a comparison within `seconds` has enough."""
+    flops_per_second = UTILISATION * 1e9 * passport.ceiling_gflops(config.precision)
+    tokens = seconds / LEAST_STEPS * flops_per_second / flops_per_token(config.model)
+    return min(MOST_TOKENS, tokens) / config.model.context_length
+
+
+def _step_of(config: RunConfig, sequences: int) -> tuple[Stepper, Step]:
+    """A step of such a run, of so many sequences."""
     set_heap(config.device)  # as the runs will have it
     shape = config.model
-    flops_per_second = UTILISATION * 1e9 * passport.ceiling_gflops(config.precision)
-    tokens = seconds / 2 / LEAST_STEPS * flops_per_second / flops_per_token(shape)
-    sequences = max(1, int(min(MOST_TOKENS, tokens)) // shape.context_length)
     stepper = Stepper(
         replace(config, batch_sequences=sequences, micro_batch_sequences=sequences), build(shape, 0, config.device)
     )
@@ -147,9 +158,9 @@ def _step_of(config: RunConfig, passport: Passport, seconds: float) -> tuple[Ste
 def _in_turns(usual: Step, other: Step, clock: Clock, seconds: float) -> float | None:
     """Time of the other step as a multiple of the usual one's, median over turns; None if there is no time for enough of them."""
     started = clock.now()
-    usual()
-    if LEAST_STEPS * _timed(usual, clock) > seconds:
-        return None
+    for patience in (4, 1):  # in its first step much is set up
+        if LEAST_STEPS * _timed(usual, clock) > patience * seconds:
+            return None
     other()
     ratios: list[float] = []
     while len(ratios) < LEAST_TURNS or (len(ratios) < MOST_TURNS and clock.now() - started < seconds):
