@@ -18,7 +18,7 @@ from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
 from budgetlm.recipe.scale import PROXIES, Proxy
 from budgetlm.recipe.space import read_space, unknown_key
-from budgetlm.train.config import MATMULS, Matmul
+from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
@@ -89,7 +89,8 @@ class TrainSettings:
     memory_gb: float = 0.0
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
-    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster; `fp8` (`train/fp8.py`) only where it is asked for."""
+    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster; `bf16-master` (`train/halves.py`) and `fp8` (`train/fp8.py`) only
+    where they are asked for."""
     matmul: Matmul = "auto"
     """How exactly fp32 matrices are multiplied: `highest`, `high`, `medium` (`train/numerics.py`), or `auto` for `high` on a GPU, which
     is TF32, and `highest` on a CPU."""
@@ -97,8 +98,8 @@ class TrainSettings:
     """How training computes attention: `fused` by PyTorch's kernel, `products` by plain matrix products, or `auto` for what is measured to be
     faster on a CPU, and fused on a GPU."""
     compile: str = "auto"
-    """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, or `auto` for the runs in which it is expected to earn
-    its time back."""
+    """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, `auto` for the runs in which it is expected to earn
+    its time back, or `graphs` for `on` with CUDA graphs (`mode="reduce-overhead"`)."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     eval_tokens: int = 0
@@ -108,10 +109,10 @@ class TrainSettings:
         choices = {
             "device": ("auto", "cpu", "cuda"),
             "allocator": ALLOCATORS,
-            "precision": ("auto", "fp32", "bf16", "fp8"),
+            "precision": ("auto", *PRECISIONS),
             "matmul": MATMULS,
             "attention": ("auto", "fused", "products"),
-            "compile": ("auto", "on", "off"),
+            "compile": ("auto", "on", "graphs", "off"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -202,8 +202,9 @@ def block_activation_bytes(model: ModelConfig, precision: str, products_length: 
 
 
 def block_copy_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes of the bf16 copies of one block's weights that autocast makes and autograd keeps."""
-    return 0 if precision == "fp32" else BF16 * (sum(a * b for a, b in block_matrices(model)) + 2 * model.head_size)
+    """Bytes of the bf16 copies of one block's weights that autocast makes and autograd keeps; the matrices may be in bf16 already."""
+    matrices = 0 if precision == "bf16-master" else sum(a * b for a, b in block_matrices(model))
+    return 0 if precision == "fp32" else BF16 * (matrices + 2 * model.head_size)
 
 
 def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
@@ -245,7 +246,7 @@ def training_memory(
     Args:
         micro_batch_sequences: sequences in one forward pass.
         optimizer: its name (`train/config.py`).
-        precision: `fp32`, or `bf16` for autocast over fp32 weights; `fp8` is counted as bf16.
+        precision: `fp32`, `bf16` for autocast over fp32 weights, `bf16-master` for bf16 weights beside them; `fp8` is counted as bf16.
         checkpoint_activations: whether only the input of each block is kept, and the rest computed again.
         accumulates: whether a step takes several forward passes, so that all but the first have gradients beside them.
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
@@ -254,11 +255,16 @@ def training_memory(
     """
     facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
     state = optimizer_state_bytes(model, optimizer)
-    moments = _moments_of_a_pass(*facts, state) + _moments_of_an_evaluation(model, micro_batch_sequences, precision, state)
+    moments = _moments_of_a_pass(*facts, state)
+    rounding = "bf16" if precision == "bf16-master" else precision  # an evaluation rounds the fp32 weights
+    moments += _moments_of_an_evaluation(model, micro_batch_sequences, rounding, state)
     weights = FP32 * parameters(model)
     moments.append(Moment(weights, weights, state, 0, 0, _update_bytes(model, optimizer, muon_in_bf16)))
     if averaged:
         moments = [moment._replace(weights=2 * weights) for moment in moments]
+    if precision == "bf16-master":
+        halves = BF16 * model.depth * sum(a * b for a, b in block_matrices(model))
+        moments = [moment._replace(weights=moment.weights + halves) for moment in moments]
     apart = Moment(*map(max, zip(*moments, strict=True)))
     return TrainingMemory(max(moments, key=lambda moment: moment.peak), apart)
 

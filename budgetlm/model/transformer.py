@@ -123,9 +123,14 @@ class Trunk(nn.Module):
             assert isinstance(block, Block)
             block.self_attn.products_up_to = up_to
 
-    def compile_blocks(self) -> None:
-        """From now on, train with compiled blocks. They share their code, so that it is compiled once for all of them."""
-        self._compiled = [torch.compile(block.forward) for block in self.layers]
+    def compile_blocks(self, *, cuda_graphs: bool = False) -> None:
+        """From now on, train with compiled blocks. They share their code, so that it is compiled once for all of them.
+
+        Args:
+            cuda_graphs: let a GPU replay each of them as one recorded graph, which saves launching its kernels.
+        """
+        mode = "reduce-overhead" if cuda_graphs else None
+        self._compiled = [torch.compile(block.forward, mode=mode) for block in self.layers]
 
     def forward(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L), L at most the context length -> features (B, L, D)."""

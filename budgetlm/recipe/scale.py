@@ -74,7 +74,7 @@ class World:
     precision: Precision
     bf16_is_fast: bool
     compile: str
-    """`on`, `off`, or `auto` for runs in which it pays."""
+    """`on`, `graphs`, `off`, or `auto` for runs in which it pays."""
     device: str
     memory_bytes: int
     clip: float
@@ -90,7 +90,7 @@ class World:
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
-        return self.compile == "on" or (self.compile == "auto" and self.compilation.pays(run_seconds))
+        return self.compile in ("on", "graphs") or (self.compile == "auto" and self.compilation.pays(run_seconds))
 
     @property
     def usable_bytes(self) -> float:
@@ -303,6 +303,7 @@ def _run_config(
         products_up_to=0 if thrift.checkpoint_activations else world.products_up_to,
         bf16_is_fast=world.bf16_is_fast,
         compile=world.compiles(seconds),
+        cuda_graphs=world.compile == "graphs",
         device=world.device,
         seed=seed,
     )
@@ -368,7 +369,7 @@ def _pass_bytes(
         optimizer=optimizer,
         precision=world.precision,
         checkpoint_activations=thrift.checkpoint_activations,
-        accumulates=batch_sequences > micro_batch_sequences,
+        accumulates=batch_sequences > micro_batch_sequences or world.compile == "graphs",
         muon_in_bf16=world.bf16_is_fast,
         averaged=averaged,
         products_length=products_length,

@@ -24,7 +24,7 @@ from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.compilation import EXPECTED, Compilation
-from budgetlm.train.config import Precision, run_config_from
+from budgetlm.train.config import PRECISIONS, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work
 
@@ -183,10 +183,8 @@ def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
     """
     check_precision(config, passport)
     fast = passport.bf16_gflops > passport.fp32_gflops
-    wanted = config.train.precision
-    precision: Precision = "bf16" if wanted == "bf16" or (wanted == "auto" and fast) else "fp32"
-    if wanted == "fp8":  # whether this very device has it is checked where it is at hand
-        precision = "fp8"
+    # Whether this very device has what is asked for is checked where it is at hand.
+    precision = next((p for p in PRECISIONS if p == config.train.precision), "bf16" if fast else "fp32")
     up_to = context_of(config, passport.device) if config.train.attention == "products" else 0
     return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0, up_to)
 

@@ -17,7 +17,7 @@ from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.choices import choose_products
-from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
+from budgetlm.train.config import PRECISIONS, Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
 from budgetlm.train.loop import Stepper
 from budgetlm.train.throughput import Calibration, SpeedPoint
@@ -52,7 +52,7 @@ def calibrate(
         optimizers: names of those that the search may use; each is timed.
         budget_seconds: of the search, which must not be eaten up by this.
         rung_seconds: the longest rung, of which choices with a usual answer may take a small share (`train/choices.py`).
-        wanted_precision: `auto` measures; `fp32`, `bf16` or `fp8` settles it.
+        wanted_precision: `auto` measures; any other settles it.
         wanted_attention: `auto` measures on a CPU and is fused on a GPU; `fused` or `products` settles it.
         matmul: how exactly the runs will multiply fp32 matrices.
     """
@@ -104,7 +104,7 @@ def calibrate(
         run = _run_of(shape, precision, matmul, sequences, optimizer, passport.device, bf16_is_fast)
         return _measure(replace(run, products_up_to=up_to), clock, seconds)
 
-    precision: Precision = "fp8" if wanted_precision == "fp8" else "bf16" if wanted_precision == "bf16" else "fp32"
+    precision: Precision = next((p for p in PRECISIONS if p == wanted_precision), "fp32")
     by_size = {size: speed(usual, precision, size) for size in sizes}
     micro = max(by_size, key=lambda size: by_size[size])
     # An emulated bf16 can be a hundred times slower: where even a bare matrix product loses, a whole step is not tried.
