@@ -3,7 +3,7 @@
 For each shape and length the time of a whole training step with products, as a multiple of that with the fused kernel, median of turns in one
 process, by the processor time of one thread; then the steps on half of the threads as a multiple of those on all, by the clock on the wall.
 
-    python -m tests.benchmarks.bench_choices [--compile]
+    python -m tests.benchmarks.bench_choices [--compile] [--shapes 4x128]
 """
 
 import argparse
@@ -21,8 +21,7 @@ from budgetlm.passport import take_passport
 from budgetlm.train.choices import _fewer_threads, _plain_run, _products_against_fused, choose_products, choose_threads
 from budgetlm.train.schedule import PIECES
 
-SHAPES = ((2, 64, 4096), (4, 128, 4096), (6, 256, 4096))
-"""Depth, width, vocabulary."""
+VOCABULARY, CONTEXT = 4_096, 256
 RUNGS = (15.0, 60.0, 600.0)
 
 
@@ -37,25 +36,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each comparison")
+    parser.add_argument("--shapes", nargs="+", default=["2x64", "4x128", "6x256"], help="depth x width")
     options = parser.parse_args()
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     passport = take_passport("cpu")
     print(passport.summary(), flush=True)
-    for depth, width, vocabulary in SHAPES:
-        model = ModelConfig(vocab_size=vocabulary, depth=depth, width=width, context_length=256)
+    for shape in options.shapes:
+        depth, width = map(int, shape.split("x"))
+        model = ModelConfig(vocab_size=VOCABULARY, depth=depth, width=width, context_length=CONTEXT)
         run = replace(_plain_run(model), compile=options.compile)
         torch.set_num_threads(1)
         ratios = [_products_against_fused(run, passport, ThreadClock(), options.seconds, pieces) for pieces in (1, PIECES)]
-        says = ", ".join(f"{256 // p}: {r:.3f}" if r else "-" for p, r in zip((1, PIECES), ratios, strict=True))
+        says = ", ".join(f"{CONTEXT // p}: {r:.3f}" if r else "-" for p, r in zip((1, PIECES), ratios, strict=True))
         print(f"{depth} x {width}: products / fused at length {says}", flush=True)
-        for rung in RUNGS:
+        for rung in () if options.compile else RUNGS:
             with tempfile.TemporaryDirectory() as cache:
                 clock = ThreadClock()
                 before = clock.now()
                 up_to = choose_products(run, passport, clock, Path(cache), rung)
                 print(f"    asked within a rung of {rung:.0f} s: up to {up_to}, {clock.now() - before:.2f} s", flush=True)
-        if cores > 1:
+        if cores > 1 and not options.compile:
             both = replace(passport, threads=cores)
             ratio = _fewer_threads(model, both, cores, cores // 2, Clock(), options.seconds)
             before = time.monotonic()
