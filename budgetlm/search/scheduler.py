@@ -246,7 +246,14 @@ class Scheduler:
             seat.before = dict(seat.meter.spent)
             self.site.watcher.run(_title(step, run), run.config.seconds)
             curve_path(self.site.folder, run.label.run).parent.mkdir(parents=True, exist_ok=True)
-            job = RungJob(run.label, run.config, self.site.tokens, run.checkpoints, self.site.checkpoint_seconds)
+            job = RungJob(
+                run.label,
+                run.config,
+                self.site.tokens,
+                run.checkpoints,
+                self.site.checkpoint_seconds,
+                self.site.plan.passport.threads,
+            )
             self.workers.start(place, job, run.config.seconds)
             self.site.remaining()
             return
