@@ -56,6 +56,10 @@ class RunRecord:
     """Device-seconds that it used; where it was resumed, those of this part."""
     by_purpose: dict[str, float]
     """The same by purpose."""
+    inherited_seconds: float = 0.0
+    """Device-seconds of its plan that it did not use, because it began from the trunk of a run that had."""
+    inherited_from: str = ""
+    """The name of that run."""
     steps: int
     tokens: int
     parameters: int

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 from budgetlm.budget.clock import Meter
 from budgetlm.data.batches import training_batches, validation_windows
 from budgetlm.data.tokens import Tokens
-from budgetlm.errors import ConfigError
+from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
+from budgetlm.files import digest
 from budgetlm.model.size import compute_parameters, evaluation_sequences, flops_per_token, parameters, saved_bytes
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
@@ -33,6 +35,7 @@ from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
+from budgetlm.train.trunk import can_begin_at, trunk_of, trunk_share
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
@@ -56,6 +59,8 @@ class Checkpoints:
     every_steps: int = 0
     every_seconds: float = 0.0
     seconds_between_failures: float = 4 * 3600
+    trunks: Path | None = None
+    """Where runs leave their trunks for others (`train/trunk.py`), and look for one to begin from; None for neither."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,8 @@ class _Run:
         if checkpoints:
             parts = (self.network, self.stepper.optimizers)
             self.position, self.notes = load_newest(checkpoints.folder, *parts, as_dict(config), self.average)
+        if checkpoints and checkpoints.trunks and not self.position.step:
+            self._begin_from_a_trunk(checkpoints.trunks)
         self.batches = training_batches(tokens, context, config.seed, config.unique_tokens, self.position.route)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.steps_here = 0
@@ -219,6 +226,7 @@ class _Run:
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None
         self.averaged_until = self._progress()
+        self.leaves_trunk = bool(checkpoints and checkpoints.trunks) and self._progress_of_next_step() < trunk_share(config)
 
     @property
     def elapsed(self) -> float:
@@ -238,6 +246,8 @@ class _Run:
             if should_stop():
                 state = "interrupted"
                 break
+            if self.leaves_trunk and self._progress_of_next_step() >= trunk_share(self.config):
+                self._leave_trunk()
             lr = self._prepare(self._progress_of_next_step())
             loss = self._step(lr)
             if self._diverged(loss):
@@ -424,6 +434,32 @@ class _Run:
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
         self.checkpoint_seconds = max(LEAST_CHECKPOINT_SECONDS, self.last_checkpoint[0] - before)
 
+    # --- what it shares with other runs ---
+
+    def _begin_from_a_trunk(self, trunks: Path) -> None:
+        """Take over what another run has trained already, if there is such a one and it can be read."""
+        trunk, parts = trunk_of(self.config), (self.network, self.stepper.optimizers)
+        with suppress(CheckpointError):  # then it is trained here, as if it had not been
+            self.position, _ = load_newest(
+                trunks / digest(trunk),
+                *parts,
+                trunk,
+                self.average,
+                lambda at: can_begin_at(self.config, at.seconds, at.step),
+            )
+
+    def _leave_trunk(self) -> None:
+        """Keep the state before the rate falls, as the position that another run begins from."""
+        assert self.checkpoints
+        assert self.checkpoints.trunks
+        self.leaves_trunk = False
+        trunk, parts, spent = trunk_of(self.config), (self.network, self.stepper.optimizers), self.elapsed
+        position = replace(
+            self.position, seconds=spent, route=self.batches.route, inherited_seconds=spent, inherited_from=self.label.run
+        )
+        with self.meter.during("checkpoint"), suppress(DiskFull, StudyError):  # nobody depends on it
+            save_checkpoint(self.checkpoints.trunks / digest(trunk), *parts, position, trunk, self.average)
+
     def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
         model, meter = self.config.model, self.meter
         tokens = self.sequences_done * model.context_length
@@ -440,8 +476,10 @@ class _Run:
             seed=self.config.seed,
             target_seconds=self.label.target_seconds,
             planned_seconds=self.config.seconds,
-            seconds=self.elapsed,
+            seconds=self.elapsed - self.position.inherited_seconds,
             by_purpose={str(p): seconds - self.spent_before[p] for p, seconds in meter.spent.items()},
+            inherited_seconds=self.position.inherited_seconds,
+            inherited_from=self.position.inherited_from,
             steps=self.position.step,
             tokens=tokens,
             parameters=parameters(model),
