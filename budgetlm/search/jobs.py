@@ -69,7 +69,7 @@ class CalibrateJob:
 
 @dataclass(frozen=True)
 class RungJob:
-    """Trains a miniature for a rung, from the newest checkpoint that it has left, and leaves checkpoints itself."""
+    """Trains a recipe's proxy for a rung, from the newest checkpoint that it has left, and leaves checkpoints itself."""
 
     label: Label
     config: RunConfig
@@ -77,11 +77,14 @@ class RungJob:
     checkpoints: Path
     checkpoint_seconds: float = 0.0
     """Between checkpoints; 0 for the interval that costs least."""
+    trunks: Path | None = None
+    """Where it looks for a trunk to begin from, and leaves its own; None for neither."""
 
     def work(self, desk: Desk) -> RunRecord:
         """The record of the run, `interrupted` if it was asked to stop."""
         from budgetlm.train.loop import Checkpoints, train
 
+        kept = Checkpoints(folder=self.checkpoints, every_seconds=self.checkpoint_seconds, trunks=self.trunks)
         for _ in range(2):
             try:
                 return train(
@@ -91,7 +94,7 @@ class RungJob:
                     desk.meter,
                     on_point=desk.say,
                     should_stop=desk.should_stop,
-                    checkpoints=Checkpoints(folder=self.checkpoints, every_seconds=self.checkpoint_seconds),
+                    checkpoints=kept,
                     began=desk.began,
                 ).record
             except CheckpointError:  # none of them can be read: a rung is short enough to begin again

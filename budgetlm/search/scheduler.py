@@ -26,8 +26,9 @@ from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
 from budgetlm.search.trials import Trials
+from budgetlm.search.trunks import KEPT, forget_all_but, tidy, trunks_of
 from budgetlm.search.unfinished import Unfinished, begin, unfinished_runs
-from budgetlm.train.config import Label, RunConfig, as_dict
+from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.watch import Watcher
 from budgetlm.workers.job import TRANSIENT, Ended, Event, Failure, Spent, Workers
 
@@ -66,6 +67,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self._records = Records(self.folder)
+        self.trunks = trunks_of(self.folder, self.plan.world.proxy)
 
     def records(self) -> list[RunRecord]:
         """All runs so far."""
@@ -176,6 +178,8 @@ class Scheduler:
 
     def _take_over(self) -> None:
         """Bring ledger, records, unfinished runs and Optuna into agreement, whatever instant the last search ended at."""
+        if self.site.trunks:
+            tidy(self.site.trunks)
         running = self.trials.running()
         self.untold = set(running)
         records = self.site.records()
@@ -245,7 +249,8 @@ class Scheduler:
             seat.before = dict(seat.meter.spent)
             self.site.watcher.run(_title(step, run), run.config.seconds)
             curve_path(self.site.folder, run.label.run).parent.mkdir(parents=True, exist_ok=True)
-            job = RungJob(run.label, run.config, self.site.tokens, run.checkpoints, self.site.checkpoint_seconds)
+            trunks = None if step.repeat else self.site.trunks  # another seed has another trunk, and never climbs
+            job = RungJob(run.label, run.config, self.site.tokens, run.checkpoints, self.site.checkpoint_seconds, trunks)
             self.workers.start(place, job, run.config.seconds)
             self.site.remaining()
             return
@@ -401,6 +406,7 @@ class Scheduler:
             return
         run.finish()
         self._decide(step, record)
+        self._forget_trunks()
 
     def _judge(self, run: Unfinished, failure: Failure) -> RunRecord:
         """The record of a failure: worth another attempt, the end of the trial, or of the study."""
@@ -452,6 +458,18 @@ class Scheduler:
         else:
             self.trials.tell_failed(trial)
         self.untold.discard(trial)
+
+    def _forget_trunks(self) -> None:
+        """Keep those of the trials under way and of the few best of the others; the disk that they take is bounded so."""
+        if not self.site.trunks:
+            return
+        forecasts = self.site.forecasts()
+        best = sorted(forecasts.keys() - self.untold, key=lambda n: forecasts[n].mean)[:KEPT]
+        trials = self.untold | set(best)
+        begun = [seat.run for seat in self.seats.values()] + [step.run for step in self.waiting]
+        configs = [run.config for run in begun if run]
+        configs += [run_config_from(r.config) for r in self.site.records() if r.trial in trials and r.config]
+        forget_all_but(self.site.trunks, configs)
 
     def _show_best(self) -> None:
         choice = choose(self.site.records(), self.site.plan.target_seconds, self.site.forecasts())

@@ -95,6 +95,74 @@ def test_truncated_proxies_have_the_shape_of_their_recipe_on_every_rung_and_cann
         search(tiny_study(6.2), cache, clock, Notes())
 
 
+PLATEAUS = {
+    "depth": 1,
+    "width": {"low": 16, "high": 48, "step": 16},
+    "batch_tokens": 128,
+    "schedule": "wsd",
+    "warmup": 0.02,
+    "cooldown": {"low": 0.2, "high": 0.6},
+    "short_sequences": 0.0,
+}
+TRUNCATED = {"search": {"least_rung_seconds": 0.15, "proxy": "truncate", "stop_early": False}}
+
+
+def test_a_truncated_trial_with_a_plateau_climbs_from_its_trunk_which_is_charged_once(tiny_study, cache, clock):
+    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    plan = json.loads((config.folder / "plan.json").read_text())
+    heirs = [r for r in records if r.inherited_from]
+    assert {r.run for r in heirs} >= {"trial0000-rung1"}
+    for heir in heirs:
+        assert heir.inherited_from == heir.run.replace("rung1", "rung0")
+        assert heir.seconds + heir.inherited_seconds <= heir.planned_seconds == plan["rungs"][heir.rung]
+        assert heir.inherited_seconds == pytest.approx((1 - heir.recipe["cooldown"]) * plan["rungs"][0], rel=0.2)
+    assert all(r.inherited_from for r in records if r.rung == 1 and "repeat" not in r.run)
+    balance = ledger_of("tiny").balance()
+    assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
+
+
+def test_the_trunks_of_closed_trials_go_but_for_the_few_best(tiny_study, cache, clock):
+    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+    search(config, cache, clock, Notes())
+    trunks = list(config.folder.glob("trunks/*"))
+    assert len({r.trial for r in read_records(config.folder)}) > 5
+    assert 0 < len(trunks) <= 3
+    miniatures = tiny_study(5.0, name="other", space=PLATEAUS)
+    search(miniatures, cache, clock, Notes())
+    assert not (miniatures.folder / "trunks").exists()
+
+
+@pytest.mark.parametrize("moment", ["_end", "_decide", "_forget_trunks", "_occupy"])
+def test_trunks_survive_a_death_at_any_instant_and_what_it_left_half_written_does_not(
+    tiny_study, cache, clock, monkeypatch, moment
+):
+    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+    plain, calls = getattr(Scheduler, moment), []
+
+    def dies(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            for trunk in config.folder.glob("trunks/*"):
+                (trunk / ".step-00000001.1.tmp").mkdir()
+            raise SystemExit("kill -9")
+        return plain(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, moment, dies)
+        with pytest.raises(SystemExit):
+            search(config, cache, clock, Notes())
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    assert any(r.inherited_from for r in records)
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in optuna_study(config).trials)
+    assert not list(config.folder.glob("trunks/*/.*"))
+    charged = ledger_of("tiny").balance().charged_seconds
+    assert charged <= 6.0
+    assert sum(r.seconds for r in records) == pytest.approx(charged - _study_seconds(), rel=1e-3)
+
+
 def test_the_same_command_again_does_and_charges_nothing_and_a_raised_budget_goes_on(searched, tiny_study, cache, clock):
     before, records = ledger_of("tiny").balance().charged_seconds, read_records(searched.folder)
     again = search(searched, cache, clock, Notes())
