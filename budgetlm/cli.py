@@ -170,6 +170,7 @@ def doctor(
     device: DeviceOption = None,
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
+    proxy: ProxyOption = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -186,7 +187,7 @@ def doctor(
 
     watcher = make_watcher()
     try:
-        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads))
+        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, proxy=proxy))
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
         checks = [Check("settings", "fault", str(error))]
@@ -371,6 +372,7 @@ def run(
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
+    proxy: ProxyOption = None,
 ) -> None:
     """Search, train the final and report within one budget.
 
@@ -378,7 +380,7 @@ def run(
 
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
-    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed))
+    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed, proxy))
     from budgetlm.search.ahead import load_ahead
 
     load_ahead(cache_folder())
