@@ -93,7 +93,7 @@ def final(
         raise StudyError(
             f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
         )
-    number = choice.trial if trial is None else trial
+    number, why = (choice.trial, "chosen") if trial is None else (trial, "asked for")
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
     name = f"final-trial{number:04d}-{seconds:.0f}s-seed{seed}"
@@ -110,7 +110,7 @@ def final(
         if done and (home / "samples.json").exists():
             samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
             return FinalResult(recipe.summary(), done, home, forecast, samples, share, already_done=True)
-        run = _Final(config, plan, recipe, number, name, home, seconds, seed, cache, clock, watcher)
+        run = _Final(config, plan, recipe, number, why, name, home, seconds, seed, cache, clock, watcher)
         record, samples, code = run.go(forecast)
         share = _utilisation(record, plan)
         return FinalResult(recipe.summary(), record, home, forecast, samples, share, already_done=False, exit_code=code)
@@ -153,6 +153,7 @@ class _Final:
         plan: Plan,
         recipe: Recipe,
         trial: int,
+        why: str,
         name: str,
         home: Path,
         seconds: float,
@@ -161,7 +162,7 @@ class _Final:
         clock: Clock,
         watcher: Watcher,
     ) -> None:
-        self.study, self.plan, self.recipe, self.trial = study, plan, recipe, trial
+        self.study, self.plan, self.recipe, self.trial, self.why = study, plan, recipe, trial, why
         self.name, self.home, self.seconds, self.seed = name, home, seconds, seed
         self.cache, self.clock, self.watcher = cache, clock, watcher
 
@@ -212,6 +213,7 @@ class _Final:
             recipe=asdict(self.recipe),
             target_seconds=self.seconds,
             passport=self.plan.passport.id,
+            why=self.why,
         )
         folder = self.study.folder
         curve_path(folder, self.name).parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from budgetlm.files import write_atomic
 from budgetlm.forecast.choose import Choice, choose
 from budgetlm.forecast.fit import Forecast, fit, usable
 from budgetlm.forecast.noise import measured_noise
-from budgetlm.records import CurvePoint, RunRecord, read_curve, read_records
+from budgetlm.records import REASONS, CurvePoint, RunRecord, read_curve, read_records
 from budgetlm.report import figures
 
 MOST_RUNGS_DRAWN = 8
@@ -292,14 +292,27 @@ def _oracle(records: Sequence[RunRecord]) -> str:
 
 
 def _runs(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast], chosen: int | None) -> str:
-    head = ["run", "state", "seconds", "bpb", "forecast", "shape", "M param.", "M tokens", "tokens/s", "recipe, error"]
-    numbers = {2, 3, 4, 6, 7, 8}
+    head = [
+        "run",
+        "paid for as",
+        "state",
+        "seconds",
+        "bpb",
+        "forecast",
+        "shape",
+        "M param.",
+        "M tokens",
+        "tokens/s",
+        "recipe, error",
+    ]
+    numbers = {3, 4, 5, 7, 8, 9}
     rows = []
     for r in records:
         known = forecasts.get(r.trial)
         model = r.config.get("model", {})
         cells = [
             r.run,
+            r.why,
             r.state,
             f"{r.seconds:.1f}",
             f"{r.bpb:.4f}" if r.bpb is not None else "",
@@ -310,11 +323,16 @@ def _runs(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast], chose
             f"{r.tokens_per_second:,.0f}",
         ]
         tds = "".join(f'<td class="{"number" if i in numbers else ""}">{html.escape(c)}</td>' for i, c in enumerate(cells))
-        error = f'<br><span class="error">{html.escape(r.error)}</span>' if r.error else ""
+        took = f"<br>began from the trunk of {html.escape(r.inherited_from)}, which had paid for {r.inherited_seconds:.1f} s"
+        error = took if r.inherited_from else ""
+        error += f'<br><span class="error">{html.escape(r.error)}</span>' if r.error else ""
         mark = ' class="chosen"' if r.trial == chosen else ""
         rows.append(f"<tr{mark}>{tds}<td>{figures.recipe_text(r.recipe)}{error}</td></tr>")
     ths = "".join(f'<th class="{"number" if i in numbers else ""}">{c}</th>' for i, c in enumerate(head))
-    return f'<div class="scroll"><table><thead><tr>{ths}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    paid_for = {r.why for r in records}
+    said = "; ".join(f"{why}: {meaning}" for why, meaning in REASONS.items() if why in paid_for)
+    legend = f'<p class="soft">Why each was paid for. {html.escape(said)}.</p>' if said else ""
+    return f'{legend}<div class="scroll"><table><thead><tr>{ths}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _passport(facts: StudyFacts) -> str:

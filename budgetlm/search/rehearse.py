@@ -158,6 +158,7 @@ def imagine(job: RungJob, world: World) -> RunRecord:
         seed=config.seed,
         target_seconds=label.target_seconds,
         planned_seconds=config.seconds,
+        why=label.why,
         seconds=config.seconds,
         by_purpose={"train": config.seconds},
         steps=0,  # so that nothing is learnt of speed and memory

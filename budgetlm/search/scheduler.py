@@ -98,6 +98,8 @@ class Step:
     """Set where it was begun before."""
     repeat: int = 0
     """How often the trial was on this rung before: its seed is another one each time."""
+    why: str = "new"
+    """What it is paid for (`records.REASONS`)."""
 
 
 @dataclass
@@ -280,7 +282,7 @@ class Scheduler:
         if wish.trial is None:
             return self._new_trial()
         recipe = next(r.recipe for r in self.site.records() if r.trial == wish.trial)
-        return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat)
+        return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat, why=wish.why)
 
     def _hold(self, place: int, seconds: float) -> bool:
         """Lease device-seconds for a place, which holds its device from now on."""
@@ -304,7 +306,7 @@ class Scheduler:
             excess = memory_violation(recipe, plan.target_seconds, plan.world)
             if excess <= 0:
                 self.untold.add(number)
-                return Step(number, recipe, 0)
+                return Step(number, recipe, 0, why="new" if number else "default")
             self.trials.tell_infeasible(number, "memory_gib", excess)
         raise StudyError(
             f"{MOST_REFUSED} recipes in a row need more memory than the {plan.world.usable_bytes / 2**30:.1f} GiB that there are "
@@ -348,6 +350,7 @@ class Scheduler:
             recipe=asdict(step.recipe),
             target_seconds=plan.target_seconds,
             passport=plan.passport.id,
+            why=step.why,
         )
         seed = self.site.seed + step.repeat
         try:
@@ -435,7 +438,8 @@ class Scheduler:
             # The default recipe is the measure of all others, so it climbs to the top in any case.
             climbs = higher and not step.repeat
             if climbs and (step.trial == 0 or can_win(step.trial, self.site.forecasts(), self.site.records())):
-                self.waiting.append(replace(step, rung=step.rung + 1, run=None))
+                why = "climb" if step.trial else "default"
+                self.waiting.append(replace(step, rung=step.rung + 1, run=None, why=why))
                 return
         elif record.state in FINAL_STATES:
             said = record.error.splitlines()[-1] if record.error else record.state
@@ -483,9 +487,9 @@ class Scheduler:
 
 def _title(step: Step, run: Unfinished) -> str:
     config, model = run.config, run.config.model
-    again = " (goes on)" if step.run else ""
+    why = ", ".join(part for part in (run.label.why, "goes on" if step.run else "") if part)
     return (
-        f"trial {step.trial}, rung {step.rung}{again}: depth {model.depth} x width {model.width} "
+        f"trial {step.trial}, rung {step.rung}{f' ({why})' if why else ''}: depth {model.depth} x width {model.width} "
         f"({parameters(model) / 1e6:.2f} M), batch {config.batch_tokens:,}, {config.optimizer.name} "
         f"lr {config.optimizer.peak_lr:.1e}, {config.schedule.shape}"
     )
@@ -514,6 +518,7 @@ def _failed(label: Label, config: RunConfig | None, seed: int, why: Failure, sta
         tokens_per_second=0.0,
         bpb=None,
         passport=label.passport,
+        why=label.why,
         cause=why.cause,
         error=why.message,
     )

@@ -491,6 +491,7 @@ class _Run:
             epochs=self.sequences_done / self.batches.sequences,
             peak_bytes=self.memory.bytes(),
             passport=self.label.passport,
+            why=self.label.why,
             cause={"diverged": "diverged", "interrupted": "stopped"}.get(state, ""),
             error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",
         )

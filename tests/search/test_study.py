@@ -18,7 +18,7 @@ from budgetlm.errors import BudgetExhausted, ConfigError, DataError, StudyError
 from budgetlm.forecast.choose import choose
 from budgetlm.forecast.fit import fit
 from budgetlm.passport import identify
-from budgetlm.records import read_curve, read_records
+from budgetlm.records import REASONS, read_curve, read_records
 from budgetlm.search import jobs
 from budgetlm.search import study as searching
 from budgetlm.search.scheduler import Scheduler
@@ -93,6 +93,22 @@ def test_truncated_proxies_have_the_shape_of_their_recipe_on_every_rung_and_cann
     search(tiny_study(6.2, **truncating), cache, clock, Notes())
     with pytest.raises(StudyError, match="search.proxy was 'truncate', is 'miniature'"):
         search(tiny_study(6.2), cache, clock, Notes())
+
+
+def test_every_record_says_why_it_was_paid_for_and_so_does_the_progress(tiny_study, cache, clock):
+    class Titles(Notes):
+        def run(self, title, planned_seconds):
+            self.lines.append(title)
+
+    config, titles = tiny_study(6.0), Titles()
+    search(config, cache, clock, titles)
+    records = read_records(config.folder)
+    for r in records:
+        assert r.why in REASONS
+        assert any(line.startswith(f"trial {r.trial}, rung {r.rung} ({r.why}):") for line in titles.lines)
+    assert {(r.why == "default") == (r.trial == 0) for r in records if "repeat" not in r.run} == {True}
+    assert {r.why for r in records if "repeat" in r.run} <= {"noise", "gate"}
+    assert {"new", "default", "climb"} <= {r.why for r in records}
 
 
 PLATEAUS = {
@@ -296,6 +312,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_its_trial_is_told_once(tiny
     search(config, cache, clock, Notes())
     again = next(r for r in read_records(config.folder) if r.run == cut.run and r.state != "interrupted")
     assert again.state == "done"
+    assert again.why == cut.why != ""
     assert again.steps > cut.steps > 0
     assert cut.seconds + again.seconds <= again.planned_seconds * 1.001  # nothing was done twice
     assert [p.step for p in read_curve(config.folder, cut.run)] == sorted(
