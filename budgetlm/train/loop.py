@@ -41,6 +41,10 @@ CURVE_POINTS = 100
 """Points that a curve has, about."""
 EVALUATION_SHARE = 0.02
 """Share of a run that evaluations on the way may take, the last one apart."""
+EVALUATION_RESERVE = 1.15
+"""What an evaluation is kept back for, as a multiple of the slowest of the latest."""
+MEASURED_BY = 0.5
+"""Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
 LEAST_CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND = 0.01, 3e8
 """What a checkpoint is taken to cost before one was written: so much, and its bytes at this rate."""
 HOPELESS_NATS = 1.5
@@ -213,7 +217,8 @@ class _Run:
         self.steps_here = 0
         self.sequence_seconds: deque[float] = deque(maxlen=9)
         """Seconds a sequence of the latest steps: a batch ramp makes steps unlike, but not their sequences."""
-        self.eval_seconds_a_window = 0.0
+        self.eval_seconds: deque[float] = deque(maxlen=3)
+        """Seconds a window of the latest evaluations."""
         self.train_seconds, self.train_tokens = 0.0, 0
         self.recent_loss: deque[float] = deque(maxlen=20)
         self.last_loss = self.position.loss
@@ -262,9 +267,7 @@ class _Run:
         bpb = full = None
         if state == "done":
             bpb = self._evaluate(self.windows)
-            if len(self.all_windows) and (
-                self.config.steps or self.elapsed + self._cost(self.all_windows) / 1.1 < self.config.seconds
-            ):
+            if len(self.all_windows) and self._still_fits(self.all_windows):
                 full = self._evaluate(self.all_windows)
             self._point(self._lr(1.0), bpb, on_point)
         set_training(self.stepper.optimizers, on=False)
@@ -355,10 +358,16 @@ class _Run:
         return max(0.0, self.config.seconds - self._cost(self.windows) - self._cost(self.all_windows))
 
     def _cost(self, windows: np.ndarray) -> float:
-        """Seconds to evaluate on `windows`: as measured, or at first from the steps, of which a forward pass is a third."""
-        if self.eval_seconds_a_window:
-            return 1.1 * self.eval_seconds_a_window * len(windows)
+        """Seconds kept back to evaluate on `windows`: as measured, rather too many, or at first from the steps, of which a forward pass is
+        a third.
+        """
+        if self.eval_seconds:
+            return EVALUATION_RESERVE * max(self.eval_seconds) * len(windows)
         return 0.5 * len(windows) * (statistics.median(self.sequence_seconds) if self.sequence_seconds else 0.0)
+
+    def _still_fits(self, windows: np.ndarray) -> bool:
+        """Whether an evaluation, whose time was kept back, ends before the deadline at the best speed that was seen of late."""
+        return bool(self.config.steps) or self.elapsed + min(self.eval_seconds) * len(windows) <= self.config.seconds
 
     def _progress(self) -> float:
         if self.config.steps:
@@ -400,7 +409,9 @@ class _Run:
         due = int(self._progress() * (affordable + 1))
         if self.evaluations_done is None:  # a resumed run does not make up for those before it
             self.evaluations_done = due
-        if due <= self.evaluations_done or due > affordable:
+        # What the larger sample will take is kept back, and is known only once a smaller one has been measured.
+        unknown = len(self.all_windows) and not self.eval_seconds and self._progress() >= MEASURED_BY
+        if not unknown and (due <= self.evaluations_done or due > affordable):
             return None
         self.evaluations_done = due
         return self._evaluate(self.windows)
@@ -412,7 +423,7 @@ class _Run:
             network, precision = self.average or self.network, self.config.precision
             set_training(self.stepper.optimizers, on=False)
             bpb = evaluate(network, windows, self.bytes_V, micro_batch=micro, precision=precision)
-        self.eval_seconds_a_window = (self.meter.clock.now() - before) / len(windows)
+        self.eval_seconds.append((self.meter.clock.now() - before) / len(windows))
         return bpb
 
     def _checkpoint_is_due(self) -> bool:
