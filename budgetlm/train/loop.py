@@ -43,7 +43,7 @@ EVALUATION_SHARE = 0.02
 """Share of a run that evaluations on the way may take, the last one apart."""
 EVALUATION_RESERVE = 1.15
 """What an evaluation is kept back for, as a multiple of the slowest of the latest."""
-MEASURED_BY = 0.5
+MEASURED_BY = 0.25
 """Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
 LEAST_CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND = 0.01, 3e8
 """What a checkpoint is taken to cost before one was written: so much, and its bytes at this rate."""
@@ -358,9 +358,7 @@ class _Run:
         return max(0.0, self.config.seconds - self._cost(self.windows) - self._cost(self.all_windows))
 
     def _cost(self, windows: np.ndarray) -> float:
-        """Seconds kept back to evaluate on `windows`: as measured, rather too many, or at first from the steps, of which a forward pass is
-        a third.
-        """
+        """Seconds kept back to evaluate on `windows`: as measured, or at first from the steps, of which a third is a forward pass."""
         if self.eval_seconds:
             return EVALUATION_RESERVE * max(self.eval_seconds) * len(windows)
         return 0.5 * len(windows) * (statistics.median(self.sequence_seconds) if self.sequence_seconds else 0.0)
