@@ -336,6 +336,8 @@ def _tell_final(name: str, result: "FinalResult") -> None:
         BudgetlmError: it diverged.
         typer.Exit: it is to be gone on with.
     """
+    from budgetlm.forecast.choose import RANKS_ONLY
+
     record = result.record
     if record.state == "interrupted":
         print("budgetlm: the final is interrupted, its checkpoint written; the same command goes on.", file=sys.stderr)
@@ -348,8 +350,9 @@ def _tell_final(name: str, result: "FinalResult") -> None:
     typer.echo(f"study {name}: {'already trained' if result.already_done else 'trained'} {record.run}")
     typer.echo(f"recipe: {result.recipe}")
     typer.echo(f"model: {result.folder / 'model'}")
-    forecast = result.forecast
-    said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})" if forecast else ""
+    forecast, said = result.forecast, f", no forecast ({RANKS_ONLY})"
+    if forecast:
+        said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
     typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
     typer.echo(

@@ -21,7 +21,7 @@ from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
-from budgetlm.forecast.choose import choose
+from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.interrupt import StopRequest
 from budgetlm.model.export import save_model
@@ -34,7 +34,7 @@ from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, expected_speed,
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning
-from budgetlm.studies import DATABASE
+from budgetlm.studies import DATABASE, FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
@@ -55,6 +55,7 @@ class FinalResult:
     record: RunRecord
     folder: Path
     forecast: Forecast | None
+    """None where the study's runs do not support one: all of them are on one rung."""
     samples: list[dict[str, str]]
     utilisation: float
     """Share of the device's matrix-product ceiling that its optimisation steps reached (MFU, arXiv:2204.02311)."""
@@ -105,7 +106,7 @@ def final(
     except Timeout:
         raise StudyError(f"another process is training {name}. Wait for it, or stop it with Ctrl-C.") from None
     try:
-        forecast = fit(records, seconds).get(number)
+        forecast = None if ranks_only(records) else fit(records, seconds).get(number)
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (home / "samples.json").exists():
             samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
@@ -266,8 +267,13 @@ class _Final:
 
     def _keep_forecast(self, forecast: Forecast | None) -> None:
         """Keep the forecast as it was before the outcome was known: the receipt."""
-        path = self.home / "forecast.json"
-        if forecast and not path.exists():
+        path = self.home / FORECAST
+        if path.exists():
+            return
+        if forecast is None:
+            write_json(path, {"mean": None, "why": RANKS_ONLY})
+            self.watcher.note(f"forecast  {RANKS_ONLY}")
+        else:
             low, high = forecast.interval
             write_json(path, {"mean": forecast.mean, "low": low, "high": high, "share": 0.8})
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from budgetlm.forecast.choose import ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.records import CurvePoint, RunRecord
 
@@ -164,7 +165,8 @@ def history(records: Sequence[RunRecord], target_seconds: float) -> pd.DataFrame
     places = np.linspace(1, len(rungs), min(len(rungs), MOST_FITS)).astype(int).tolist() if rungs else []
     rows = []
     for place in places:
-        forecasts = fit(rungs[:place], target_seconds)
+        known = rungs[:place]
+        forecasts = {} if ranks_only(known) else fit(known, target_seconds)
         if forecasts:
             trial = min(forecasts, key=lambda n: forecasts[n].mean)
             rows.append((hours[place - 1], trial, forecasts[trial].mean, *forecasts[trial].interval))

@@ -478,11 +478,7 @@ class Scheduler:
     def _show_best(self) -> None:
         choice = choose(self.site.records(), self.site.plan.target_seconds, self.site.forecasts())
         if choice:
-            low, high = choice.forecast.interval
-            self.site.watcher.best(
-                f"trial {choice.trial}: {choice.forecast.mean:.3f} bpb forecast ({low:.3f} to {high:.3f}) of "
-                f"{len(self.site.forecasts())} trials"
-            )
+            self.site.watcher.best(f"trial {choice.trial} of {len(self.site.forecasts())}: {choice.expected}")
 
 
 def _title(step: Step, run: Unfinished) -> str:
