@@ -463,6 +463,30 @@ def status(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def receipts(
+    study: Annotated[str, typer.Option(help="Name of the study, or `best`; all of them if left out.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was forecast of every final, and what came of it.
+
+    Forecast and 80 % interval as they were before the final began, its outcome, and whether it is inside.
+    """
+    import dataclasses
+
+    from budgetlm.receipts import describe
+    from budgetlm.receipts import receipts as collect
+    from budgetlm.studies import resolve
+
+    found = collect([resolve(study)] if study else None)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found), indent=1))
+    elif not found.finals:
+        typer.echo("no finals yet; `budgetlm final --study best` trains one")
+    else:
+        typer.echo(describe(found))
+
+
+@app.command()
 def budget(
     study: StudyOption = "best",
     trials: Annotated[int, typer.Option(help="Show so many of the dearest trials; 0 for all.", min=0)] = 10,
