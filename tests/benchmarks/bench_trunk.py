@@ -1,7 +1,8 @@
 """What trunks save a search of truncated proxies, and whether a run that began from one comes out as a straight one does.
 
     pairs    recipes drawn at random, all warmup-stable-decay: a rung of 1/16 of the target, then one of 1/4, straight and from the trunk
-    search   whole searches, of the default space and of one with that schedule alone: what was inherited, of what was charged
+    search   whole searches, of the default space, of one with that schedule alone, and of one in which nothing varies but the cool-down: what
+             was inherited, of what was charged
 
 In processor time of one thread, so that who else computes does not matter.
 
@@ -40,6 +41,16 @@ from tests.benchmarks.bench_transfer import settle
 from tests.workers.inline import Inline
 
 PLATEAU = {"schedule": "wsd", "warmup": {"low": 0.01, "high": 0.1}, "cooldown": {"low": 0.2, "high": 0.6}}
+FIXED = {
+    "depth": 2,
+    "width": 64,
+    "batch_tokens": 2048,
+    "peak_lr": 0.01,
+    "optimizer": "muon",
+    "weight_decay": 0.1,
+    "warmup": 0.02,
+}
+SPACES = {"default": {}, "plateau": PLATEAU, "cool-down": {**PLATEAU, **FIXED}}
 LOW, HIGH = 16, 4
 """The two rungs, one in so many of the target."""
 
@@ -114,7 +125,7 @@ def spread(values: Sequence[float]) -> str:
 def searches(options: argparse.Namespace) -> None:
     """What whole searches take over."""
     hours = options.search_seconds / 3600
-    for name, space in {"default space": {}, "plateaus alone": PLATEAU}.items():
+    for name in options.spaces:
         for seed in range(options.seeds):
             with TemporaryDirectory() as folder, contextlib.chdir(folder):
                 config = study_config(
@@ -122,8 +133,13 @@ def searches(options: argparse.Namespace) -> None:
                         "name": "trunks",
                         "budget": {"hours": hours, "target_hours": options.seconds / 3600},
                         "train": {"threads": 1, "compile": "off", "device": "cpu"},
-                        "search": {"proxy": "truncate", "seed": seed, "stop_early": False, "least_rung_seconds": 1.0},
-                        "space": space,
+                        "search": {
+                            "proxy": "truncate",
+                            "seed": seed,
+                            "stop_early": False,
+                            "least_rung_seconds": options.least,
+                        },
+                        "space": SPACES[name],
                     }
                 )
                 clock: Clock = ProcessorClock()
@@ -133,8 +149,9 @@ def searches(options: argparse.Namespace) -> None:
             heirs = [r for r in records if r.inherited_from and r.state == "done"]
             inherited = sum(r.inherited_seconds for r in heirs)
             climbs = [r for r in records if r.rung > 0 and "repeat" not in r.run and r.state == "done"]
+            with_plateau = sum(r.recipe["schedule"] == "wsd" for r in climbs)
             print(
-                f"{name}, seed {seed}: {len(records)} runs, {len(climbs)} climbs, {len(heirs)} of them from a trunk; "
+                f"{name}, seed {seed}: {len(records)} runs, {len(climbs)} climbs, {with_plateau} of them wsd; {len(heirs)} from a trunk; "
                 f"{inherited:.1f} s inherited, {charged:.1f} s charged: {inherited / charged:.1%}",
                 flush=True,
             )
@@ -148,6 +165,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "budgetlm")
     parser.add_argument("--seconds", type=float, default=80.0, help="the target")
     parser.add_argument("--search-seconds", type=float, default=150.0)
+    parser.add_argument("--least", type=float, default=1.0, help="seconds of the cheapest rung, at least")
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
     parser.add_argument("--recipes", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
