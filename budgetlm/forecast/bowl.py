@@ -10,9 +10,12 @@ noise are averaged over by how well each explains the runs. A fit takes millisec
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
+
+from budgetlm.forecast.points import Centre, Kinds
 
 DEPTHS = (0.004, 0.01, 0.02)
 """Candidates for the loss of one spread off the best knob, as a logarithm."""
@@ -30,61 +33,40 @@ SWEEPS = 3
 """Fits, each with weights from the one before."""
 
 
-@dataclass(frozen=True)
-class Law:
-    """A published law of the optimum: its logarithm is `offset` + `drift` · log scale; NaN for knobs that it does not know."""
-
-    offset: np.ndarray  # (knobs,)
-    drift: np.ndarray  # (knobs, axes)
-
-
 LAW_MISS, LAW_DRIFT = 0.05, 0.01
 """How far a published law is taken to miss the optimum at the target, and in its drift for each factor e of scale. Logarithms of a knob."""
 
 
 @dataclass(frozen=True)
-class Frame:
+class BowlFrame:
     """The coordinates: knobs relative to the middle of the target's choices (or to a law), scales relative to the target."""
 
     target: np.ndarray  # (axes,) logarithms
     origin: np.ndarray  # (knobs,)
     spread: np.ndarray  # (knobs,)
-    curved: np.ndarray  # (knobs,) bool: a number, which has a best value; others are indicators
-    logged: np.ndarray  # (knobs,) bool: a logarithm
+    kinds: Kinds
     law_drift: np.ndarray  # (knobs, axes); 0 without a law
     lawful: np.ndarray  # (knobs,) bool
-    steady: np.ndarray  # (knobs,) bool: hardly drifts
 
     @staticmethod
-    def of(
-        target: np.ndarray,
-        choices: np.ndarray,
-        curved: np.ndarray,
-        logged: np.ndarray,
-        steady: np.ndarray,
-        law: Law | None = None,
-    ) -> "Frame":
+    def of(target: np.ndarray, middle: np.ndarray, wide: np.ndarray, kinds: Kinds, law: Centre | None = None) -> "BowlFrame":
         """The frame for a target.
 
         Args:
             target: (axes,), logarithms of its scale.
-            choices: (n, knobs) that there are at the target.
-            curved: (knobs,), which are numbers.
-            logged: (knobs,), which are logarithms.
-            steady: (knobs,), which are ratios whose best value hardly drifts.
-            law: of the optimum, where one is to be believed.
+            middle: (knobs,), of what there is to choose from at the target.
+            wide: (knobs,), spread of the same.
+            kinds: of the knobs.
+            law: of the optimum, where one is to be believed; NaN for knobs that it does not know.
         """
-        count, axes = choices.shape[1], len(target)
-        spread = np.where(curved & (choices.std(axis=0) > 0), choices.std(axis=0), 1.0)
-        origin = np.where(curved, choices.mean(axis=0), 0.0)
-        nothing = np.zeros((count, axes))
+        count, axes = len(middle), len(target)
+        spread = np.where(kinds.curved & (wide > 0), wide, 1.0)
+        origin = np.where(kinds.curved, middle, 0.0)
         if law is None:
-            return Frame(target, origin, spread, curved, logged, nothing, np.zeros(count, dtype=bool), steady)
-        known = np.isfinite(law.offset) & logged
+            return BowlFrame(target, origin, spread, kinds, np.zeros((count, axes)), np.zeros(count, dtype=bool))
+        known = np.isfinite(law.offset) & kinds.logged
         drift = np.where(known[:, None], law.drift, 0.0)
-        return Frame(
-            target, np.where(known, law.offset + drift @ target, origin), spread, curved, logged, drift, known, steady
-        )
+        return BowlFrame(target, np.where(known, law.offset + drift @ target, origin), spread, kinds, drift, known)
 
     def place(self, scales: np.ndarray, knobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scales (n, axes) and knobs (n, knobs) in these coordinates."""
@@ -93,7 +75,7 @@ class Frame:
 
     def features(self, s: np.ndarray, k: np.ndarray) -> np.ndarray:
         """Linear, drift, squares, products, squares that change with scale, (n, features)."""
-        n, round_ones = len(k), k[:, self.curved]
+        n, round_ones = len(k), k[:, self.kinds.curved]
         rows, columns = np.tril_indices(round_ones.shape[1], -1)
         drift = (k[:, :, None] * s[:, None, :]).reshape(n, -1)
         changing = round_ones**2 * s.sum(axis=1, keepdims=True)
@@ -104,7 +86,7 @@ class Frame:
 class Bowl:
     """The fitted differences between knobs."""
 
-    frame: Frame
+    frame: BowlFrame
     coefficients: np.ndarray  # (features,), posterior means
 
     def at_target(self, knobs: np.ndarray) -> np.ndarray:
@@ -113,25 +95,33 @@ class Bowl:
         expected: np.ndarray = self.frame.features(s, k) @ self.coefficients
         return expected
 
-    def moved(self, scale: np.ndarray) -> np.ndarray:
-        """How far the best knobs at a scale (axes,) lie from those at the target, (knobs,): 0 for indicators."""
-        frame = self.frame
-        count, axes, numbers = len(frame.curved), len(frame.target), int(frame.curved.sum())
-        s = scale - frame.target
-        drift = self.coefficients[count : count + count * axes].reshape(count, axes)[frame.curved]
-        squares = self.coefficients[count + count * axes :][:numbers]
+    @cached_property
+    def centre(self) -> Centre:
+        """Where the best knobs lie at any scale, in a person's coordinates; 0 for indicators."""
+        frame, curved = self.frame, self.frame.kinds.curved
+        count, axes, numbers = len(curved), len(frame.target), int(curved.sum())
+        slope, drift = self.coefficients[:count][curved], self.coefficients[count : count * (1 + axes)].reshape(count, axes)
+        squares, products = np.split(self.coefficients[count * (1 + axes) :], [numbers])
         hessian = np.diag(2 * squares)
         rows, columns = np.tril_indices(numbers, -1)
-        hessian[rows, columns] = hessian[columns, rows] = self.coefficients[count * (1 + axes) + numbers :][: len(rows)]
+        hessian[rows, columns] = hessian[columns, rows] = products[: len(rows)]
         values, vectors = np.linalg.eigh(hessian)
-        best = -(vectors / np.maximum(values, 0.5 * min(DEPTHS)) @ vectors.T) @ (drift @ s)
-        moved = np.zeros(count)
-        moved[frame.curved] = np.clip(best, -REACH, REACH) * frame.spread[frame.curved]
-        total: np.ndarray = moved + frame.law_drift @ s
+        turned = vectors / np.maximum(values, 0.5 * min(DEPTHS)) @ vectors.T
+        best, moves = np.zeros(count), np.zeros((count, axes))
+        best[curved] = np.clip(-turned @ slope, -REACH, REACH)
+        moves[curved] = -turned @ drift[curved]
+        moves = frame.law_drift + frame.spread[:, None] * moves
+        return Centre(frame.origin + frame.spread * best - moves @ frame.target, moves)
+
+    def moved(self, scale: np.ndarray) -> np.ndarray:
+        """How far the best knobs at a scale (axes,) lie from those at the target, (knobs,): 0 for indicators."""
+        frame, s = self.frame, scale - self.frame.target
+        lawful = frame.law_drift @ s
+        total: np.ndarray = lawful + np.clip(self.centre.drift @ s - lawful, -REACH * frame.spread, REACH * frame.spread)
         return total
 
 
-def fit_bowl(frame: Frame, scales: np.ndarray, knobs: np.ndarray, loss: np.ndarray, cells: np.ndarray) -> Bowl:
+def fit_bowl(frame: BowlFrame, scales: np.ndarray, knobs: np.ndarray, loss: np.ndarray, cells: np.ndarray) -> Bowl:
     """Fit the bowl to finished runs; with few of them it is mostly the prior.
 
     Args:
@@ -157,15 +147,15 @@ def fit_bowl(frame: Frame, scales: np.ndarray, knobs: np.ndarray, loss: np.ndarr
     return Bowl(frame, coefficients[levels:])
 
 
-def _priors(frame: Frame, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _priors(frame: BowlFrame, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means and spreads of the coefficients, each (combinations, features), and the noise of each combination."""
     depth, noise, drift = np.array(list(product(DEPTHS, NOISES, DRIFTS))).T[:, :, None]
-    count, axes, numbers = len(frame.curved), len(frame.target), int(frame.curved.sum())
+    count, axes, numbers = len(frame.kinds.curved), len(frame.target), int(frame.kinds.curved.sum())
     one, pairs = np.ones((1, 1)), numbers * (numbers - 1) // 2
-    slope = np.where(frame.lawful, 2 * LAW_MISS / frame.spread, np.where(frame.curved, 2.0, 5.0))
-    drift = drift * np.where(frame.steady, STEADY, 1.0)
-    wander = np.where(frame.lawful, LAW_DRIFT, drift) * 2 / np.where(frame.logged, frame.spread, 1.0)
-    wander = np.where(frame.curved, wander, 0.5)
+    slope = np.where(frame.lawful, 2 * LAW_MISS / frame.spread, np.where(frame.kinds.curved, 2.0, 5.0))
+    drift = drift * np.where(frame.kinds.steady, STEADY, 1.0)
+    wander = np.where(frame.lawful, LAW_DRIFT, drift) * 2 / np.where(frame.kinds.logged, frame.spread, 1.0)
+    wander = np.where(frame.kinds.curved, wander, 0.5)
     parts = [
         np.ones((len(depth), levels)),
         depth * slope,

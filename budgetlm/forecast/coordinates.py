@@ -1,52 +1,14 @@
 """From a person's coordinates to those of the surface: scales about their middle, knobs about an optimum that drifts with scale."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from budgetlm.forecast.errors import Errors
-from budgetlm.forecast.features import blocks, bowl
+from budgetlm.forecast.bowl import BowlFrame, fit_bowl
+from budgetlm.forecast.points import Centre, Kinds, Points, Prior
 
-REACH = 1.5
-"""The optimum is looked for within the knobs seen, widened by so many of their spreads."""
 CLIP = 0.5
 """Knobs farther outside what was seen than this, in spreads, count as if they were there: no bowl holds far away."""
-
-
-@dataclass(frozen=True)
-class Points:
-    """Where a loss was measured or is wanted."""
-
-    scales: np.ndarray
-    """(n, axes): natural logarithms, of parameters and tokens for instance."""
-    knobs: np.ndarray
-    """(n, knobs): logarithms where the knob is one of scale, plain numbers, or indicators."""
-
-
-@dataclass(frozen=True)
-class Centre:
-    """Where the best knobs lie, linear in the scale axes."""
-
-    offset: np.ndarray  # (knobs,)
-    drift: np.ndarray  # (knobs, axes)
-
-    def at(self, scales: np.ndarray) -> np.ndarray:
-        """The best knobs at scales (n, axes), shape (n, knobs)."""
-        best: np.ndarray = self.offset + scales @ self.drift.T
-        return best
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What is known before any run."""
-
-    exponents: tuple[float, ...]
-    """Median exponent of each axis."""
-    balance: tuple[float, ...]
-    """Where on each axis the terms of the law are alike, in the axis' own logarithm."""
-    optimum: Centre | None = None
-    """A published law of the optimum, in the knobs' own coordinates; NaN for knobs that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +20,9 @@ class Frame:
     spread: np.ndarray  # (knobs,)
     curved: np.ndarray  # (knobs,) bool
     known: np.ndarray  # (knobs,) bool: a published law gave the optimum
-    law: Centre  # of the raw knobs, the middle of those seen where no law is known
-    centre: Centre  # of the scaled ones, apart from `law`
-    seen: tuple[np.ndarray, np.ndarray] | None = (
-        None  # least and greatest scaled knob, relative to the centre, and something more
-    )
+    centre: Centre
+    seen: tuple[np.ndarray, np.ndarray]
+    """Least and greatest knob, in spreads, relative to the centre."""
 
     def scales(self, points: Points) -> np.ndarray:
         """Relative to the middle, (n, axes)."""
@@ -71,65 +31,29 @@ class Frame:
 
     def knobs(self, points: Points) -> np.ndarray:
         """In spreads, relative to the optimum, (n, knobs)."""
-        raw = (points.knobs - self.law.at(points.scales)) / self.spread
-        relative: np.ndarray = raw - self.centre.at(self.scales(points))
-        return np.clip(relative, *self.seen) if self.seen else relative
+        low, high = self.seen
+        relative = (points.knobs - self.centre.at(points.scales)) / self.spread
+        clipped: np.ndarray = np.clip(relative, low - CLIP, high + CLIP)
+        return clipped
 
 
-def make_frame(points: Points, loss: np.ndarray, errors: Errors, curved: np.ndarray, prior: Prior) -> Frame:
+def make_frame(points: Points, loss: np.ndarray, group: np.ndarray, kinds: Kinds, prior: Prior, around: Points) -> Frame:
     """The coordinates of a table of runs; see `fit_surface`."""
     axes, count = points.scales.shape[1], points.knobs.shape[1]
-    nothing = Centre(np.zeros(count), np.zeros((count, axes)))
     known = np.isfinite(prior.optimum.offset) if prior.optimum else np.zeros(count, dtype=bool)
-    law = Centre(np.where(curved, points.knobs.mean(axis=0), 0.0), nothing.drift)
+    spread = np.where(kinds.curved, points.knobs.std(axis=0), 1.0)
+    centre = Centre(np.where(kinds.curved, points.knobs.mean(axis=0), 0.0), np.zeros((count, axes)))
+    if prior.centred and kinds.curved.any():
+        # Where there is nothing to choose, what was tried says where the best may lie.
+        chosen = np.ptp(around.knobs, axis=0) > 0
+        middle = np.where(chosen, around.knobs.mean(axis=0), points.knobs.mean(axis=0))
+        wide = np.where(chosen, around.knobs.std(axis=0), points.knobs.std(axis=0))
+        bowl = BowlFrame.of(around.scales.mean(axis=0), middle, wide, kinds)
+        centre = fit_bowl(bowl, points.scales, points.knobs, loss, group).centre
     if prior.optimum:
-        drift = np.where(known[:, None], prior.optimum.drift, 0)
-        law = Centre(np.where(known, prior.optimum.offset, law.offset), drift)
-    middle = points.scales.mean(axis=0)
+        offset = np.where(known, prior.optimum.offset, centre.offset)
+        centre = Centre(offset, np.where(known[:, None], prior.optimum.drift, centre.drift))
     edges = (points.scales.min(axis=0), points.scales.max(axis=0))
-    spread = np.where(curved, points.knobs.std(axis=0), 1.0)
-    frame = Frame(middle, edges, spread, curved, known, law, nothing)
-    found = find_centre(frame.knobs(points), frame.scales(points), loss, errors.inverse, curved)
-    kept = Centre(np.where(known, 0, found.offset), np.where(known[:, None], 0, found.drift))
-    frame = replace(frame, centre=kept)
-    knobs = frame.knobs(points)
-    return replace(frame, seen=(knobs.min(axis=0) - CLIP, knobs.max(axis=0) + CLIP)) if count else frame
-
-
-def find_centre(
-    knobs: np.ndarray,
-    scales: np.ndarray,
-    loss: np.ndarray,
-    inverse: Callable[[np.ndarray], np.ndarray],
-    curved: np.ndarray,
-) -> Centre:
-    """The drifting optimum by ridge regression of log loss, the level of every scale free.
-
-    `inverse` multiplies with the inverse covariance of the runs, apart from its size. It need not be exact: what is left of the drift is among the features. It has to be near, because the law is for the optimum.
-    """
-    count, axes = knobs.shape[1], scales.shape[1]
-    nothing = Centre(np.zeros(count), np.zeros((count, axes)))
-    if not curved.any():
-        return nothing
-    level = np.concatenate([np.ones((len(loss), 1)), scales, *(scales[:, [i]] * scales[:, : i + 1] for i in range(axes))], 1)
-    x = np.concatenate([level, bowl(knobs, scales, curved)], axis=1)
-    sizes = blocks(curved, axes)
-    # In log loss per spread of a knob: a bowl of 1 % is expected, and steps of 2 % are not unusual.
-    expected = np.concatenate([np.zeros(level.shape[1] + sum(sizes[:2])), np.full(sizes[2], 0.01), np.zeros(sum(sizes[3:]))])
-    spread = np.repeat([10.0, 0.02, 0.01, 0.01, 0.01, 0.001], [level.shape[1], *sizes])
-    noise, weighted = 0.005, inverse(x)
-    precision = weighted.T @ x / noise**2 + np.diag(spread**-2.0)
-    pull = weighted.T @ np.log(loss) / noise**2 + expected / spread**2
-    found = np.linalg.solve(precision, pull)[level.shape[1] :]
-    slope, drift, squares, products, _ = np.split(found, np.cumsum(sizes)[:-1])
-    hessian = np.diag(2 * squares)
-    if len(products):
-        rows, columns = np.tril_indices(len(squares), -1)
-        hessian[rows, columns] = hessian[columns, rows] = products
-    values, vectors = np.linalg.eigh(hessian)
-    inverted = vectors / np.maximum(values, 0.004) @ vectors.T  # nowhere flatter than a bowl that can be told from noise
-    offset, drifts = nothing.offset, nothing.drift
-    offset[curved] = -inverted @ slope[curved]
-    drifts[curved] = -inverted @ drift.reshape(count, axes)[curved]
-    low, high = knobs.min(axis=0) - REACH, knobs.max(axis=0) + REACH
-    return Centre(np.clip(offset, low, high), drifts)
+    apart = (points.knobs - centre.at(points.scales)) / spread
+    seen = (apart.min(axis=0), apart.max(axis=0)) if count else (np.zeros(0), np.zeros(0))
+    return Frame(points.scales.mean(axis=0), edges, spread, kinds.curved, known, centre, seen)

@@ -1,71 +1,111 @@
 """How far runs may be off a surface that is only nearly right: the covariance of what it leaves of them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 AGED = 0.7
-"""Noise grows by so much for each factor e that a run is cheaper than the dearest: a law holds best near by."""
+"""What a scale's runs share grows by so much for each factor e that they are cheaper than the dearest: a law holds best near by."""
+AGED_ALONE = 0.5
+"""Likewise the noise of a trial's run, the farther it is from the target."""
 FAR_OFF = 0.03
 """Runs this much above the best at their scale are far up the bowl's walls, where it is none: they count for half, worse ones for less."""
 BEHIND = 0.05
 """Likewise of runs behind the best of all that cost no more: what is starved of tokens or parameters follows laws of its own."""
 TAIL = 4.0
 """Degrees of freedom of the noise: single runs that fit nothing are discounted."""
-CELL = 4.0
-"""Variance of what runs of one scale have in common, beside that of a single run: the law's error is not that of the bowl."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """How far single runs, and all runs of one scale together, may be off: their covariance, apart from its size."""
+    """How far single runs, and all runs of one group together, may be off: their covariance, apart from its size.
 
-    cell: np.ndarray  # (n,) of runs of one scale
+    A group is the runs of one scale, or the runs of one recipe along its ladder. Off by noise·own + sum of noise·ratio·effect·shared,
+    with own and effects independent; the size of the noise and the ratios are for others to say.
+    """
+
+    group: np.ndarray  # (n,) of each run, 0 to groups - 1
     weights: np.ndarray  # (n,) inverse variance of what is a run's own
-    shared: np.ndarray  # (cells,) variance of what the runs of a scale have in common
+    shared: np.ndarray  # (n, effects) regressors of what the runs of a group have in common
 
     @staticmethod
-    def of(scales: np.ndarray, loss: np.ndarray) -> "Errors":
-        """From scales (n, axes) and losses (n,), before any fit."""
+    def of_scales(scales: np.ndarray, loss: np.ndarray) -> "Errors":
+        """Runs of one scale have their level in common: the law's error is not that of the bowl.
+
+        Args:
+            scales: (n, axes), logarithms.
+            loss: (n,).
+        """
         _, first, cell = np.unique(np.round(scales, 6), axis=0, return_index=True, return_inverse=True)
         cell = cell.ravel()
         best = np.full(len(first), np.inf)
         np.minimum.at(best, cell, loss)
         total = scales[first].sum(axis=1)
         behind = best / _best_for_less(total, best) - 1
-        shared = CELL * (1 + AGED * (total.max() - total)) ** 2 * (1 + (behind / BEHIND) ** 4)
+        level = (1 + AGED * (total.max() - total)) * np.sqrt(1 + (behind / BEHIND) ** 4)
         weights = 1 / (1 + ((loss / best[cell] - 1) / FAR_OFF) ** 4)
-        return Errors(cell, weights, shared)
+        return Errors(cell, weights, level[cell, None])
+
+    @staticmethod
+    def of_trials(trial: np.ndarray, u: np.ndarray) -> "Errors":
+        """Runs of one trial have a level and an exponent in common.
+
+        Args:
+            trial: (n,), 0 to trials - 1.
+            u: (n,), logarithm of device time over the target's.
+        """
+        return Errors(trial, (1 + AGED_ALONE * np.abs(u)) ** -2.0, np.stack([np.ones_like(u), -u], axis=1))
+
+    @cached_property
+    def groups(self) -> int:
+        """How many there are."""
+        return int(self.group.max()) + 1
 
     def within(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the runs of each scale, weighted: (n, m) -> (cells, m)."""
-        order = np.argsort(self.cell, kind="stable")
-        starts = np.searchsorted(self.cell[order], np.arange(len(self.shared)))
-        sums: np.ndarray = np.add.reduceat((values * self.weights[:, None])[order], starts, axis=0)
+        """Weighted sums of the shared regressors times values (n, m) over each group, (groups, effects, m)."""
+        order = np.argsort(self.group, kind="stable")
+        starts = np.searchsorted(self.group[order], np.arange(self.groups))
+        products = (self.shared * self.weights[:, None])[:, :, None] * values[:, None, :]
+        sums: np.ndarray = np.add.reduceat(products[order], starts, axis=0)
         return sums
 
-    def common(self, values: np.ndarray) -> np.ndarray:
-        """What the runs of each scale are expected to have in common, given what all of them show: (n, m) -> (cells, m)."""
-        gain = self.shared / (1 + self.shared * np.bincount(self.cell, self.weights))
-        expected: np.ndarray = gain[:, None] * self.within(values)
-        return expected
-
-    def inverse(self, values: np.ndarray) -> np.ndarray:
-        """The inverse covariance times (n, m)."""
-        product: np.ndarray = self.weights[:, None] * (values - self.common(values)[self.cell])
-        return product
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """Weighted sums of products of the shared regressors over each group, (groups, effects, effects)."""
+        return self.within(self.shared)
 
     def of_rows(self, rows: np.ndarray) -> "Errors":
         """That of some runs alone."""
-        cells, cell = np.unique(self.cell[rows], return_inverse=True)
-        return Errors(cell.ravel(), self.weights[rows], self.shared[cells])
+        group = np.unique(self.group[rows], return_inverse=True)[1].ravel()
+        return Errors(group, self.weights[rows], self.shared[rows])
 
-    def discounted(self, left: np.ndarray) -> "Errors":
-        """The same with less weight to what is far off: `left` (n,) in standard deviations of a run."""
-        common = self.common(left[:, None])[:, 0]
-        own = (left - common[self.cell]) ** 2 * self.weights
-        weights = self.weights * (TAIL + 1) / (TAIL + own)
-        return Errors(self.cell, weights, self.shared * (TAIL + common**2 / self.shared) / (TAIL + 1))
+    def discounted(self, left: np.ndarray, ratios: np.ndarray) -> "Errors":
+        """The same with less weight to what is far off.
+
+        Args:
+            left: (n,), what the surface leaves, in standard deviations of a run.
+            ratios: (effects,), size of the effects beside that of the noise.
+        """
+        covariance = inverse(self.squares + np.diag(ratios**-2.0))
+        effects = np.einsum("grs,gs->gr", covariance, self.within(left[:, None])[:, :, 0])
+        own = left - np.einsum("nr,nr->n", self.shared, effects[self.group])
+        weights = self.weights * (TAIL + 1) / (TAIL + own**2 * self.weights)
+        far = ((effects / ratios) ** 2).mean(axis=1)
+        return Errors(self.group, weights, self.shared * np.sqrt((TAIL + far) / (TAIL + 1))[self.group, None])
+
+
+def inverse(matrices: np.ndarray) -> np.ndarray:
+    """Of many symmetric matrices (..., effects, effects), quicker than a general one where effects are one or two."""
+    if matrices.shape[-1] > 2:
+        inverted: np.ndarray = np.linalg.inv(matrices)
+    elif matrices.shape[-1] == 2:
+        a, b, d = matrices[..., 0, 0], matrices[..., 0, 1], matrices[..., 1, 1]
+        rows = np.stack([np.stack([d, -b], axis=-1), np.stack([-b, a], axis=-1)], axis=-2)
+        inverted = rows / (a * d - b * b)[..., None, None]
+    else:
+        inverted = 1 / matrices
+    return inverted
 
 
 def _best_for_less(total: np.ndarray, loss: np.ndarray) -> np.ndarray:

@@ -5,16 +5,15 @@ from functools import cached_property
 
 import numpy as np
 
-from budgetlm.forecast.coordinates import Frame, Prior
-from budgetlm.forecast.errors import Errors
+from budgetlm.forecast.coordinates import Frame
+from budgetlm.forecast.errors import Errors, inverse
 from budgetlm.forecast.features import blocks
+from budgetlm.forecast.points import Prior
 
 EXPONENT = 0.25
-"""Median, and spread of the logarithm, of an exponent in parameters or tokens: published fits lie between 0.2 and 0.6."""
+"""Spread of the logarithm of an exponent of the law."""
 SHARE = (0.0, 1.0)
 """Mean and spread of the logit of E as a share of the least loss."""
-FALL = (0.048, 0.25)
-"""Median, and spread of the logarithm, of the share of the loss that a factor e of compute takes away at the least loss seen."""
 STARVED = ((1.0, 0.35), (-3.0, 2.0))
 """Of a term that dies out fast along the last axis (too few steps: warm-up, momentum): median and spread of the logarithm of its
 exponent; mean and spread of its logarithm beside the other terms, in the middle."""
@@ -26,12 +25,16 @@ LAW_BUMPS = (0.004, 0.5)
 """Likewise of the law's own error within what was measured."""
 KNOB_BUMPS = (0.002, 1.0)
 """Likewise of what is no bowl in the knobs."""
-BOWL = (0.01, 1.0)
-"""Likewise of the loss of one spread of a knob off its best value."""
+BOWL = 1.0
+"""Spread of the logarithm of the loss of one spread of a knob off its best value."""
 OPTIMUM, DRIFT = 0.15, 0.03
 """How far a published law may be off: in the logarithm of the best knob, and in its exponents."""
 MOST_ROWS = 1200
 """Runs that the nonlinear parameters are sampled from; the linear ones know all."""
+FARTHEST = 8.0
+"""Parameters this many of their prior's standard deviations away are impossible: so far out, digits are lost."""
+MOST_NUMBERS = 2**21
+"""That are worked on at once, where there are many groups."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Parameters:
     law_bumps: np.ndarray  # (n,)
     knob_bumps: np.ndarray  # (n,)
     bowl: np.ndarray  # (n,)
+    ratios: np.ndarray  # (n, effects) size of what the runs of a group have in common, beside the noise
 
     def law(self, scales: np.ndarray, which: int | slice = slice(None)) -> np.ndarray:
         """Logarithm of the sum of the law's terms, shape (n, scales) or (scales,)."""
@@ -74,8 +78,8 @@ class Model:
 
     @property
     def dimensions(self) -> int:
-        """Of the parameters: E, exponents, balances but one, noise, two kinds of bumps, bowl."""
-        return 2 * int(self.scales.shape[1]) + 6
+        """Of the parameters: E, exponents, balances but one, noise, two kinds of bumps, bowl, two of the starved, ratios."""
+        return 2 * int(self.scales.shape[1]) + 6 + sum(width > 0 for _, width in self.prior.shared)
 
     def thinned(self) -> "Model":
         """That of at most `MOST_ROWS` runs, spread evenly over scale: enough for the few parameters that have to be sampled."""
@@ -94,10 +98,8 @@ class Model:
         exponents = np.array(self.prior.exponents) * np.exp(EXPONENT * z[:, 1 : 1 + axes])
         balance = exponents * (np.array(self.prior.balance) - self.frame.middle)
         balance[:, 1:] += BALANCE * z[:, 1 + axes : 2 * axes]
-        spreads = [
-            median * np.exp(width * z[:, 2 * axes + i])
-            for i, (median, width) in enumerate((NOISE, LAW_BUMPS, KNOB_BUMPS, BOWL))
-        ]
+        sizes = (NOISE, LAW_BUMPS, KNOB_BUMPS, (self.prior.depth, BOWL))
+        noise, law_bumps, knob_bumps, bowl = (m * np.exp(w * z[:, 2 * axes + i]) for i, (m, w) in enumerate(sizes))
         starved = np.stack(
             [
                 np.logaddexp.reduce(balance, axis=1) + STARVED[1][0] + STARVED[1][1] * z[:, 2 * axes + 4],
@@ -106,54 +108,53 @@ class Model:
             axis=1,
         )
         factor = self.typical / (self.typical - floor)
-        return Parameters(floor, exponents, balance, starved, factor, *spreads)
+        median, width = np.array(self.prior.shared).T
+        ratios = np.tile(median, (len(z), 1))
+        ratios[:, width > 0] *= np.exp(width[width > 0] * z[:, 2 * axes + 6 :])
+        return Parameters(floor, exponents, balance, starved, factor, noise, law_bumps, knob_bumps, bowl, ratios)
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
         """Logarithm of prior times likelihood, up to a constant, (n,)."""
-        parameters = self.unpack(z)
-        solved = _solve(self, parameters)
-        fall = (1 - parameters.floor / self.least) / (1 / parameters.exponents).sum(axis=1)
-        unusual = np.log(fall / FALL[0]) / FALL[1]
-        density: np.ndarray = solved.evidence - 0.5 * (z**2).sum(axis=1) - 0.5 * unusual**2
+        parameters = self.unpack(np.clip(z, -FARTHEST, FARTHEST))
+        density: np.ndarray = solve(self, parameters).evidence - 0.5 * (z**2).sum(axis=1)
+        if self.prior.floor:
+            density -= 0.5 * ((parameters.floor - self.prior.floor[0]) / self.prior.floor[1]) ** 2
+        if self.prior.fall:
+            fall = (1 - parameters.floor / self.least) / (1 / parameters.exponents).sum(axis=1)
+            density -= 0.5 * (np.log(fall / self.prior.fall[0]) / self.prior.fall[1]) ** 2
+        density[np.abs(z).max(axis=1) > FARTHEST] = -np.inf
         return density
 
-    def residual(self, z: np.ndarray) -> tuple[np.ndarray, float]:
-        """What the surface at one z leaves of each run, and the standard deviation of a run's own noise."""
+    def discounted(self, z: np.ndarray) -> "Model":
+        """The same with less weight to the runs that the surface at z (dimensions,) is far from."""
         parameters = self.unpack(z[None])
-        left = _responses(self, parameters)[:, 0] - self.x @ _solve(self, parameters).means[0]
-        return left, float(parameters.noise[0] * parameters.factor[0])
-
-    @cached_property
-    def weighted(self) -> np.ndarray:
-        """The inverse covariance of the runs times their features, (n, features)."""
-        return self.errors.inverse(self.x)
+        left = _responses(self, parameters)[:, 0] - self.x @ solve(self, parameters).means[0]
+        sigma = float(parameters.noise[0] * parameters.factor[0])
+        return replace(self, errors=self.errors.discounted(left / sigma, parameters.ratios[0]))
 
     @cached_property
     def gram(self) -> np.ndarray:
-        """(features, features)."""
-        total: np.ndarray = self.weighted.T @ self.x
+        """Weighted sums of products of the features, (features, features)."""
+        total: np.ndarray = self.x.T @ (self.errors.weights[:, None] * self.x)
         return total
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """Weighted sums of the shared regressors times the features, (groups, effects, features)."""
+        return self.errors.within(self.x)
 
 
 @dataclass(frozen=True)
-class _Solved:
+class Solved:
+    """The linear model for some draws of the parameters."""
+
     evidence: np.ndarray  # (n,)
     means: np.ndarray  # (n, features)
     precision: np.ndarray  # (n, features, features)
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """Coefficients for every draw of the parameters, made when wanted."""
-
-    model: Model
-    points: np.ndarray
-
-    def coefficients(self, which: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (features,) and a root of the covariance (features, features)."""
-        solved = _solve(self.model, self.model.unpack(self.points[which : which + 1]))
-        lower = np.linalg.cholesky(solved.precision[0])
-        return solved.means[0], np.linalg.inv(lower).T
+    effects: (
+        np.ndarray
+    )  # (n, groups, effects, effects) covariance of a group's effects given the features', in units of the noise's
+    seen: np.ndarray  # (n, groups, effects) weighted sums of the shared regressors times the responses
 
 
 def _responses(model: Model, parameters: Parameters) -> np.ndarray:
@@ -162,12 +163,12 @@ def _responses(model: Model, parameters: Parameters) -> np.ndarray:
     return y
 
 
-def _prior_of_coefficients(model: Model, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+def prior_of_coefficients(model: Model, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
     """Means and spreads, each (n, features)."""
-    frame, axes = model.frame, model.scales.shape[1]
+    frame, axes, prior = model.frame, model.scales.shape[1], model.prior
     curved, count = frame.curved, len(frame.curved)
-    one = np.where(curved, 0.5, 3.0)
-    drift = np.where(curved, 0.2, 0.5)
+    one = np.where(curved, prior.slope, prior.indicator)
+    drift = np.where(curved, prior.drift, 0.5)
     one = np.where(frame.known, 2 * OPTIMUM / frame.spread, one)
     drift = np.where(frame.known, 2 * DRIFT / frame.spread, drift)
     sizes = blocks(curved, axes)
@@ -190,18 +191,48 @@ def _prior_of_coefficients(model: Model, parameters: Parameters) -> tuple[np.nda
     return means, spreads
 
 
-def _solve(model: Model, parameters: Parameters) -> _Solved:
+def solve(model: Model, parameters: Parameters) -> Solved:
     """The linear model for every draw of the parameters: coefficients, and the marginal likelihood of the losses."""
-    means, spreads = _prior_of_coefficients(model, parameters)
+    errors, (means, spreads) = model.errors, prior_of_coefficients(model, parameters)
     y = _responses(model, parameters)
+    weighted = errors.weights[:, None] * y
     noise = (parameters.noise * parameters.factor)[:, None]
-    seen = (model.weighted.T @ y).T
-    right = seen - means @ model.gram  # of what the prior mean leaves
-    square = (y * model.errors.inverse(y)).sum(0) - 2 * (means * seen).sum(1) + ((means @ model.gram) * means).sum(1)
+    small = parameters.ratios**-2.0
+    effects = inverse(errors.squares + (small[:, :, None] * np.eye(small.shape[1]))[:, None])
+    together = errors.within(y).transpose(2, 0, 1)
+    gram, seen = model.gram - _lent(effects, model.shared), (model.x.T @ weighted).T
+    expected = np.einsum("dgrs,dgs->dgr", effects, together)
+    seen = seen - expected.reshape(len(seen), -1) @ model.shared.reshape(-1, seen.shape[1])
+    square = (y * weighted).sum(axis=0) - (expected * together).sum(axis=(1, 2))
+    through = np.einsum("de,def->df", means, gram)
+    right = seen - through  # of what the prior mean leaves
+    square = square - 2 * (means * seen).sum(1) + (through * means).sum(1)
     pull = right / noise**2
-    precision = model.gram / noise[..., None] ** 2 + np.eye(len(model.gram)) * (spreads**-2.0)[:, None, :]
+    precision = gram / noise[..., None] ** 2 + np.eye(gram.shape[1]) * (spreads**-2.0)[:, None, :]
     shift = np.linalg.solve(precision, pull[..., None])[..., 0]
     determinant = np.linalg.slogdet(precision)[1] + 2 * np.log(spreads).sum(1)
+    determinant = determinant - _log_determinant(effects).sum(axis=1) - errors.groups * np.log(small).sum(axis=1)
     evidence = -0.5 * (square / noise[:, 0] ** 2 - (pull * shift).sum(1) + determinant)
     evidence -= len(y) * np.log(noise[:, 0]) + np.log(np.maximum(model.loss[:, None] - parameters.floor, 1e-9)).sum(0)
-    return _Solved(evidence, means + shift, precision)
+    return Solved(evidence, means + shift, precision, effects, together)
+
+
+def _lent(effects: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """What of the features' products the groups' effects explain away, (draws, features, features)."""
+    flat = shared.reshape(-1, shared.shape[2])
+    at_once = max(1, MOST_NUMBERS // flat.size)
+    parts = [
+        np.matmul(flat.T, np.einsum("dgrs,gsf->dgrf", effects[at : at + at_once], shared).reshape(-1, *flat.shape))
+        for at in range(0, len(effects), at_once)
+    ]
+    return np.concatenate(parts)
+
+
+def _log_determinant(matrices: np.ndarray) -> np.ndarray:
+    if matrices.shape[-1] == 1:
+        determinant = matrices[..., 0, 0]
+    elif matrices.shape[-1] == 2:
+        determinant = matrices[..., 0, 0] * matrices[..., 1, 1] - matrices[..., 0, 1] ** 2
+    else:
+        determinant = np.linalg.det(matrices)
+    return np.asarray(np.log(determinant))

@@ -10,20 +10,37 @@ sampled by how well each explains the data. So what is returned are joint draws:
 widens with the distance to what was measured. No published law is in the prior of the optimum unless one is given.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from budgetlm.forecast.coordinates import Frame, Points, Prior, make_frame
-from budgetlm.forecast.errors import CELL, Errors
+from budgetlm.forecast.coordinates import Frame, make_frame
+from budgetlm.forecast.errors import Errors
 from budgetlm.forecast.features import Bumps, bowl
 from budgetlm.forecast.importance import Draws, importance_draws
-from budgetlm.forecast.posterior import Model, Posterior
+from budgetlm.forecast.points import Kinds, Points, Prior
+from budgetlm.forecast.posterior import Model, solve
 
 BEYOND = 0.025
 """The law's error for each factor e that an axis is carried beyond what was measured, relative to the loss."""
 SPACING = 2.5
 """Length over which the law's error changes, in factors of e."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What points would reach: shifted log-normals, one for each draw of the model's parameters."""
+
+    floors: np.ndarray
+    """E of each component, (components,)."""
+    means: np.ndarray
+    """Of log(loss - E), (components, n)."""
+    spreads: np.ndarray
+    """Standard deviations of the same for one run, the law's error beyond what was measured apart, (components, n)."""
+    apart: np.ndarray
+    """The part of them that is not the same for all points."""
+    beyond: np.ndarray
+    """Standard deviation of the law's error, (components, n)."""
 
 
 @dataclass(frozen=True)
@@ -34,61 +51,109 @@ class Surface:
     law_bumps: Bumps
     knob_bumps: Bumps | None
     draws: Draws
-    posterior: "Posterior"
+    model: Model
 
     def sample(self, points: Points, count: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Joint draws of what is true of `points` and of what one run of each would show, each shape (count, n)."""
+        """Joint draws of what is true of `points` and of what one run of each would show, each shape (count, n).
+
+        The points are of groups of their own, those of one scale together.
+        """
         chance = np.random.default_rng(seed)
         chosen = np.sort(chance.choice(len(self.draws.weights), count, p=self.draws.weights))
-        parameters = self.posterior.model.unpack(self.draws.points)
         x = self.features(points)
         beyond = _beyond(self.frame, points)
         _, cell = np.unique(np.round(points.scales, 6), axis=0, return_inverse=True)
-        together = CELL**0.5 * chance.standard_normal((count, cell.max() + 1))[:, cell.ravel()]
+        together = chance.standard_normal((count, cell.max() + 1))[:, cell.ravel()]
         truth = np.empty((count, len(points.scales)))
         spread = np.empty(count)
         for which in np.unique(chosen):
             rows = chosen == which
-            mean, root = self.posterior.coefficients(which)
-            coefficients = mean[:, None] + root @ chance.standard_normal((len(mean), rows.sum()))
-            factor = parameters.factor[which]
+            parameters = self.model.unpack(self.draws.points[which : which + 1])
+            solved = solve(self.model, parameters)
+            root = np.linalg.inv(np.linalg.cholesky(solved.precision[0])).T
+            coefficients = solved.means[0][:, None] + root @ chance.standard_normal((len(root), rows.sum()))
+            factor, noise = parameters.factor[0], parameters.noise[0]
             errors = BEYOND * factor * chance.standard_normal((rows.sum(), beyond.shape[1])) @ beyond.T
-            level = parameters.law(self.frame.scales(points), which)
-            truth[rows] = parameters.floor[which] + np.exp(
-                level + (x @ coefficients).T + errors + together[rows] * parameters.noise[which] * factor
-            )
-            spread[rows] = parameters.noise[which]
+            level = parameters.law(self.frame.scales(points))[0]
+            common = parameters.ratios[0, 0] * noise * factor * together[rows]
+            truth[rows] = parameters.floor[0] + np.exp(level + (x @ coefficients).T + errors + common)
+            spread[rows] = noise
         noise = chance.standard_normal(truth.shape) * spread[:, None] * truth
         return truth, truth + noise
+
+    def mixture(self, points: Points, groups: np.ndarray, shared: np.ndarray, count: int = 128) -> Mixture:
+        """What one run of each point would show, where points belong to groups that were seen.
+
+        Args:
+            points: n of them.
+            groups: (n,), of each.
+            shared: (n, effects), regressors of what it has in common with its group.
+            count: components.
+        """
+        order = np.argsort(-self.draws.weights, kind="stable")
+        chosen = order[np.searchsorted(np.cumsum(self.draws.weights[order]), (np.arange(count) + 0.5) / count)]
+        parameters = self.model.unpack(self.draws.points[chosen])
+        solved = solve(self.model, parameters)
+        covariance = np.linalg.inv(solved.precision)
+        noise = (parameters.noise * parameters.factor)[:, None]
+        x = self.features(points)
+        gain = np.einsum("nr,dnrs->dns", shared, solved.effects[:, groups])
+        through = x - np.einsum("dns,nsf->dnf", gain, self.model.shared[groups])
+        seen = np.einsum("dns,dns->dn", gain, solved.seen[:, groups])
+        means = parameters.law(self.frame.scales(points)) + seen + np.einsum("dnf,df->dn", through, solved.means)
+        own = (np.einsum("dns,ns->dn", gain, shared) + 1) * noise**2
+        relative = through - through.mean(axis=1, keepdims=True)
+        spreads, apart = (np.sqrt(own + np.einsum("dnf,dnf->dn", t @ covariance, t)) for t in (through, relative))
+        beyond = BEYOND * parameters.factor[:, None] * np.linalg.norm(_beyond(self.frame, points), axis=1)
+        return Mixture(parameters.floor, means, spreads, apart, beyond)
 
     def features(self, points: Points) -> np.ndarray:
         """The regressors of `points`, shape (n, features)."""
         return _regressors(self.frame, self.law_bumps, self.knob_bumps, points)
 
 
-def fit_surface(points: Points, loss: np.ndarray, curved: np.ndarray, prior: Prior) -> Surface:
+def fit_surface(
+    points: Points,
+    loss: np.ndarray,
+    kinds: Kinds,
+    prior: Prior,
+    errors: Errors | None = None,
+    around: Points | None = None,
+    size: int = 512,
+    sweeps: int = 0,
+    like: Draws | None = None,
+) -> Surface:
     """Fit the model.
 
     Args:
         points: of the runs.
         loss: (n,), positive.
-        curved: (knobs,), true where a knob is a number and has a best value, false for indicators.
+        kinds: of the knobs.
         prior: what is known beforehand.
+        errors: which runs have something in common; those of one scale if None.
+        around: what there is to choose from, whose middle is where the best knobs are looked for; the runs if None.
+        size: of the sample of parameters: time against smoothness.
+        like: draws of a fit to much the same runs, to begin with.
+        sweeps: fits after the first, each with less weight to the runs that the one before was far from.
     """
-    noise = Errors.of(points.scales, loss)
-    frame = make_frame(points, loss, noise, curved, prior)
+    errors = errors or Errors.of_scales(points.scales, loss)
+    frame = make_frame(points, loss, errors.group, kinds, prior, around or points)
     law_bumps = Bumps.over(frame.scales(points), SPACING, 24)
-    knob_bumps = Bumps.over(frame.knobs(points)[noise.weights > 0.05], 1.5, 24) if curved.any() else None
+    knob_bumps = (
+        Bumps.over(frame.knobs(points)[errors.weights > 0.05 * errors.weights.max()], 1.5, 24)
+        if kinds.curved.any()
+        else None
+    )
     x = _regressors(frame, law_bumps, knob_bumps, points)
-    typical = float(np.exp(np.average(np.log(loss), weights=1 / noise.shared[noise.cell])))
+    level = 1 / errors.shared[:, 0] ** 2 / np.bincount(errors.group)[errors.group]
+    typical = float(np.exp(np.average(np.log(loss), weights=level)))
     nodes = knob_bumps.root.shape[1] if knob_bumps else 0
-    model = Model(frame, prior, loss, noise, frame.scales(points), x, nodes, float(loss.min()), typical)
-    draws = importance_draws(model.thinned().log_density, model.dimensions)
-    for _ in range(2):
-        left, sigma = model.residual(draws.weights @ draws.points)
-        model = replace(model, errors=noise.discounted(left / sigma))
-        draws = importance_draws(model.thinned().log_density, model.dimensions, like=draws)
-    return Surface(frame, law_bumps, knob_bumps, draws, Posterior(model, draws.points))
+    model = Model(frame, prior, loss, errors, frame.scales(points), x, nodes, float(loss.min()), typical)
+    draws = importance_draws(model.thinned().log_density, model.dimensions, size, like)
+    for _ in range(sweeps):
+        model = model.discounted(draws.weights @ draws.points)
+        draws = importance_draws(model.thinned().log_density, model.dimensions, size, draws)
+    return Surface(frame, law_bumps, knob_bumps, draws, model)
 
 
 def _regressors(frame: Frame, law_bumps: Bumps, knob_bumps: Bumps | None, points: Points) -> np.ndarray:

@@ -7,14 +7,15 @@ logarithm, one with text in it by its values; what never varies says nothing and
 import csv
 import gzip
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from budgetlm.errors import DataError
-from budgetlm.forecast.coordinates import Centre, Points, Prior
+from budgetlm.forecast.encoding import Columns, Encoding
+from budgetlm.forecast.points import Points, Prior
 from budgetlm.forecast.surface import Surface, fit_surface
 
 SCALES = ("params", "tokens")
@@ -23,16 +24,13 @@ EXPONENTS = (0.25, 0.25)
 """Median exponents in parameters and tokens before any run."""
 TOKENS_PER_PARAMETER = 20.0
 """Where the two terms of the law are about alike before any run (Hoffmann et al. 2022)."""
-STEP_LAW = {"lr": (0.578, -0.713, 0.307), "batch_tokens": (-0.556, 0.0, 0.571)}
-"""Logarithm of the best knob: a constant, per log of parameters without embeddings, per log of tokens (Step Law, arXiv:2503.04715)."""
 PRIORS = ("steplaw",)
+SWEEPS = 2
+"""Of the fit: single runs of others' tables may be wrong."""
 FEWEST = 3
 """Runs that a forecast needs."""
 ONE_SCALE = math.log(2.0)
 """Runs whose compute lies within this (a logarithm) are of one scale, and show nothing of another."""
-
-Columns = Mapping[str, np.ndarray]
-"""Column name -> values: floats, or text where one of them is none."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +101,21 @@ def fit_columns(runs: Columns, candidates: Columns, prior: str | None = None) ->
     if prior is not None and prior not in PRIORS:
         raise DataError(f"there is no prior {prior!r}; known: {', '.join(PRIORS)}. Leave it out to use none.")
     _check_knobs(runs, candidates)
-    encoding = _Encoding.of(runs, candidates)
-    loss = np.asarray(runs["loss"], dtype=float)
+    encoding = Encoding.of(runs, candidates, [name for name in runs if name not in NOT_KNOBS])
     law = encoding.step_law() if prior == "steplaw" else None
     known = Prior(EXPONENTS, (0.0, math.log(TOKENS_PER_PARAMETER)), law)
-    here, there = encoding.points(runs), encoding.points(candidates)
-    surface = fit_surface(here, loss, np.array(encoding.curved, dtype=bool), known)
+    here, there = (Points(_scales(table), encoding.values(table)) for table in (runs, candidates))
+    loss = np.asarray(runs["loss"], dtype=float)
+    surface = fit_surface(here, loss, encoding.kinds, known, around=there, sweeps=SWEEPS)
     spent, wanted = here.scales.sum(axis=1), there.scales.sum(axis=1)
     far = max(spent.min() - wanted.min(), wanted.max() - spent.max())
     supported = len(loss) >= FEWEST and (np.ptp(spent) >= ONE_SCALE or far < ONE_SCALE)
     return surface, there, bool(supported)
+
+
+def _scales(table: Columns) -> np.ndarray:
+    scales: np.ndarray = np.log(np.stack([np.asarray(table[name], dtype=float) for name in SCALES], axis=1))
+    return scales
 
 
 def _unsupported(runs: Columns) -> str:
@@ -129,47 +132,6 @@ def _check_knobs(runs: Columns, candidates: Columns) -> None:
     for name in sorted(here ^ there):
         where = ("the runs", "the candidates") if name in here else ("the candidates", "the runs")
         raise DataError(f"column {name!r} is in {where[0]} but not in {where[1]}. Both tables need the same knobs.")
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """How the knobs of two tables become numbers."""
-
-    logged: list[str]
-    plain: list[str]
-    named: list[tuple[str, str]]
-    """Column and value of each indicator."""
-    curved: list[bool]
-    """Of all of them in this order: whether it may have a best value between others."""
-
-    @staticmethod
-    def of(runs: Columns, candidates: Columns) -> "_Encoding":
-        logged, plain, named, curved = list[str](), list[str](), list[tuple[str, str]](), dict[str, bool]()
-        for name in runs:
-            if name in NOT_KNOBS:
-                continue
-            here, both = runs[name], np.concatenate([runs[name], candidates[name]])
-            if both.dtype.kind not in "fiu":
-                values = sorted(set(both.astype(str)))
-                named += [(name, value) for value in values if len(values) > 1]
-            elif len(np.unique(here)) > 1:
-                (logged if both.min() > 0 else plain).append(name)
-                curved[name] = len(np.unique(here)) > 2
-        return _Encoding(logged, plain, named, [curved[n] for n in (*logged, *plain)] + [False] * len(named))
-
-    def points(self, table: Columns) -> Points:
-        """A table's rows in the surface's coordinates."""
-        scales = np.log(np.stack([np.asarray(table[name], dtype=float) for name in SCALES], axis=1))
-        columns = [np.log(table[name]) for name in self.logged] + [table[name] for name in self.plain]
-        columns += [(table[name].astype(str) == value).astype(float) for name, value in self.named]
-        return Points(scales, np.stack(columns, axis=1) if columns else np.zeros((len(scales), 0)))
-
-    def step_law(self) -> Centre:
-        """The published law in the surface's coordinates; NaN for knobs that it does not know."""
-        names = [*self.logged, *self.plain, *(f"{name}={value}" for name, value in self.named)]
-        known = [STEP_LAW.get(name, (math.nan,) * 3) if name in self.logged else (math.nan,) * 3 for name in names]
-        table = np.array(known).reshape(-1, 3)
-        return Centre(table[:, 0], table[:, 1:])
 
 
 def read_table(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:

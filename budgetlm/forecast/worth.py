@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from budgetlm.forecast.fit import PRIOR_EXPONENT, Forecast
+from budgetlm.forecast.fit import EXPONENT, Forecast
 
 SAVED = "the rest of the budget is saved"
 """How the reason ends why a search ended before its budget did."""
@@ -49,7 +49,7 @@ def gain_of_a_trial(forecasts: Mapping[int, Forecast]) -> float:
 def gain_of_seconds(forecast: Forecast, seconds: float, target_seconds: float) -> float:
     """What the final would gain from so many device-seconds more: the slope of its power law, loss above E falling as time^-0.2."""
     above = forecast.mean - float(forecast.weights @ forecast.floors)
-    return PRIOR_EXPONENT[0] * above * seconds / target_seconds
+    return EXPONENT * above * seconds / target_seconds
 
 
 def _positive_part(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:

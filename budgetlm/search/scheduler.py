@@ -17,7 +17,7 @@ from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Lease, Ledger
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
 from budgetlm.forecast.choose import can_win, choose
-from budgetlm.forecast.fit import Forecast, fit
+from budgetlm.forecast.fit import Forecast, Forecaster
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import at_rung, expected_peak_bytes, expected_speed, memory_violation
@@ -68,6 +68,7 @@ class Site:
     def __post_init__(self) -> None:
         self._records = Records(self.folder)
         self.trunks = trunks_of(self.folder, self.plan.world.proxy)
+        self._forecaster = Forecaster(self.plan.target_seconds)
 
     def records(self) -> list[RunRecord]:
         """All runs so far."""
@@ -77,7 +78,7 @@ class Site:
         """Forecasts of all trials from all runs so far."""
         records = self.records()
         if self._fitted[0] != len(records):
-            self._fitted = len(records), fit(records, self.plan.target_seconds)
+            self._fitted = len(records), self._forecaster.fit(records)
         return self._fitted[1]
 
     def remaining(self) -> float:

@@ -25,7 +25,8 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from budgetlm.forecast.table import STEP_LAW, fit_columns
+from budgetlm.forecast.encoding import STEP_LAW
+from budgetlm.forecast.table import fit_columns
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 RATIOS = (10, 30, 100)

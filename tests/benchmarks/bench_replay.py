@@ -22,7 +22,7 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from budgetlm.forecast.table import STEP_LAW
+from budgetlm.forecast.encoding import STEP_LAW
 from budgetlm.search.engines.policy import Judge, search_table
 from budgetlm.search.engines.table import Purse, Table, Target, make_table
 from budgetlm.search.sampler import SAMPLERS
@@ -104,8 +104,8 @@ def at_compute(table: pd.DataFrame) -> list[Target]:
 def unchanged(table: Table, row: int) -> int:
     """The row of the target whose knobs are nearest to another row's."""
     spread = table.frame().spread
-    here = table.knobs.values[table.choices]
-    return int(table.choices[(((here - table.knobs.values[row]) / spread) ** 2).sum(axis=1).argmin()])
+    here = table.knobs[table.choices]
+    return int(table.choices[(((here - table.knobs[row]) / spread) ** 2).sum(axis=1).argmin()])
 
 
 def scale_near(table: Table, free: np.ndarray, share: float) -> int:
@@ -139,7 +139,7 @@ def halving(task: Task, budget: float, seed: int) -> int:
         for row in alive:
             free = np.flatnonzero(purse.affordable() & (table.cells == cell))
             if free.size:
-                away = ((table.knobs.values[free] - table.knobs.values[row]) / spread) ** 2
+                away = ((table.knobs[free] - table.knobs[row]) / spread) ** 2
                 here = int(free[away.sum(axis=1).argmin()])
                 bought.append((purse.buy(here), here))
         if not bought:
@@ -150,15 +150,15 @@ def halving(task: Task, budget: float, seed: int) -> int:
 
 
 def middle(task: Task, _budget: float, _seed: int) -> int:
-    here = task.table.knobs.values[task.table.choices]
+    here = task.table.knobs[task.table.choices]
     away = ((here - np.median(here, axis=0)) / task.table.frame().spread) ** 2
     return int(task.table.choices[away.sum(axis=1).argmin()])
 
 
 def law(task: Task, _budget: float, _seed: int) -> int:
     table = task.table
-    best = np.array([STEP_LAW[n][0] + np.array(STEP_LAW[n][1:]) @ table.target for n in table.knobs.names])
-    return int(table.choices[((table.knobs.values[table.choices] - best) ** 2).sum(axis=1).argmin()])
+    best = np.array([STEP_LAW[n][0] + np.array(STEP_LAW[n][1:]) @ table.target for n in table.encoding.names])
+    return int(table.choices[((table.knobs[table.choices] - best) ** 2).sum(axis=1).argmin()])
 
 
 def ours(sampler: str, prior: str | None = None, judge: Judge = "both") -> Callable[[Task, float, int], int]:

@@ -1,4 +1,3 @@
-import itertools
 import math
 import random
 import statistics
@@ -7,9 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.special import ndtr
 
-from budgetlm.forecast import fit as model
 from budgetlm.forecast.fit import fit
 from tests.conftest import record
 
@@ -101,69 +98,3 @@ def test_ten_thousand_trials_can_be_forecast():
 def test_forecast_and_report_need_neither_torch_nor_optuna():
     code = "import sys, budgetlm.forecast.choose, budgetlm.report.facts; print({'torch', 'optuna'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-
-
-def test_forecasts_are_those_of_the_stated_model_solved_densely():
-    chance, records = random.Random(1), []
-    for trial in range(40):
-        shares = (1 / 64, 1 / 15, 1 / 4)[: 1 + trial % 3]
-        records += ladder(trial, chance.gauss(0, 0.3), 0.2 + chance.gauss(0, 0.03), 0.45, shares, 0.02, chance)[0]
-    forecasts = fit(records, 1000)
-    dense = solved_densely(records, 1000)
-    for trial, (mean, probability) in dense.items():
-        assert forecasts[trial].mean == pytest.approx(mean, rel=1e-6)
-        assert forecasts[trial].probability_below(1.4) == pytest.approx(
-            probability, abs=1e-5
-        )  # of the flat prior, the dense solution loses digits
-
-
-def shared_rows(recipes):
-    """What of level, exponent and bend (first axis) is the recipe's (second) by the shared effects (third); their means and spreads."""
-    lr = np.log([r["peak_lr"] for r in recipes])
-    lr = (lr - lr.mean()) / lr.std()
-    one, nothing = np.ones_like(lr), np.zeros_like(lr)
-    level = [one, lr, lr**2 - 1, nothing, nothing, nothing]
-    exponent = [nothing, nothing, nothing, one, lr, nothing]
-    bend = [nothing] * 5 + [one]
-    means = [0, 0, model.PRIOR_BOWL, model.PRIOR_EXPONENT[0], 0, model.PRIOR_BEND[0]]
-    widths = [1e3, model.PRIOR_SLOPES, model.PRIOR_CURVES, model.PRIOR_EXPONENT[1], model.PRIOR_DRIFTS, model.PRIOR_BEND[1]]
-    return np.array([np.array(part).T for part in (level, exponent, bend)]), np.array([means, widths])
-
-
-def solved_densely(records, target):
-    """Mean, and probability to end below 1.4, with one joint Gaussian of all runs and of all trials at the target."""
-    u = np.log([r.seconds / target for r in records])
-    bpb = np.array([r.bpb for r in records])
-    owner = np.array([r.trial for r in records])
-    trials = sorted(set(owner))
-    shared, prior = shared_rows([next(r.recipe for r in records if r.trial == t) for t in trials])
-    # Rows: every run, then every trial at the target. Columns: what all share, then each trial's own three.
-    common = shared.shape[2]
-    rows = np.zeros((len(u) + len(trials), common + 3 * len(trials)))
-    for row, (trial, place) in enumerate([*zip(owner, u, strict=True), *((t, 0.0) for t in trials)]):
-        x = np.array([1, -place, math.expm1(-model.STARVED * place) / math.expm1(model.STARVED * math.log(10))])
-        rows[row, :common] = x @ shared[:, trial]
-        rows[row, common + 3 * trial : common + 3 * trial + 3] = x
-    aged = np.concatenate([1 + model.AGED * -u, np.ones(len(trials))])
-    misfit = np.array([model.MISFIT * -u[owner == t].max() for t in trials])
-    components = []
-    grid = itertools.product(model.E_SHARES, model.LEVEL_SPREADS, model.EXPONENT_SPREADS, model.NOISES)
-    for share, level_spread, exponent_spread, noise in grid:
-        floor = share * bpb.min()
-        y = np.log(bpb - floor)
-        own = np.array([level_spread, exponent_spread, model.OWN_BEND] * len(trials))
-        joint = rows * np.concatenate([prior[1], own]) ** 2 @ rows.T + np.diag((noise * aged) ** 2)
-        expected = rows[:, :common] @ prior[0]
-        runs, ends = slice(len(u)), slice(len(u), None)
-        gain = np.linalg.solve(joint[runs, runs], joint[runs, ends]).T
-        residual = y - expected[runs]
-        means = expected[ends] + gain @ residual
-        spreads = np.sqrt(np.diag(joint[ends, ends] - gain @ joint[runs, ends]) + misfit**2)
-        evidence = -0.5 * (residual @ np.linalg.solve(joint[runs, runs], residual) + np.linalg.slogdet(joint[runs, runs])[1])
-        evidence -= y.sum() + 0.5 * ((floor - model.PRIOR_E[0]) / model.PRIOR_E[1]) ** 2
-        components.append((evidence, floor + np.exp(means + spreads**2 / 2), ndtr((np.log(1.4 - floor) - means) / spreads)))
-    weights = np.exp([c[0] - max(c[0] for c in components) for c in components])
-    weights[weights < 1e-4 * weights.sum()] = 0  # as the forecast leaves out what changes no figure that is shown
-    weights /= weights.sum()
-    means, probabilities = (weights @ np.array([c[k] for c in components]) for k in (1, 2))
-    return {t: (means[i], probabilities[i]) for i, t in enumerate(trials)}

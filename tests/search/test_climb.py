@@ -21,9 +21,9 @@ def standing(records, remaining=400.0, **changes) -> Standing:
     return Standing(**{**values, **changes})
 
 
-def trials(levels, climbed=()):
-    """Records of trials, all on the lowest rung and some on both; the first one was repeated there."""
-    records = [record(0, 0, RUNGS[0], ladder(0, levels[0])[0][0].bpb + 0.002, run="trial0000-rung0-repeat1", seed=1)]
+def trials(levels, climbed=(), apart=0.02):
+    """Records of trials, all on the lowest rung and some on both; the first one was repeated there, and came out `apart` bits per byte."""
+    records = [record(0, 0, RUNGS[0], ladder(0, levels[0])[0][0].bpb + apart, run="trial0000-rung0-repeat1", seed=1)]
     for trial, level in enumerate(levels):
         records += ladder(trial, level, shares=(1 / 64, 1 / 16) if trial in climbed else (1 / 64,))[0]
     return records
@@ -44,7 +44,7 @@ def test_new_trials_leave_the_gate_its_share():
 
 
 def test_the_gate_takes_the_leader_and_its_challenger_in_turns():
-    records = trials([0.0, 0.02, 0.5], climbed=(0, 1, 2))
+    records = trials([0.0, 0.02, 0.5], climbed=(0, 1, 2), apart=0.3)
     seen = []
     for _ in range(4):
         wish = next_wish(standing(records, remaining=200.0, stops_early=False))
@@ -69,7 +69,7 @@ def test_a_trial_that_broke_at_the_top_is_no_candidate_and_one_at_work_is_not_be
 
 
 def test_a_leader_that_broke_at_the_top_is_not_repeated_for_ever():
-    records = trials([0.0, 0.02], climbed=(0, 1))
+    records = trials([0.0, 0.02], climbed=(0, 1), apart=0.3)
     broken = [*records, record(0, 1, RUNGS[1], None, run="trial0000-rung1-repeat1", seed=1)]
     assert next_wish(standing(records, remaining=200.0, at_work={1: 1})) == Wish(0, 1, 1, "gate")
     assert isinstance(next_wish(standing(broken, remaining=200.0, at_work={1: 1})), Enough)
@@ -91,7 +91,7 @@ def test_where_nobody_has_reached_the_top_the_nearest_is_sent_there_first():
 
 
 def test_the_gate_spends_no_more_than_its_share_on_repeats_and_repeats_nobody_endlessly():
-    records = trials([0.0, 0.001], climbed=(0, 1))
+    records = trials([0.0, 0.001], climbed=(0, 1), apart=0.3)
     repeats = []
     while isinstance(wish := next_wish(standing([*records, *repeats], remaining=240.0)), Wish):
         assert wish.why == "gate"

@@ -139,8 +139,8 @@ def test_text_and_compute_can_be_searched_too():
 def test_the_bowl_follows_its_optimum_to_the_target(runs):
     table, losses = make_table(runs, TARGET)
     cheap = np.flatnonzero(table.cost < 1 / 20)
-    bowl = fit_bowl(table.frame(), table.scales[cheap], table.knobs.values[cheap], losses[cheap], table.cells[cheap])
-    best = table.knobs.values[table.choices][bowl.at_target(table.knobs.values[table.choices]).argmin()]
+    bowl = fit_bowl(table.frame(), table.scales[cheap], table.knobs[cheap], losses[cheap], table.cells[cheap])
+    best = table.knobs[table.choices][bowl.at_target(table.knobs[table.choices]).argmin()]
     wanted = [math.log(0.002) - 0.5 * math.log(4) + 0.3 * math.log(4), math.log(2**17) + 0.5 * math.log(4)]
     assert np.abs(best - wanted).max() < 0.4
     moved = bowl.moved(np.log([64e6, 4e9]))

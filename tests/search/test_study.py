@@ -249,7 +249,8 @@ def test_optuna_is_told_every_trial_once_with_its_forecast(searched):
     last = max(r.trial for r in records)
     then = 1 + max(place for place, r in enumerate(records) if r.trial == last and "repeat" not in r.run)
     known = fit(records[:then], searched.budget.target_seconds)
-    assert trials[last].value == pytest.approx(known[last].mean)
+    # Not to the last digit: the search's own forecast began where the one before had ended.
+    assert trials[last].value == pytest.approx(known[last].mean, rel=0.05)
 
 
 def test_the_device_seconds_that_failures_took_are_charged_and_the_search_goes_on(tiny_study, cache, clock, monkeypatch):

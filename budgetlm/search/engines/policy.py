@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from budgetlm.forecast.bowl import Bowl, Frame, fit_bowl
+from budgetlm.forecast.bowl import Bowl, BowlFrame, fit_bowl
 from budgetlm.forecast.table import fit_columns
 from budgetlm.search.engines.table import Purse, Table, too_little
 from budgetlm.search.sampler import make_sampler
@@ -87,11 +87,11 @@ def search_table(
             wanted = _recipe(table, trial.params)
             purse.buy(ladder.nearest(cell, wanted, bowl, frame))
             rows = np.array(purse.bought)
-            bowl = fit_bowl(frame, table.scales[rows], table.knobs.values[rows], np.array(purse.seen), table.cells[rows])
+            bowl = fit_bowl(frame, table.scales[rows], table.knobs[rows], np.array(purse.seen), table.cells[rows])
             study.tell(trial, float(bowl.at_target(wanted[None])[0]))
     if bowl is None:
         raise too_little(table, budget)
-    expected = bowl.at_target(table.knobs.values[table.choices])
+    expected = bowl.at_target(table.knobs[table.choices])
     if judge != "bowl" and len(purse.bought) >= FEWEST_RUNS:
         wide = surface_says(table, purse, prior)
         expected = wide + expected if judge == "both" else wide
@@ -123,7 +123,7 @@ class Ladder:
     def __init__(self, table: Table, purse: Purse, seed: int) -> None:
         self._table, self._purse = table, purse
         self._chance = np.random.default_rng(seed)
-        self._spread = table.frame().spread * np.where(table.knobs.curved, 1.0, 1 / OTHER)
+        self._spread = table.frame().spread * np.where(table.encoding.kinds.curved, 1.0, 1 / OTHER)
         top = min(DEAREST, TOP_SHARE * purse.left)
         cells = np.unique(table.cells[purse.affordable()])
         cost = {int(c): float(np.median(table.cost[table.cells == c])) for c in cells}
@@ -144,13 +144,13 @@ class Ladder:
         tie = self._chance.random(len(open_ones))
         return min(zip(open_ones, tie, strict=True), key=lambda c: self._spent[c[0]] + c[1] * self._cost[c[0]])[0]
 
-    def nearest(self, cell: int, wanted: np.ndarray, bowl: Bowl | None, frame: Frame) -> int:
+    def nearest(self, cell: int, wanted: np.ndarray, bowl: Bowl | None, frame: BowlFrame) -> int:
         """The row of a scale nearest to a recipe for the target, moved to where the optimum is thought to be there."""
         table = self._table
         rows = np.flatnonzero(self._purse.affordable() & (table.cells == cell))
         scale = table.scales[rows].mean(axis=0)
         there = wanted + (bowl.moved(scale) if bowl else frame.law_drift @ (scale - frame.target))
-        away = (((table.knobs.values[rows] - there) / self._spread) ** 2).sum(axis=1)
+        away = (((table.knobs[rows] - there) / self._spread) ** 2).sum(axis=1)
         row = int(rows[away.argmin()])
         self._spent[cell] += float(table.cost[row])
         return row
@@ -158,20 +158,26 @@ class Ladder:
 
 def _space(table: Table) -> dict[str, BaseDistribution]:
     """What Optuna samples from: the range of the target's choices, and their values where a knob is text."""
-    here = table.knobs.values[table.choices]
+    here = table.knobs[table.choices]
     space: dict[str, BaseDistribution] = {}
-    for i, name in enumerate(table.knobs.names):
-        if table.knobs.curved[i]:
-            space[name] = FloatDistribution(float(here[:, i].min()), float(here[:, i].max()))
-    for column, indicators in table.knobs.groups.items():
-        values = [i for i in indicators if here[:, i].any()]
-        space[column] = CategoricalDistribution([table.knobs.names[i] for i in values])
+    for column, knobs in _by_column(table).items():
+        if table.encoding.knobs[knobs[0]].value is None:
+            space[column] = FloatDistribution(float(here[:, knobs[0]].min()), float(here[:, knobs[0]].max()))
+        else:
+            space[column] = CategoricalDistribution([table.encoding.names[i] for i in knobs if here[:, i].any()])
     return space
 
 
 def _recipe(table: Table, parameters: Mapping[str, Any]) -> np.ndarray:
     """A trial's parameters as knobs."""
-    chosen = set(parameters.values())
     return np.array(
-        [parameters[n] if c else float(n in chosen) for n, c in zip(table.knobs.names, table.knobs.curved, strict=True)]
+        [parameters[k.column] if k.value is None else float(parameters[k.column] == k.name) for k in table.encoding.knobs]
     )
+
+
+def _by_column(table: Table) -> dict[str, list[int]]:
+    """The knobs of each column."""
+    found: dict[str, list[int]] = {}
+    for i, knob in enumerate(table.encoding.knobs):
+        found.setdefault(knob.column, []).append(i)
+    return found

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from budgetlm.errors import BudgetExhausted, DataError
-from budgetlm.forecast.bowl import Frame, Law
-from budgetlm.forecast.table import NOT_KNOBS, PRIORS, SCALES, STEP_LAW, Columns, read_table
+from budgetlm.forecast.bowl import BowlFrame
+from budgetlm.forecast.encoding import Columns, Encoding
+from budgetlm.forecast.table import NOT_KNOBS, PRIORS, SCALES, read_table
 
 SAME = 0.03
 """Runs whose parameters and tokens, or compute, differ by less than this (a logarithm) are of one scale."""
@@ -52,23 +53,11 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Knobs:
-    """What varies, as numbers."""
-
-    names: list[str]
-    """`column=value` for indicators."""
-    values: np.ndarray  # (rows, knobs)
-    curved: np.ndarray  # (knobs,) bool: a number, no indicator
-    logged: np.ndarray  # (knobs,) bool: a logarithm
-    groups: dict[str, list[int]]
-    """Column with text -> its indicators among the knobs."""
-
-
-@dataclass(frozen=True)
 class Table:
     """Finished runs around a target; what they lost is not here (`Purse`)."""
 
-    knobs: Knobs
+    encoding: Encoding
+    knobs: np.ndarray  # (rows, knobs)
     scales: np.ndarray  # (rows, axes) logarithms
     cells: np.ndarray  # (rows,) the same number for runs of one scale
     cost: np.ndarray  # (rows,) in target runs
@@ -77,14 +66,11 @@ class Table:
     columns: Columns
     """As they were read, the losses left out."""
 
-    def frame(self, prior: str | None = None) -> Frame:
+    def frame(self, prior: str | None = None) -> BowlFrame:
         """The coordinates that a bowl is fitted in."""
-        law = None
-        if prior:
-            known = [STEP_LAW.get(name, (math.nan,) * 3) for name in self.knobs.names]
-            law = Law(np.array([k[0] for k in known]), np.array([k[1:] for k in known]))
-        knobs, steady = self.knobs, np.array([name == RATIO for name in self.knobs.names])
-        return Frame.of(self.target, knobs.values[self.choices], knobs.curved, knobs.logged, steady, law)
+        law = self.encoding.step_law() if prior else None
+        here = self.knobs[self.choices]
+        return BowlFrame.of(self.target, here.mean(axis=0), here.std(axis=0), self.encoding.kinds, law)
 
     def told(self, row: int) -> dict[str, float | str]:
         """A row's knobs and scale, for people."""
@@ -151,42 +137,16 @@ def make_table(runs: Columns, target: Target, path: str = "the table", prior: st
         raise DataError(
             f"{path} has no run at {target.summary()}. The nearest: {_nearest(scales, wanted)}. Name one of these."
         )
-    numbers = _numbers(knobs)
-    if not numbers.names:
+    encoding = Encoding.of(knobs, knobs, list(knobs), steady=[RATIO])
+    if not encoding.knobs:
         raise DataError(
             f"no knob varies in {path}: there is nothing to search. It needs a column beside {', '.join(NOT_KNOBS)}."
         )
     cells = np.unique(np.round((scales - wanted) / SAME / 2), axis=0, return_inverse=True)[1].ravel()
     cost = np.exp(both.sum(axis=1) + math.log(6) - math.log(target.cost))
     shown = {name: column for name, column in runs.items() if name != "loss"}
-    table = Table(numbers, scales, cells, cost, wanted, np.flatnonzero(here), shown)
+    table = Table(encoding, encoding.values(knobs), scales, cells, cost, wanted, np.flatnonzero(here), shown)
     return table, np.asarray(runs["loss"], dtype=float)
-
-
-def _numbers(knobs: Columns) -> Knobs:
-    """Knobs that vary, as numbers: logarithms of what is positive, indicators of text."""
-    names: list[str] = []
-    columns: list[np.ndarray] = []
-    curved: list[bool] = []
-    logged: list[bool] = []
-    groups: dict[str, list[int]] = {}
-    for name, values in knobs.items():
-        distinct = np.unique(values)
-        if len(distinct) < 2:
-            continue
-        number = values.dtype.kind in "fiu"
-        positive = number and bool(distinct[0] > 0)
-        if number:
-            names.append(name)
-            columns.append(np.log(values) if positive else values.astype(float))
-        else:
-            groups[name] = list(range(len(names), len(names) + len(distinct)))
-            names += [f"{name}={value}" for value in distinct]
-            columns += [(values == value).astype(float) for value in distinct]
-        curved += [number] * (len(names) - len(curved))
-        logged += [positive] * (len(names) - len(logged))
-    values = np.stack(columns, axis=1) if columns else np.zeros((0, 0))
-    return Knobs(names, values, np.array(curved, dtype=bool), np.array(logged, dtype=bool), groups)
 
 
 def _nearest(scales: np.ndarray, wanted: np.ndarray, most: int = 3) -> str:
