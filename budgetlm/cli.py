@@ -173,6 +173,7 @@ def doctor(
     device: DeviceOption = None,
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
+    proxy: ProxyOption = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -189,7 +190,7 @@ def doctor(
 
     watcher = make_watcher()
     try:
-        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads))
+        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, proxy=proxy))
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
         checks = [Check("settings", "fault", str(error))]
@@ -339,6 +340,8 @@ def _tell_final(name: str, result: "FinalResult") -> None:
         BudgetlmError: it diverged.
         typer.Exit: it is to be gone on with.
     """
+    from budgetlm.forecast.choose import RANKS_ONLY
+
     record = result.record
     if record.state == "interrupted":
         print("budgetlm: the final is interrupted, its checkpoint written; the same command goes on.", file=sys.stderr)
@@ -351,8 +354,9 @@ def _tell_final(name: str, result: "FinalResult") -> None:
     typer.echo(f"study {name}: {'already trained' if result.already_done else 'trained'} {record.run}")
     typer.echo(f"recipe: {result.recipe}")
     typer.echo(f"model: {result.folder / 'model'}")
-    forecast = result.forecast
-    said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})" if forecast else ""
+    forecast, said = result.forecast, f", no forecast ({RANKS_ONLY})"
+    if forecast:
+        said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
     typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
     typer.echo(
@@ -375,6 +379,7 @@ def run(
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
+    proxy: ProxyOption = None,
 ) -> None:
     """Search, train the final and report within one budget.
 
@@ -382,7 +387,7 @@ def run(
 
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
-    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed))
+    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed, proxy))
     begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 
@@ -460,6 +465,30 @@ def status(as_json: JsonOption = False) -> None:
         typer.echo(
             f"{row.name:20} {row.state:10} {row.trials:4} trials   forecast {numbers[0]:>7}   final {numbers[1]:>7}   {row.report or ''}"
         )
+
+
+@app.command()
+def receipts(
+    study: Annotated[str, typer.Option(help="Name of the study, or `best`; all of them if left out.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was forecast of every final, and what came of it.
+
+    Forecast and 80 % interval as they were before the final began, its outcome, and whether it is inside.
+    """
+    import dataclasses
+
+    from budgetlm.receipts import describe
+    from budgetlm.receipts import receipts as collect
+    from budgetlm.studies import resolve
+
+    found = collect([resolve(study)] if study else None)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found), indent=1))
+    elif not found.finals:
+        typer.echo("no finals yet; `budgetlm final --study best` trains one")
+    else:
+        typer.echo(describe(found))
 
 
 @app.command()

@@ -21,7 +21,7 @@ from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
-from budgetlm.forecast.choose import choose
+from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.interrupt import StopRequest
 from budgetlm.model.export import save_model
@@ -34,7 +34,7 @@ from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, expected_speed,
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
-from budgetlm.studies import DATABASE
+from budgetlm.studies import DATABASE, FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
@@ -55,6 +55,7 @@ class FinalResult:
     record: RunRecord
     folder: Path
     forecast: Forecast | None
+    """None where the study's runs do not support one: all of them are on one rung."""
     samples: list[dict[str, str]]
     utilisation: float
     """Share of the device's matrix-product ceiling that its optimisation steps reached (MFU, arXiv:2204.02311)."""
@@ -93,7 +94,7 @@ def final(
         raise StudyError(
             f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
         )
-    number = choice.trial if trial is None else trial
+    number, why = (choice.trial, "chosen") if trial is None else (trial, "asked for")
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
     name = f"final-trial{number:04d}-{seconds:.0f}s-seed{seed}"
@@ -105,12 +106,12 @@ def final(
     except Timeout:
         raise StudyError(f"another process is training {name}. Wait for it, or stop it with Ctrl-C.") from None
     try:
-        forecast = fit(records, seconds).get(number)
+        forecast = None if ranks_only(records) else fit(records, seconds).get(number)
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (home / "samples.json").exists():
             samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
             return FinalResult(recipe.summary(), done, home, forecast, samples, share, already_done=True)
-        run = _Final(config, plan, recipe, number, name, home, seconds, seed, cache, clock, watcher)
+        run = _Final(config, plan, recipe, number, why, name, home, seconds, seed, cache, clock, watcher)
         record, samples, code = run.go(forecast)
         share = _utilisation(record, plan)
         return FinalResult(recipe.summary(), record, home, forecast, samples, share, already_done=False, exit_code=code)
@@ -153,6 +154,7 @@ class _Final:
         plan: Plan,
         recipe: Recipe,
         trial: int,
+        why: str,
         name: str,
         home: Path,
         seconds: float,
@@ -161,7 +163,7 @@ class _Final:
         clock: Clock,
         watcher: Watcher,
     ) -> None:
-        self.study, self.plan, self.recipe, self.trial = study, plan, recipe, trial
+        self.study, self.plan, self.recipe, self.trial, self.why = study, plan, recipe, trial, why
         self.name, self.home, self.seconds, self.seed = name, home, seconds, seed
         self.cache, self.clock, self.watcher = cache, clock, watcher
 
@@ -213,6 +215,7 @@ class _Final:
             recipe=asdict(self.recipe),
             target_seconds=self.seconds,
             passport=self.plan.passport.id,
+            why=self.why,
         )
         folder = self.study.folder
         curve_path(folder, self.name).parent.mkdir(parents=True, exist_ok=True)
@@ -265,8 +268,13 @@ class _Final:
 
     def _keep_forecast(self, forecast: Forecast | None) -> None:
         """Keep the forecast as it was before the outcome was known: the receipt."""
-        path = self.home / "forecast.json"
-        if forecast and not path.exists():
+        path = self.home / FORECAST
+        if path.exists():
+            return
+        if forecast is None:
+            write_json(path, {"mean": None, "why": RANKS_ONLY})
+            self.watcher.note(f"forecast  {RANKS_ONLY}")
+        else:
             low, high = forecast.interval
             write_json(path, {"mean": forecast.mean, "low": low, "high": high, "share": 0.8})
 

@@ -13,6 +13,18 @@ from budgetlm.files import append_line, read_lines, read_lines_from
 
 State = Literal["done", "diverged", "failed", "interrupted"]
 
+REASONS = {
+    "default": "the default recipe, the measure of all others",
+    "new": "a new recipe",
+    "climb": "its forecast may yet beat the best",
+    "first on its rung": "nobody had been there, and it was nearest",
+    "noise": "the incumbent once more, to see how much is chance",
+    "gate": "one of the last candidates, to tell them apart",
+    "chosen": "the study's choice",
+    "asked for": "somebody named its trial",
+}
+"""Why a run was paid for, in words."""
+
 RUNS = "runs.jsonl"
 CURVES = "curves"
 
@@ -56,6 +68,10 @@ class RunRecord:
     """Device-seconds that it used; where it was resumed, those of this part."""
     by_purpose: dict[str, float]
     """The same by purpose."""
+    inherited_seconds: float = 0.0
+    """Device-seconds of its plan that it did not use, because it began from the trunk of a run that had."""
+    inherited_from: str = ""
+    """The name of that run."""
     steps: int
     tokens: int
     parameters: int
@@ -76,6 +92,8 @@ class RunRecord:
     predicted_peak_bytes: float = 0.0
     """Likewise."""
     passport: str = ""
+    why: str = ""
+    """Why it was paid for, one of `REASONS`; empty in records of old."""
     cause: str = ""
     """What ended it, where it is not done: a cause of `workers/job.py`, `diverged`, or `stopped` when it was asked to or its
     search was ended."""

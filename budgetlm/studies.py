@@ -19,6 +19,8 @@ from budgetlm.records import RunRecord, read_records
 
 DATABASE, LOCK, PLAN, PLAN_TEXT, IMPORTANCE = "study.db", "search.lock", "plan.json", "plan.txt", "importance.json"
 """Files of a study's folder, beside its records."""
+FORECAST = "forecast.json"
+"""In a final's folder: what was expected of it before it began."""
 REPORTS = Path("reports")
 BEST = "best"
 
@@ -146,6 +148,18 @@ def finals_of(folder: Path) -> list[RunRecord]:
     return [r for r in read_records(folder) if r.kind == "final" and r.state == "done"]
 
 
+def forecast_kept(final: Path) -> dict[str, float] | None:
+    """Mean and interval that were expected of a final before it began; None where nothing was.
+
+    Args:
+        final: its folder.
+    """
+    if not (final / FORECAST).exists():
+        return None
+    kept: dict[str, float] = read_json(final / FORECAST)
+    return None if kept["mean"] is None else kept
+
+
 def status_of(name: str) -> StudyStatus:
     """How a study stands."""
     folder = STUDIES / checked_name(name)
@@ -156,7 +170,7 @@ def status_of(name: str) -> StudyStatus:
         name=name,
         state=_state(name, folder),
         trials=len({r.trial for r in read_records(folder) if r.kind == "rung"}),
-        best_forecast_bpb=choice.forecast.mean if choice else None,
+        best_forecast_bpb=choice.forecast.mean if choice and not choice.ranks_only else None,
         final_bpb=min(finals) if finals else None,
         report=str(report) if report.exists() else None,
     )

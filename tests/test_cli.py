@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS
 from budgetlm.cli import app, main
+from budgetlm.errors import StudyError
 from budgetlm.records import read_records
 from budgetlm.studies import ledger_of
 from tests.conftest import small_study
@@ -127,6 +128,8 @@ MISTAKES = [
     (["search", "--hours", "1", "--file", "none.toml"], "there is no study file"),
     (["search", "--file", "typo.toml"], "Did you mean `width`"),
     (["search", "--hours", "1", "--device", "cuda"], "sees no GPU"),
+    (["search", "--hours", "1", "--proxy", "smaller"], "search.proxy cannot be 'smaller'. Use miniature or truncate"),
+    (["run", "--hours", "1", "--proxy", "smaller"], "search.proxy cannot be 'smaller'. Use miniature or truncate"),
     (["search", "--hours", "1", "--device", "tpu"], "train.device cannot be 'tpu'"),
     (["final", "--study", "nobody"], "there is no study 'nobody'"),
     (["final"], "no study here has a finished trial"),
@@ -166,6 +169,28 @@ def test_a_persons_mistake_is_one_line_exit_code_1_and_no_damage(mess, cache, mo
     assert len(errors) == 1
     assert re.search(message, errors[0]), errors[0]
     assert not list(mess.glob("studies/*/runs.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("search", "search.study.search"),
+        ("run", "envelope.run_all"),
+        ("plan", "outlook.look_ahead"),
+        ("doctor", "doctor.examine"),
+    ],
+)
+def test_whatever_looks_for_a_recipe_takes_the_proxy_that_it_is_to_look_with(home, monkeypatch, command, function):
+    seen = []
+
+    def stop(config, *_arguments, **_options):
+        seen.append(config.search.proxy)
+        raise StudyError("enough is seen")
+
+    monkeypatch.setattr("budgetlm.search.ahead.load_ahead", lambda _: None)
+    monkeypatch.setattr(f"budgetlm.{function}", stop)
+    CliRunner().invoke(app, [command, "--hours", "1", "--proxy", "truncate"])
+    assert seen == ["truncate"]
 
 
 def test_a_bug_keeps_its_traceback(home, monkeypatch):

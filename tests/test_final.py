@@ -4,9 +4,11 @@ import shutil
 import pytest
 
 from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.cli import _tell_final
 from budgetlm.errors import StudyError
 from budgetlm.final import final
 from budgetlm.records import append_record, read_curve, read_records
+from budgetlm.report.facts import collect
 from budgetlm.studies import finals_of, resolve, status_of
 from budgetlm.train import loop
 from budgetlm.watch import Watcher
@@ -36,6 +38,21 @@ def test_a_final_trains_the_chosen_recipe_to_its_deadline_and_leaves_a_model(sea
     assert again.already_done
     assert again.record == result.record
     assert len(finals_of(searched.folder)) == 1
+
+
+def test_where_all_runs_are_on_one_rung_a_final_has_no_forecast_and_says_so(searched, cache, clock, capsys):
+    records = [r for r in read_records(searched.folder) if r.rung == 0]
+    (searched.folder / "runs.jsonl").unlink()
+    for r in records:
+        append_record(searched.folder, r)
+    result = run(searched, cache, clock)
+    assert result.record.trial == min((r for r in records if r.seed == 0), key=lambda r: r.bpb).trial
+    assert result.forecast is None
+    assert json.loads((result.folder / "forecast.json").read_text())["mean"] is None
+    _tell_final("tiny", result)
+    assert "no forecast (ranks only: all runs are on one rung)" in capsys.readouterr().out
+    assert collect("tiny").forecast_kept is None
+    assert status_of("tiny").best_forecast_bpb is None
 
 
 def test_a_final_killed_at_any_moment_goes_on_and_keeps_its_deadline(searched, cache, clock, monkeypatch):

@@ -51,6 +51,15 @@ def test_what_a_caller_does_with_its_list_stays_with_the_caller(tmp_path):
     assert len(growing.all()) == 1
 
 
+def test_records_of_old_are_read_without_what_they_could_not_know(tmp_path):
+    append_record(tmp_path, record(0, 0, 10, 2.0))
+    line = json.loads((tmp_path / RUNS).read_text())
+    newer = ("why", "inherited_seconds", "inherited_from")
+    (tmp_path / RUNS).unlink()
+    append_line(tmp_path / RUNS, {name: value for name, value in line.items() if name not in newer})
+    assert read_records(tmp_path) == [record(0, 0, 10, 2.0)]
+
+
 def test_fields_of_a_newer_version_are_left_out(tmp_path):
     append_record(tmp_path, record(0, 0, 10, 2.0))
     line = json.loads((tmp_path / RUNS).read_text())

@@ -20,6 +20,8 @@ PROMOTED_SHARE = 1 / 3
 WITHIN_NOISE = 0.25
 """Trials that beat the chosen one with at least this probability are told apart from it by nothing but luck."""
 
+RANKS_ONLY = "ranks only: all runs are on one rung"
+"""What is said in place of a forecast where nothing is known of how losses fall from rung to rung."""
 EQUAL = 0.25
 """Finalists whose forecasts differ by less than so many standard deviations of the measured noise are equals."""
 
@@ -33,6 +35,23 @@ class Choice:
     within_noise: list[int]
     """Other trials that the forecast cannot tell from it, best first."""
     why: str
+    loss: float
+    """Bits per byte that it was measured to have on the highest rung, the mean where it was repeated."""
+    ranks_only: bool = False
+    """Whether the order on the one rung is all that the choice stands on; the forecast is then no more than a guess."""
+
+    @property
+    def expected(self) -> str:
+        """What is expected of it at the target, in words."""
+        if self.ranks_only:
+            return f"{self.loss:.3f} bits per byte on its rung; {RANKS_ONLY}"
+        low, high = self.forecast.interval
+        return f"{self.forecast.mean:.3f} bits per byte ({low:.3f} to {high:.3f}, 80 %)"
+
+
+def ranks_only(records: Sequence[RunRecord]) -> bool:
+    """Whether all finished runs are on one rung, so that the data say which is better there and nothing of the target."""
+    return len({r.rung for r in usable(records)}) == 1
 
 
 def probability_better(one: Forecast, other: Forecast) -> float:
@@ -76,7 +95,8 @@ def choose(
     """The trial with the least expected loss among those that climbed highest; None when nothing was measured.
 
     A short ladder flatters: of many trials seen once, the luckiest looks best. So only the highest rung reached counts. All
-    trials are compared at the same target, so the least expected loss is the least expected regret as well.
+    trials are compared at the same target, so the least expected loss is the least expected regret as well. Where all runs are on one
+    rung, it is the least loss there.
 
     Args:
         records: of one study.
@@ -87,26 +107,34 @@ def choose(
         forecasts = fit(records, target_seconds)
     if not forecasts:
         return None
-    highest = finalists(records, forecasts)
-    best = _smallest_of_equals(highest, forecasts, usable(records))
+    highest, runs, only = finalists(records, forecasts), usable(records), ranks_only(records)
+    here = mean_losses(runs, max(r.rung for r in runs))
+    best = _smallest_of_equals(highest, here if only else {n: f.mean for n, f in forecasts.items()}, runs)
     forecast = forecasts[best]
     near = zip(forecasts, _probabilities_better(list(forecasts.values()), forecast), strict=True)
     within = sorted((n for n, p in near if p >= WITHIN_NOISE and n != best), key=lambda n: forecasts[n].mean)
     low, high = forecast.interval
+    if only:
+        seconds = max(r.planned_seconds for r in runs)
+        why = (
+            f"least loss of the {len(highest)} trials, {here[best]:.3f} bits per byte after {duration(seconds)}; {RANKS_ONLY}, which say "
+            f"nothing of what is reached after {duration(target_seconds)}"
+        )
+        return Choice(best, forecast, within, why, here[best], ranks_only=True)
     why = (
         f"least forecast of the {len(highest)} of {len(forecasts)} trials that reached the highest rung: "
         f"{forecast.mean:.3f} bits per byte after {duration(target_seconds)} (80 % interval {low:.3f} to {high:.3f})"
     )
-    return Choice(best, forecast, within, why)
+    return Choice(best, forecast, within, why, here[best])
 
 
-def _smallest_of_equals(trials: Sequence[int], forecasts: Mapping[int, Forecast], runs: Sequence[RunRecord]) -> int:
-    """The trial of the least mean; of those that are as good within the noise, the one with the smallest model."""
+def _smallest_of_equals(trials: Sequence[int], losses: Mapping[int, float], runs: Sequence[RunRecord]) -> int:
+    """The trial of the least loss; of those that are as good within the noise, the one with the smallest model."""
     noise = measured_noise(runs)
-    least = min(forecasts[n].mean for n in trials)
-    equals = {n for n in trials if forecasts[n].mean <= least + (EQUAL * noise.spread if noise else 0.0)}
+    least = min(losses[n] for n in trials)
+    equals = {n for n in trials if losses[n] <= least + (EQUAL * noise.spread if noise else 0.0)}
     sizes = {r.trial: r.compute_parameters for r in runs if r.trial in equals and r.rung == _highest(runs)[r.trial]}
-    return min(equals, key=lambda n: (sizes[n], forecasts[n].mean))
+    return min(equals, key=lambda n: (sizes[n], losses[n]))
 
 
 def finalists(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast]) -> list[int]:

@@ -10,7 +10,17 @@ from budgetlm.files import read_json
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.records import read_records
 from budgetlm.report.page import StudyFacts, write_report
-from budgetlm.studies import IMPORTANCE, PLAN, PLAN_TEXT, REPORTS, choice_of, finals_of, ledger_of, target_seconds
+from budgetlm.studies import (
+    IMPORTANCE,
+    PLAN,
+    PLAN_TEXT,
+    REPORTS,
+    choice_of,
+    finals_of,
+    forecast_kept,
+    ledger_of,
+    target_seconds,
+)
 
 
 def report(name: str) -> Path:
@@ -52,7 +62,7 @@ def collect(name: str) -> StudyFacts:
         passport=plan["passport"],
         plan=(folder / PLAN_TEXT).read_text(),
         study_file=(folder / STUDY_FILE).read_text(),
-        forecast_kept=read_json(home / "forecast.json") if (home / "forecast.json").exists() else None,
+        forecast_kept=forecast_kept(home),
         samples=read_json(home / "samples.json") if (home / "samples.json").exists() else [],
         chosen_recipe=recipe_from(chosen).summary() if chosen else "",
     )

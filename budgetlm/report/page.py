@@ -19,10 +19,10 @@ from plotly.offline import get_plotlyjs
 
 from budgetlm.budget.clock import duration
 from budgetlm.files import write_atomic
-from budgetlm.forecast.choose import Choice, choose
+from budgetlm.forecast.choose import RANKS_ONLY, Choice, choose
 from budgetlm.forecast.fit import Forecast, fit, usable
 from budgetlm.forecast.noise import measured_noise
-from budgetlm.records import CurvePoint, RunRecord, read_curve, read_records
+from budgetlm.records import REASONS, CurvePoint, RunRecord, read_curve, read_records
 from budgetlm.report import figures
 
 MOST_RUNGS_DRAWN = 8
@@ -99,8 +99,9 @@ def write_report(facts: StudyFacts, path: Path) -> Path:
 def page(facts: StudyFacts) -> str:
     """The whole page."""
     records = read_records(facts.folder)
-    forecasts = fit(records, facts.target_seconds)
-    choice = choose(records, facts.target_seconds)
+    fitted = fit(records, facts.target_seconds)
+    choice = choose(records, facts.target_seconds, fitted)
+    forecasts = {} if choice and choice.ranks_only else fitted
     runs = figures.runs_table(records, forecasts)
     finals = [r for r in records if r.kind == "final" and r.state == "done"]
     chosen = choice.trial if choice else None
@@ -120,13 +121,14 @@ def page(facts: StudyFacts) -> str:
         "chosen one is expected to reach at the target; a star is what a final reached.</p>",
         pictures.add(lambda: figures.plot_ladder(runs, forecasts, facts.target_seconds, chosen)),
         "<h2>Best forecast against hours spent</h2>",
-        pictures.add(lambda: figures.plot_history(figures.history(records, facts.target_seconds))),
+        pictures.add(lambda: figures.plot_history(figures.history(records, facts.target_seconds))) if forecasts else "",
+        f'<p class="soft">There are no forecasts: {RANKS_ONLY}.</p>' if choice and choice.ranks_only else "",
         "<h2>What matters</h2>",
         _importance(facts, pictures),
-        pictures.add(lambda: figures.plot_parameters(records, forecasts, facts.parameters)),
+        pictures.add(lambda: figures.plot_parameters(records, forecasts, facts.parameters)) if forecasts else "",
         "<h2>Loss curves</h2>",
         '<p class="soft">The best trials and the finals. Click a name to hide it, twice to see it alone.</p>',
-        pictures.add(lambda: figures.plot_curves(_curves(facts.folder, records, forecasts))),
+        pictures.add(lambda: figures.plot_curves(_curves(facts.folder, records, fitted))),
         *_final_section(facts, finals, pictures),
         "<h2>All runs</h2>",
         _runs(records, forecasts, chosen),
@@ -174,11 +176,12 @@ def _verdict(facts: StudyFacts, records: Sequence[RunRecord], choice: Choice | N
     if choice is None:
         return "<p>No trial has finished a rung yet, so there is nothing to choose from.</p>"
     low, high = choice.forecast.interval
+    forecast = (
+        f"{choice.forecast.mean:.3f}",
+        f"bits per byte forecast after {duration(facts.target_seconds)} ({low:.3f} to {high:.3f}, 80 %)",
+    )
     cards = [
-        (
-            f"{choice.forecast.mean:.3f}",
-            f"bits per byte forecast after {duration(facts.target_seconds)} ({low:.3f} to {high:.3f}, 80 %)",
-        ),
+        (f"{choice.loss:.3f}", f"bits per byte measured on its rung; {RANKS_ONLY}") if choice.ranks_only else forecast,
         (f"trial {choice.trial}", f"chosen of {len({r.trial for r in records if r.kind == 'rung'})} trials"),
     ]
     reached = [r for r in finals if r.trial == choice.trial and r.bpb is not None] or [
@@ -198,7 +201,7 @@ def _verdict(facts: StudyFacts, records: Sequence[RunRecord], choice: Choice | N
     shown = "".join(f'<div class="card"><b>{html.escape(a)}</b><span>{html.escape(b)}</span></div>' for a, b in cards)
     near = ", ".join(f"trial {n}" for n in choice.within_noise[:8])
     more = f" and {len(choice.within_noise) - 8} more" if len(choice.within_noise) > 8 else ""
-    group = f" The forecast cannot tell it from {near}{more}." if near else " No other trial comes within its uncertainty."
+    group = f" It cannot be told from {near}{more}." if near else " No other trial comes within its uncertainty."
     noise = measured_noise(usable(records))
     if noise:
         group += f" Runs that differ in their seed alone differ by {noise.spread:.4f} (standard deviation, {noise.repeats} repeats)."
@@ -292,14 +295,27 @@ def _oracle(records: Sequence[RunRecord]) -> str:
 
 
 def _runs(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast], chosen: int | None) -> str:
-    head = ["run", "state", "seconds", "bpb", "forecast", "shape", "M param.", "M tokens", "tokens/s", "recipe, error"]
-    numbers = {2, 3, 4, 6, 7, 8}
+    head = [
+        "run",
+        "paid for as",
+        "state",
+        "seconds",
+        "bpb",
+        "forecast",
+        "shape",
+        "M param.",
+        "M tokens",
+        "tokens/s",
+        "recipe, error",
+    ]
+    numbers = {3, 4, 5, 7, 8, 9}
     rows = []
     for r in records:
         known = forecasts.get(r.trial)
         model = r.config.get("model", {})
         cells = [
             r.run,
+            r.why,
             r.state,
             f"{r.seconds:.1f}",
             f"{r.bpb:.4f}" if r.bpb is not None else "",
@@ -310,11 +326,16 @@ def _runs(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast], chose
             f"{r.tokens_per_second:,.0f}",
         ]
         tds = "".join(f'<td class="{"number" if i in numbers else ""}">{html.escape(c)}</td>' for i, c in enumerate(cells))
-        error = f'<br><span class="error">{html.escape(r.error)}</span>' if r.error else ""
+        took = f"<br>began from the trunk of {html.escape(r.inherited_from)}, which had paid for {r.inherited_seconds:.1f} s"
+        error = took if r.inherited_from else ""
+        error += f'<br><span class="error">{html.escape(r.error)}</span>' if r.error else ""
         mark = ' class="chosen"' if r.trial == chosen else ""
         rows.append(f"<tr{mark}>{tds}<td>{figures.recipe_text(r.recipe)}{error}</td></tr>")
     ths = "".join(f'<th class="{"number" if i in numbers else ""}">{c}</th>' for i, c in enumerate(head))
-    return f'<div class="scroll"><table><thead><tr>{ths}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    paid_for = {r.why for r in records}
+    said = "; ".join(f"{why}: {meaning}" for why, meaning in REASONS.items() if why in paid_for)
+    legend = f'<p class="soft">Why each was paid for. {html.escape(said)}.</p>' if said else ""
+    return f'{legend}<div class="scroll"><table><thead><tr>{ths}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _passport(facts: StudyFacts) -> str:

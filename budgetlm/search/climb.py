@@ -81,6 +81,7 @@ class Wish:
     repeat: int = 0
     """How often the trial has been on this rung before: the seed moves with it."""
     why: str = ""
+    """One of the reasons that a record knows."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class CalibrateJob:
 
 @dataclass(frozen=True)
 class RungJob:
-    """Trains a miniature for a rung, from the newest checkpoint that it has left, and leaves checkpoints itself."""
+    """Trains a recipe's proxy for a rung, from the newest checkpoint that it has left, and leaves checkpoints itself."""
 
     label: Label
     config: RunConfig
@@ -112,6 +112,8 @@ class RungJob:
     """Between checkpoints; 0 for the interval that costs least."""
     threads: int = 0
     """CPU threads; 0 for those of the place."""
+    trunks: Path | None = None
+    """Where it looks for a trunk to begin from, and leaves its own; None for neither."""
 
     def work(self, desk: Desk) -> RunRecord:
         """The record of the run, `interrupted` if it was asked to stop."""
@@ -120,6 +122,7 @@ class RungJob:
         from budgetlm.train.loop import Checkpoints, train
 
         torch.set_num_threads(self.threads or torch.get_num_threads())
+        kept = Checkpoints(folder=self.checkpoints, every_seconds=self.checkpoint_seconds, trunks=self.trunks)
         for _ in range(2):
             try:
                 return train(
@@ -129,7 +132,7 @@ class RungJob:
                     desk.meter,
                     on_point=desk.say,
                     should_stop=desk.should_stop,
-                    checkpoints=Checkpoints(folder=self.checkpoints, every_seconds=self.checkpoint_seconds),
+                    checkpoints=kept,
                     began=desk.began,
                 ).record
             except CheckpointError:  # none of them can be read: a rung is short enough to begin again

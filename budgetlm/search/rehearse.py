@@ -15,11 +15,12 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed
+from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed, model_of
 from budgetlm.records import RunRecord
 from budgetlm.search.engines.simulated import simulate
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan, guessed_calibration, make_plan
+from budgetlm.search.trunks import KEPT
 from budgetlm.train.checkpoint import KEEP
 from budgetlm.train.config import as_dict
 
@@ -105,9 +106,16 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
         rungs=stages,
         final=final,
         epochs=final.tokens / world.train_tokens,
-        disk_bytes=max(final.disk_bytes, places * max(s.disk_bytes for s in stages)),
+        disk_bytes=max(final.disk_bytes, places * max(s.disk_bytes for s in stages) + _trunk_bytes(plan, places)),
         wall_hours=config.budget.hours / places + config.budget.target_hours,
     )
+
+
+def _trunk_bytes(plan: Plan, places: int) -> int:
+    """Most that a search's trunks take at a time: those of the trials at work, and of the others that keep theirs."""
+    if plan.world.proxy != "truncate":
+        return 0
+    return (places + KEPT) * saved_bytes(model_of(plan.default, plan.world), checkpoints=KEEP)
 
 
 def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
@@ -150,6 +158,7 @@ def imagine(job: RungJob, world: World) -> RunRecord:
         seed=config.seed,
         target_seconds=label.target_seconds,
         planned_seconds=config.seconds,
+        why=label.why,
         seconds=config.seconds,
         by_purpose={"train": config.seconds},
         steps=0,  # so that nothing is learnt of speed and memory

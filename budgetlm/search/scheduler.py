@@ -26,8 +26,9 @@ from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
 from budgetlm.search.trials import Trials
+from budgetlm.search.trunks import KEPT, forget_all_but, tidy, trunks_of
 from budgetlm.search.unfinished import Unfinished, begin, unfinished_runs
-from budgetlm.train.config import Label, RunConfig, as_dict
+from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.watch import Watcher
 from budgetlm.workers.job import TRANSIENT, Ended, Event, Failure, Spent, Workers
 
@@ -66,6 +67,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self._records = Records(self.folder)
+        self.trunks = trunks_of(self.folder, self.plan.world.proxy)
         self._forecaster = Forecaster(self.plan.target_seconds)
 
     def records(self) -> list[RunRecord]:
@@ -97,6 +99,8 @@ class Step:
     """Set where it was begun before."""
     repeat: int = 0
     """How often the trial was on this rung before: its seed is another one each time."""
+    why: str = "new"
+    """What it is paid for (`records.REASONS`)."""
 
 
 @dataclass
@@ -177,6 +181,8 @@ class Scheduler:
 
     def _take_over(self) -> None:
         """Bring ledger, records, unfinished runs and Optuna into agreement, whatever instant the last search ended at."""
+        if self.site.trunks:
+            tidy(self.site.trunks)
         running = self.trials.running()
         self.untold = set(running)
         records = self.site.records()
@@ -253,6 +259,7 @@ class Scheduler:
                 run.checkpoints,
                 self.site.checkpoint_seconds,
                 self.site.plan.passport.threads,
+                None if step.repeat else self.site.trunks,  # another seed has another trunk, and never climbs
             )
             self.workers.start(place, job, run.config.seconds)
             self.site.remaining()
@@ -283,7 +290,7 @@ class Scheduler:
         if wish.trial is None:
             return self._new_trial()
         recipe = next(r.recipe for r in self.site.records() if r.trial == wish.trial)
-        return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat)
+        return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat, why=wish.why)
 
     def _hold(self, place: int, seconds: float) -> bool:
         """Lease device-seconds for a place, which holds its device from now on."""
@@ -307,7 +314,7 @@ class Scheduler:
             excess = memory_violation(recipe, plan.target_seconds, plan.world)
             if excess <= 0:
                 self.untold.add(number)
-                return Step(number, recipe, 0)
+                return Step(number, recipe, 0, why="new" if number else "default")
             self.trials.tell_infeasible(number, "memory_gib", excess)
         raise StudyError(
             f"{MOST_REFUSED} recipes in a row need more memory than the {plan.world.usable_bytes / 2**30:.1f} GiB that there are "
@@ -351,6 +358,7 @@ class Scheduler:
             recipe=asdict(step.recipe),
             target_seconds=plan.target_seconds,
             passport=plan.passport.id,
+            why=step.why,
         )
         seed = self.site.seed + step.repeat
         try:
@@ -409,6 +417,7 @@ class Scheduler:
             return
         run.finish()
         self._decide(step, record)
+        self._forget_trunks()
 
     def _judge(self, run: Unfinished, failure: Failure) -> RunRecord:
         """The record of a failure: worth another attempt, the end of the trial, or of the study."""
@@ -437,7 +446,8 @@ class Scheduler:
             # The default recipe is the measure of all others, so it climbs to the top in any case.
             climbs = higher and not step.repeat
             if climbs and (step.trial == 0 or can_win(step.trial, self.site.forecasts(), self.site.records())):
-                self.waiting.append(replace(step, rung=step.rung + 1, run=None))
+                why = "climb" if step.trial else "default"
+                self.waiting.append(replace(step, rung=step.rung + 1, run=None, why=why))
                 return
         elif record.state in FINAL_STATES:
             said = record.error.splitlines()[-1] if record.error else record.state
@@ -461,21 +471,29 @@ class Scheduler:
             self.trials.tell_failed(trial)
         self.untold.discard(trial)
 
+    def _forget_trunks(self) -> None:
+        """Keep those of the trials under way and of the few best of the others; the disk that they take is bounded so."""
+        if not self.site.trunks:
+            return
+        forecasts = self.site.forecasts()
+        best = sorted(forecasts.keys() - self.untold, key=lambda n: forecasts[n].mean)[:KEPT]
+        trials = self.untold | set(best)
+        begun = [seat.run for seat in self.seats.values()] + [step.run for step in self.waiting]
+        configs = [run.config for run in begun if run]
+        configs += [run_config_from(r.config) for r in self.site.records() if r.trial in trials and r.config]
+        forget_all_but(self.site.trunks, configs)
+
     def _show_best(self) -> None:
         choice = choose(self.site.records(), self.site.plan.target_seconds, self.site.forecasts())
         if choice:
-            low, high = choice.forecast.interval
-            self.site.watcher.best(
-                f"trial {choice.trial}: {choice.forecast.mean:.3f} bpb forecast ({low:.3f} to {high:.3f}) of "
-                f"{len(self.site.forecasts())} trials"
-            )
+            self.site.watcher.best(f"trial {choice.trial} of {len(self.site.forecasts())}: {choice.expected}")
 
 
 def _title(step: Step, run: Unfinished) -> str:
     config, model = run.config, run.config.model
-    again = " (goes on)" if step.run else ""
+    why = ", ".join(part for part in (run.label.why, "goes on" if step.run else "") if part)
     return (
-        f"trial {step.trial}, rung {step.rung}{again}: depth {model.depth} x width {model.width} "
+        f"trial {step.trial}, rung {step.rung}{f' ({why})' if why else ''}: depth {model.depth} x width {model.width} "
         f"({parameters(model) / 1e6:.2f} M), batch {config.batch_tokens:,}, {config.optimizer.name} "
         f"lr {config.optimizer.peak_lr:.1e}, {config.schedule.shape}"
     )
@@ -504,6 +522,7 @@ def _failed(label: Label, config: RunConfig | None, seed: int, why: Failure, sta
         tokens_per_second=0.0,
         bpb=None,
         passport=label.passport,
+        why=label.why,
         cause=why.cause,
         error=why.message,
     )

@@ -10,7 +10,8 @@ import json
 import math
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ class Position:
     """Training loss of the last step."""
     route: tuple[int, ...] = ()
     """Parts of a streamed source that were read so far (`data/batches.py`)."""
+    inherited_seconds: float = 0.0
+    """Device-seconds that another run has spent on its way here (`train/trunk.py`)."""
+    inherited_from: str = ""
+    """The name of that run."""
+
+
+_POSITION = {field.name for field in fields(Position)}
 
 
 def save_checkpoint(
@@ -85,8 +93,12 @@ def load_newest(
     optimizers: list[torch.optim.Optimizer],
     config: dict[str, Any],
     average: nn.Module | None = None,
+    suits: Callable[[Position], bool] = lambda _: True,
 ) -> tuple[Position, list[str]]:
     """Load the newest checkpoint that is whole into the network, its average and the optimizers.
+
+    Args:
+        suits: whether one at this position will do.
 
     Returns:
         Where the run stands (at the start if there is none), and what was wrong with those that were passed over.
@@ -97,7 +109,9 @@ def load_newest(
     faults: list[str] = []
     for path in _checkpoints(folder):
         try:
-            return _load(path, network, optimizers, config, average), faults
+            position = _load(path, network, optimizers, config, average, suits)
+            if position:
+                return position, faults
         except CheckpointError as error:
             faults.append(str(error))
     if faults:
@@ -111,9 +125,15 @@ def _load(
     optimizers: list[torch.optim.Optimizer],
     config: dict[str, Any],
     average: nn.Module | None,
-) -> Position:
+    suits: Callable[[Position], bool],
+) -> Position | None:
+    """Load a checkpoint, if its position suits."""
     try:
         state = json.loads((path / STATE).read_text())
+        position = Position(**{name: state[name] for name in _POSITION & state.keys()})
+        position = replace(position, route=tuple(position.route))
+        if not suits(position):
+            return None
         intact = _checksum(path / TENSORS) == state["checksum"]
         tensors = load_file(path / TENSORS) if intact else {}
     except Exception as error:  # whatever a damaged file makes its reader raise
@@ -133,7 +153,7 @@ def _load(
                 values.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": values, "param_groups": groups})
     torch.set_rng_state(tensors["random"])
-    return Position(state["step"], state["sequences"], state["seconds"], state["loss"], tuple(state.get("route", ())))
+    return position
 
 
 def _weights(name: str, network: nn.Module) -> dict[str, Tensor]:

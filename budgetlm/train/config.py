@@ -61,6 +61,7 @@ class Label:
     recipe: dict[str, Any]
     target_seconds: float
     passport: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 from budgetlm.budget.clock import Meter
 from budgetlm.data.batches import training_batches, validation_windows
 from budgetlm.data.tokens import Tokens
-from budgetlm.errors import ConfigError
+from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
+from budgetlm.files import digest
 from budgetlm.model.size import compute_parameters, evaluation_sequences, flops_per_token, parameters, saved_bytes
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
@@ -34,11 +36,16 @@ from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
+from budgetlm.train.trunk import can_begin_at, trunk_of, trunk_share
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
 EVALUATION_SHARE = 0.02
 """Share of a run that evaluations on the way may take, the last one apart."""
+EVALUATION_RESERVE = 1.15
+"""What an evaluation is kept back for, as a multiple of the slowest of the latest."""
+MEASURED_BY = 0.25
+"""Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
 LEAST_CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND = 0.01, 3e8
 """What a checkpoint is taken to cost before one was written: so much, and its bytes at this rate."""
 HOPELESS_NATS = 1.5
@@ -57,6 +64,8 @@ class Checkpoints:
     every_steps: int = 0
     every_seconds: float = 0.0
     seconds_between_failures: float = 4 * 3600
+    trunks: Path | None = None
+    """Where runs leave their trunks for others (`train/trunk.py`), and look for one to begin from; None for neither."""
 
 
 @dataclass(frozen=True)
@@ -216,12 +225,15 @@ class _Run:
         if checkpoints:
             parts = (self.network, self.stepper.optimizers)
             self.position, self.notes = load_newest(checkpoints.folder, *parts, as_dict(config), self.average)
+        if checkpoints and checkpoints.trunks and not self.position.step:
+            self._begin_from_a_trunk(checkpoints.trunks)
         self.batches = training_batches(tokens, context, config.seed, config.unique_tokens, self.position.route)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.steps_here = 0
         self.sequence_seconds: deque[float] = deque(maxlen=9)
         """Seconds a sequence of the latest steps: a batch ramp makes steps unlike, but not their sequences."""
-        self.eval_seconds_a_window = 0.0
+        self.eval_seconds: deque[float] = deque(maxlen=3)
+        """Seconds a window of the latest evaluations."""
         self.train_seconds, self.train_tokens = 0.0, 0
         self.recent_loss: deque[float] = deque(maxlen=20)
         self.last_loss = self.position.loss
@@ -234,6 +246,7 @@ class _Run:
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None
         self.averaged_until = self._progress()
+        self.leaves_trunk = bool(checkpoints and checkpoints.trunks) and self._progress_of_next_step() < trunk_share(config)
 
     @property
     def elapsed(self) -> float:
@@ -253,6 +266,8 @@ class _Run:
             if should_stop():
                 state = "interrupted"
                 break
+            if self.leaves_trunk and self._progress_of_next_step() >= trunk_share(self.config):
+                self._leave_trunk()
             lr = self._prepare(self._progress_of_next_step())
             loss = self._step(lr)
             if self._diverged(loss):
@@ -267,9 +282,7 @@ class _Run:
         bpb = full = None
         if state == "done":
             bpb = self._evaluate(self.windows)
-            if len(self.all_windows) and (
-                self.config.steps or self.elapsed + self._cost(self.all_windows) / 1.1 < self.config.seconds
-            ):
+            if len(self.all_windows) and self._still_fits(self.all_windows):
                 full = self._evaluate(self.all_windows)
             self._point(self._lr(1.0), bpb, on_point)
         set_training(self.stepper.optimizers, on=False)
@@ -360,10 +373,14 @@ class _Run:
         return max(0.0, self.config.seconds - self._cost(self.windows) - self._cost(self.all_windows))
 
     def _cost(self, windows: np.ndarray) -> float:
-        """Seconds to evaluate on `windows`: as measured, or at first from the steps, of which a forward pass is a third."""
-        if self.eval_seconds_a_window:
-            return 1.1 * self.eval_seconds_a_window * len(windows)
+        """Seconds kept back to evaluate on `windows`: as measured, or at first from the steps, of which a third is a forward pass."""
+        if self.eval_seconds:
+            return EVALUATION_RESERVE * max(self.eval_seconds) * len(windows)
         return 0.5 * len(windows) * (statistics.median(self.sequence_seconds) if self.sequence_seconds else 0.0)
+
+    def _still_fits(self, windows: np.ndarray) -> bool:
+        """Whether an evaluation, whose time was kept back, ends before the deadline at the best speed that was seen of late."""
+        return bool(self.config.steps) or self.elapsed + min(self.eval_seconds) * len(windows) <= self.config.seconds
 
     def _progress(self) -> float:
         if self.config.steps:
@@ -405,7 +422,9 @@ class _Run:
         due = int(self._progress() * (affordable + 1))
         if self.evaluations_done is None:  # a resumed run does not make up for those before it
             self.evaluations_done = due
-        if due <= self.evaluations_done or due > affordable:
+        # What the larger sample will take is kept back, and is known only once a smaller one has been measured.
+        unknown = len(self.all_windows) and not self.eval_seconds and self._progress() >= MEASURED_BY
+        if not unknown and (due <= self.evaluations_done or due > affordable):
             return None
         self.evaluations_done = due
         return self._evaluate(self.windows)
@@ -417,7 +436,7 @@ class _Run:
             network, precision = self.average or self.network, self.config.precision
             set_training(self.stepper.optimizers, on=False)
             bpb = evaluate(network, windows, self.bytes_V, micro_batch=micro, precision=precision)
-        self.eval_seconds_a_window = (self.meter.clock.now() - before) / len(windows)
+        self.eval_seconds.append((self.meter.clock.now() - before) / len(windows))
         return bpb
 
     def _checkpoint_is_due(self) -> bool:
@@ -439,6 +458,32 @@ class _Run:
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
         self.checkpoint_seconds = max(LEAST_CHECKPOINT_SECONDS, self.last_checkpoint[0] - before)
 
+    # --- what it shares with other runs ---
+
+    def _begin_from_a_trunk(self, trunks: Path) -> None:
+        """Take over what another run has trained already, if there is such a one and it can be read."""
+        trunk, parts = trunk_of(self.config), (self.network, self.stepper.optimizers)
+        with suppress(CheckpointError):  # then it is trained here, as if it had not been
+            self.position, _ = load_newest(
+                trunks / digest(trunk),
+                *parts,
+                trunk,
+                self.average,
+                lambda at: can_begin_at(self.config, at.seconds, at.step),
+            )
+
+    def _leave_trunk(self) -> None:
+        """Keep the state before the rate falls, as the position that another run begins from."""
+        assert self.checkpoints
+        assert self.checkpoints.trunks
+        self.leaves_trunk = False
+        trunk, parts, spent = trunk_of(self.config), (self.network, self.stepper.optimizers), self.elapsed
+        position = replace(
+            self.position, seconds=spent, route=self.batches.route, inherited_seconds=spent, inherited_from=self.label.run
+        )
+        with self.meter.during("checkpoint"), suppress(DiskFull, StudyError):  # nobody depends on it
+            save_checkpoint(self.checkpoints.trunks / digest(trunk), *parts, position, trunk, self.average)
+
     def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
         model, meter = self.config.model, self.meter
         tokens = self.sequences_done * model.context_length
@@ -455,8 +500,10 @@ class _Run:
             seed=self.config.seed,
             target_seconds=self.label.target_seconds,
             planned_seconds=self.config.seconds,
-            seconds=self.elapsed,
+            seconds=self.elapsed - self.position.inherited_seconds,
             by_purpose={str(p): seconds - self.spent_before[p] for p, seconds in meter.spent.items()},
+            inherited_seconds=self.position.inherited_seconds,
+            inherited_from=self.position.inherited_from,
             steps=self.position.step,
             tokens=tokens,
             parameters=parameters(model),
@@ -468,6 +515,7 @@ class _Run:
             epochs=self.sequences_done / self.batches.sequences,
             peak_bytes=self.memory.bytes(),
             passport=self.label.passport,
+            why=self.label.why,
             cause={"diverged": "diverged", "interrupted": "stopped"}.get(state, ""),
             error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",
         )

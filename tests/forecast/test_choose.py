@@ -16,6 +16,19 @@ def test_the_least_forecast_of_those_that_climbed_highest_is_chosen():
     assert choose([], 1000) is None
 
 
+def test_where_all_runs_are_on_one_rung_their_order_is_all_that_is_said():
+    records = [record(n, 0, 10.0, bpb) for n, bpb in enumerate([1.9, 1.7, 1.8])]
+    choice = choose(records, 1000)
+    assert choice.trial == 1
+    assert choice.ranks_only
+    assert "least loss of the 3 trials, 1.700 bits per byte after 10 s; ranks only: all runs are on one rung" in choice.why
+    assert choice.expected == "1.700 bits per byte on its rung; ranks only: all runs are on one rung"
+    assert "interval" not in choice.why
+    climbed = choose([*records, record(2, 1, 40.0, 1.5)], 1000)
+    assert (climbed.trial, climbed.ranks_only, climbed.loss) == (2, False, 1.5)
+    assert "80 % interval" in climbed.why
+
+
 def test_trials_that_cannot_be_told_apart_are_named():
     records = ladder(0, 0.0)[0] + ladder(1, 0.001)[0] + ladder(2, 0.6)[0]
     alike = [dataclasses.replace(r, recipe=records[0].recipe) for r in records]  # nothing to explain differences by

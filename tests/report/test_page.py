@@ -62,6 +62,27 @@ def test_the_page_is_one_file_that_needs_no_network(tmp_path):
     assert "depth 2 x width 32" in text
 
 
+def test_the_table_says_why_each_run_was_paid_for_and_what_it_took_over(tmp_path):
+    append_record(tmp_path, record(1, 0, 5.0, 1.9))  # of old
+    assert "paid for." not in page(facts(tmp_path))
+    append_record(tmp_path, record(1, 1, 20.0, 1.5, why="climb", inherited_from="trial0001-rung0", inherited_seconds=3.0))
+    append_record(tmp_path, record(1, 1, 20.0, 1.5, why="gate", run="trial0001-rung1-repeat1", seed=1))
+    text = page(facts(tmp_path))
+    assert "Why each was paid for. climb: its forecast may yet beat the best; gate: one of the last candidates" in text
+    assert "began from the trunk of trial0001-rung0, which had paid for 3.0 s" in text
+    assert '<td class="">gate</td>' in text
+
+
+def test_where_all_runs_are_on_one_rung_the_page_shows_ranks_and_no_interval(tmp_path):
+    for trial, bpb in enumerate([1.9, 1.7, 1.8]):
+        append_record(tmp_path, record(trial, 0, 10.0, bpb))
+    text = page(facts(tmp_path))
+    assert "<b>1.700</b><span>bits per byte measured on its rung; ranks only: all runs are on one rung" in text
+    assert "There are no forecasts: ranks only" in text
+    assert "interval" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "This figure failed" not in text
+
+
 @pytest.mark.parametrize("trials", [0, 1, 30])
 def test_a_page_can_be_written_from_no_trials_one_and_many(tmp_path, trials):
     fill(tmp_path, trials)

@@ -20,7 +20,7 @@ from budgetlm.final import final
 from budgetlm.forecast.choose import choose
 from budgetlm.forecast.fit import fit
 from budgetlm.passport import identify
-from budgetlm.records import read_curve, read_records
+from budgetlm.records import REASONS, read_curve, read_records
 from budgetlm.search import jobs
 from budgetlm.search import study as searching
 from budgetlm.search.plan import load_plan
@@ -96,6 +96,90 @@ def test_truncated_proxies_have_the_shape_of_their_recipe_on_every_rung_and_cann
     search(tiny_study(6.2, **truncating), cache, clock, Notes())
     with pytest.raises(StudyError, match="search.proxy was 'truncate', is 'miniature'"):
         search(tiny_study(6.2), cache, clock, Notes())
+
+
+def test_every_record_says_why_it_was_paid_for_and_so_does_the_progress(tiny_study, cache, clock):
+    class Titles(Notes):
+        def run(self, title, planned_seconds):
+            self.lines.append(title)
+
+    config, titles = tiny_study(6.0), Titles()
+    search(config, cache, clock, titles)
+    records = read_records(config.folder)
+    for r in records:
+        assert r.why in REASONS
+        assert any(line.startswith(f"trial {r.trial}, rung {r.rung} ({r.why}):") for line in titles.lines)
+    assert {(r.why == "default") == (r.trial == 0) for r in records if "repeat" not in r.run} == {True}
+    assert {r.why for r in records if "repeat" in r.run} <= {"noise", "gate"}
+    assert {"new", "default", "climb"} <= {r.why for r in records}
+
+
+PLATEAUS = {
+    "depth": 1,
+    "width": {"low": 16, "high": 48, "step": 16},
+    "batch_tokens": 128,
+    "schedule": "wsd",
+    "warmup": 0.02,
+    "cooldown": {"low": 0.2, "high": 0.6},
+    "short_sequences": 0.0,
+}
+TRUNCATED = {"search": {"least_rung_seconds": 0.15, "proxy": "truncate", "stop_early": False}}
+
+
+def test_a_truncated_trial_with_a_plateau_climbs_from_its_trunk_which_is_charged_once(tiny_study, cache, clock):
+    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    plan = json.loads((config.folder / "plan.json").read_text())
+    heirs = [r for r in records if r.inherited_from]
+    assert {r.run for r in heirs} >= {"trial0000-rung1"}
+    for heir in heirs:
+        assert heir.inherited_from == heir.run.replace("rung1", "rung0")
+        assert heir.seconds + heir.inherited_seconds <= heir.planned_seconds == plan["rungs"][heir.rung]
+        assert heir.inherited_seconds == pytest.approx((1 - heir.recipe["cooldown"]) * plan["rungs"][0], rel=0.2)
+    assert all(r.inherited_from for r in records if r.rung == 1 and "repeat" not in r.run)
+    balance = ledger_of("tiny").balance()
+    assert sum(r.seconds for r in records) == pytest.approx(balance.charged_seconds - _study_seconds(), rel=1e-3)
+
+
+def test_the_trunks_of_closed_trials_go_but_for_the_few_best(tiny_study, cache, clock):
+    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+    search(config, cache, clock, Notes())
+    trunks = list(config.folder.glob("trunks/*"))
+    assert len({r.trial for r in read_records(config.folder)}) > 5
+    assert 0 < len(trunks) <= 3
+    miniatures = tiny_study(5.0, name="other", space=PLATEAUS)
+    search(miniatures, cache, clock, Notes())
+    assert not (miniatures.folder / "trunks").exists()
+
+
+@pytest.mark.parametrize("moment", ["_end", "_decide", "_forget_trunks", "_occupy"])
+def test_trunks_survive_a_death_at_any_instant_and_what_it_left_half_written_does_not(
+    tiny_study, cache, clock, monkeypatch, moment
+):
+    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+    plain, calls = getattr(Scheduler, moment), []
+
+    def dies(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            for trunk in config.folder.glob("trunks/*"):
+                (trunk / ".step-00000001.1.tmp").mkdir()
+            raise SystemExit("kill -9")
+        return plain(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, moment, dies)
+        with pytest.raises(SystemExit):
+            search(config, cache, clock, Notes())
+    search(config, cache, clock, Notes())
+    records = read_records(config.folder)
+    assert any(r.inherited_from for r in records)
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in optuna_study(config).trials)
+    assert not list(config.folder.glob("trunks/*/.*"))
+    charged = ledger_of("tiny").balance().charged_seconds
+    assert charged <= 6.0
+    assert sum(r.seconds for r in records) == pytest.approx(charged - _study_seconds(), rel=1e-3)
 
 
 def test_the_same_command_again_does_and_charges_nothing_and_a_raised_budget_goes_on(searched, tiny_study, cache, clock):
@@ -232,6 +316,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_its_trial_is_told_once(tiny
     search(config, cache, clock, Notes())
     again = next(r for r in read_records(config.folder) if r.run == cut.run and r.state != "interrupted")
     assert again.state == "done"
+    assert again.why == cut.why != ""
     assert again.steps > cut.steps > 0
     assert cut.seconds + again.seconds <= again.planned_seconds * 1.001  # nothing was done twice
     assert [p.step for p in read_curve(config.folder, cut.run)] == sorted(

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 import multiprocessing
 
@@ -10,9 +11,10 @@ from budgetlm.budget.clock import Clock, Meter
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.errors import ConfigError
 from budgetlm.model.transformer import LanguageModel
+from budgetlm.train import loop
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, as_dict, run_config_from
 from budgetlm.train.evaluate import evaluate
-from budgetlm.train.loop import Label, Stepper, train, transferable
+from budgetlm.train.loop import Checkpoints, Label, Stepper, train, transferable
 from budgetlm.train.memory import run_memory
 from budgetlm.train.schedule import ScheduleConfig
 from tests.conftest import step_seconds, tiny_model, tiny_run
@@ -36,6 +38,45 @@ def test_a_run_ends_on_its_deadline_last_evaluation_included(tokens, config, clo
     assert record.state == "done"
     assert record.bpb == points[-1].bpb
     assert points[-1].lr == pytest.approx(0.0, abs=1e-9)
+
+
+def dear_evaluations(monkeypatch, clock, times):
+    """Evaluations that take so many times as long as the steps let expect, in turns."""
+    plain, costs = loop.evaluate, itertools.cycle(times)
+
+    def timed(network, windows, *arguments, **options):
+        before = clock.seconds
+        bpb = plain(network, windows, *arguments, **options)
+        clock.seconds = before + next(costs) * (clock.seconds - before)
+        return bpb
+
+    monkeypatch.setattr(loop, "evaluate", timed)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])  # in the shorter one no evaluation on the way would be affordable
+@pytest.mark.parametrize("times", [(0.1,), (1,), (3,), (6,), (3, 3.3, 2.9, 3.2), (1, 1.1)], ids=str)
+def test_a_final_is_always_evaluated_on_the_larger_sample_within_its_seconds(
+    tokens, config, clock, monkeypatch, times, seconds
+):
+    dear_evaluations(monkeypatch, clock, times)
+    points = []
+    run = config(seconds=seconds, eval_tokens=256, full_eval_tokens=1024)
+    record = train(run, LABEL, tokens, Meter(clock), on_point=points.append).record
+    assert record.bpb_full is not None
+    assert record.bpb_full != record.bpb
+    assert clock.seconds <= seconds
+    assert points[-1].lr == pytest.approx(0.0, abs=1e-9)
+    assert clock.seconds > seconds - 0.2 * record.by_purpose["evaluate"] - 3 * record.by_purpose["train"] / record.steps
+
+
+def test_so_is_one_that_goes_on_close_to_its_end(tokens, config, clock, monkeypatch, tmp_path):
+    dear_evaluations(monkeypatch, clock, (4,))
+    run, kept = config(seconds=3.0, full_eval_tokens=4096), Checkpoints(folder=tmp_path)
+    part = train(run, LABEL, tokens, Meter(clock), checkpoints=kept, should_stop=lambda: clock.seconds > 1.6).record
+    assert part.state == "interrupted"
+    record = train(run, LABEL, tokens, Meter(clock), checkpoints=kept).record
+    assert record.bpb_full is not None
+    assert clock.seconds <= 3.0
 
 
 def test_a_deadline_shorter_than_a_step_is_overspent_by_one_step_at_most(tokens, config, clock):
