@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from budgetlm.allocator import begin_again
 from budgetlm.errors import BudgetlmError, ConfigError
 from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
@@ -44,7 +45,9 @@ ProxyOption = Annotated[
     str | None,
     typer.Option(help="What stands for a recipe on a rung: miniature, or truncate for its own shape in less time."),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; 0 for one per core.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
+]
 
 
 def main() -> None:
@@ -90,7 +93,7 @@ def search(
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.search.ahead import load_ahead
 
-    load_ahead(cache_folder())
+    load_ahead(cache_folder(), config.train.allocator)
     from budgetlm.budget.clock import Clock
     from budgetlm.progress import make_watcher
 
@@ -319,6 +322,7 @@ def final(
 
     name = resolve(study)
     config = open_config(name)
+    begin_again(config.train.allocator)
     watcher = make_watcher()
     try:
         from budgetlm.final import final as run_final
@@ -384,9 +388,10 @@ def run(
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
     config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed, proxy))
+    begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 
-    load_ahead(cache_folder())
+    load_ahead(cache_folder(), config.train.allocator)
     from budgetlm.budget.clock import Clock
     from budgetlm.envelope import SEARCH_SHARE, enveloped, run_all
     from budgetlm.progress import make_watcher

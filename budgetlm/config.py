@@ -12,12 +12,13 @@ from typing import Any
 
 import tomli_w
 
+from budgetlm.allocator import CHOICES as ALLOCATORS
 from budgetlm.data.corpus import DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
 from budgetlm.recipe.scale import PROXIES, Proxy
 from budgetlm.recipe.space import read_space, unknown_key
-from budgetlm.train.config import MATMULS, Matmul
+from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
@@ -79,19 +80,26 @@ class TrainSettings:
     """Devices that a search uses at once, a worker on each; every one of them is charged. 0 for all GPUs, or one CPU. More than
     one CPU worker share the cores."""
     threads: int = 0
-    """CPU threads of a worker; 0 for one per core, shared out among the workers."""
+    """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
     """Seconds between checkpoints; 0 for the interval that costs least in the long run (`train/loop.py`)."""
+    allocator: str = "auto"
+    """Of memory in the processes that train, in place of the C library's: `tcmalloc`, `jemalloc`, `auto` for the first of these that the system
+    has, or `off` (`allocator.py`)."""
     memory_gb: float = 0.0
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
-    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster; `fp8` (`train/fp8.py`) only where it is asked for."""
+    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster; `bf16-master` (`train/halves.py`) and `fp8` (`train/fp8.py`) only
+    where they are asked for."""
     matmul: Matmul = "auto"
     """How exactly fp32 matrices are multiplied: `highest`, `high`, `medium` (`train/numerics.py`), or `auto` for `high` on a GPU, which
     is TF32, and `highest` on a CPU."""
+    attention: str = "auto"
+    """How training computes attention: `fused` by PyTorch's kernel, `products` by plain matrix products, or `auto` for what is measured to be
+    faster on a CPU, and fused on a GPU."""
     compile: str = "auto"
-    """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, or `auto` for the runs in which it is expected to earn
-    its time back."""
+    """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, `auto` for the runs in which it is expected to earn
+    its time back, or `graphs` for `on` with CUDA graphs (`mode="reduce-overhead"`)."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     eval_tokens: int = 0
@@ -100,9 +108,11 @@ class TrainSettings:
     def __post_init__(self) -> None:
         choices = {
             "device": ("auto", "cpu", "cuda"),
-            "precision": ("auto", "fp32", "bf16", "fp8"),
+            "allocator": ALLOCATORS,
+            "precision": ("auto", *PRECISIONS),
             "matmul": MATMULS,
-            "compile": ("auto", "on", "off"),
+            "attention": ("auto", "fused", "products"),
+            "compile": ("auto", "on", "graphs", "off"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

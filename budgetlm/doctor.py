@@ -35,7 +35,7 @@ def examine(config: StudyConfig, cache: Path, *, compile: bool = False, watcher:
         compile: try torch.compile even if the study does not ask for it.
         watcher: is told how far the preparing of data is.
     """
-    case = Case(config, cache, watcher or Watcher(), compile or config.train.compile == "on")
+    case = Case(config, cache, watcher or Watcher(), compile or config.train.compile in ("on", "graphs"))
     checks: list[Check] = []
     for name, check in CHECKS.items():
         state, says = _outcome(check, case)

@@ -33,7 +33,7 @@ from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, expected_speed, miniature
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
-from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning
+from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
 from budgetlm.studies import DATABASE, FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
@@ -169,7 +169,8 @@ class _Final:
 
     def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]], int]:
         """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
-        device = pick_device(self.study.train.device, self.study.train.threads)
+        # The whole machine is its own now, but the forecast is of a final on as many threads as the rungs had.
+        device = pick_device(self.study.train.device, threads_of(self.study, self.plan))
         if self.plan.world.precision == "fp8":
             check_fp8(device)
         check_machine(self.plan, identify(device))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import budgetlm
+from budgetlm.allocator import loaded_allocator
 from budgetlm.errors import ConfigError
 from budgetlm.files import digest, read_json, write_json
 
@@ -40,6 +41,8 @@ class Passport:
     """Measured ceiling of an fp32 matrix product, 1e9 operations a second."""
     bf16_gflops: float
     """The same in bf16; 0 where the device cannot."""
+    allocator: str = ""
+    """Of memory, where it is not the C library's (`allocator.py`). What it changes is too little to tell machines apart by."""
 
     @property
     def id(self) -> str:
@@ -54,7 +57,7 @@ class Passport:
         """One line for people."""
         return (
             f"{self.name}, {self.threads} threads, {self.memory_bytes / 2**30:.0f} GiB, torch {self.torch}, "
-            f"{self.fp32_gflops:.0f} GFLOP/s fp32, {self.bf16_gflops:.0f} bf16"
+            f"{self.fp32_gflops:.0f} GFLOP/s fp32, {self.bf16_gflops:.0f} bf16{f', {self.allocator}' if self.allocator else ''}"
         )
 
 
@@ -110,6 +113,7 @@ def identify(device: str) -> Passport:
         system=f"{platform.system()} {platform.machine()}",
         fp32_gflops=0.0,
         bf16_gflops=0.0,
+        allocator=loaded_allocator(),
     )
 
 

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from budgetlm.cli import main
+from budgetlm.errors import ConfigError
 from budgetlm.outlook import describe, look_ahead
 from budgetlm.watch import Watcher
 
@@ -44,6 +45,13 @@ def test_a_device_that_is_not_here_trains_a_larger_final(tiny_study, cache):
     text = describe(large)
     assert "published ceilings, not measured" in text
     assert "beyond about 4 times repeated text" in text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_precision_that_a_device_does_not_compute_in_is_refused(tiny_study, cache, precision):
+    with pytest.raises(ConfigError, match="V100.* has no bf16. Use `auto` or `fp32`"):
+        ahead(tiny_study(60.0, train={"precision": precision}), cache, device="v100")
+    assert ahead(tiny_study(60.0), cache, device="v100").trials
 
 
 def test_several_devices_finish_sooner_and_pay_the_same(tiny_study, cache):

@@ -148,7 +148,7 @@ def precision(case: Case) -> Finding:
     if bf16 > fp32:
         return "ok", says + f"bf16 is {bf16 / fp32:.1f} times faster"
     says += f"bf16 is {fp32 / max(bf16, 1e-9):.0f} times slower (emulated, or without units of its own)"
-    if case.config.train.precision == "bf16":
+    if case.config.train.precision.startswith("bf16"):
         return "warning", says + ", but `train.precision` asks for it. Use `auto` or `fp32`."
     return "ok", says + ", so fp32 is used"
 
@@ -163,7 +163,7 @@ def compile(case: Case) -> Finding:
     try:
         seconds = probes.try_compile(identity.device)
     except (RuntimeError, OSError) as error:
-        asked = case.config.train.compile == "on"
+        asked = case.config.train.compile in ("on", "graphs")
         remedy = "Install a compiler, or set `train.compile` to false." if asked else "Leave `train.compile` off."
         return "fault" if asked else "warning", f"torch.compile fails: {_first_line(error)}; {found}. {remedy}"
     return "ok", f"torch.compile works, {seconds:.1f} s for a tiny function; {found}"

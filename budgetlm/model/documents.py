@@ -1,4 +1,4 @@
-"""Attention that stays within documents, where a sequence is packed with several.
+"""Attention: by PyTorch's fused kernel or by plain products, over whole sequences or within the documents packed into them.
 
 A document begins with the end-of-text token that closed the one before it: the first word of a document is then predicted from that
 token alone, as it is when text is generated. Rotary positions stay those of the sequence; only their differences matter.
@@ -62,15 +62,36 @@ def varlen_is_usable(device: torch.device, dtype: torch.dtype, head_size: int) -
     return head_size <= MOST_VARLEN_HEAD and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def attend(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, documents: Documents | None) -> Tensor:
-    """Causal attention, shape (B, H, L, S): over the whole sequence, or within the documents."""
+def attend(
+    q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, documents: Documents | None, *, by_products: bool = False
+) -> Tensor:
+    """Causal attention, shape (B, H, L, S): over the whole sequence, or within the documents.
+
+    Args:
+        by_products: compute it by plain matrix products where there is a choice, which keeps the weights of all pairs of tokens for
+            the backward pass. Which is faster depends on processor and length, so it is measured (`train/calibrate.py`).
+    """
     grouped = q_BHLS.shape[1] > k_BKLS.shape[1]
+    if by_products and (documents is None or documents.starts_N1 is None):
+        return _attend_by_products(q_BHLS, k_BKLS, v_BKLS, documents.mask_B1LL if documents else None)
     if documents is None:
         return F.scaled_dot_product_attention(q_BHLS, k_BKLS, v_BKLS, is_causal=True, enable_gqa=grouped)
     if documents.starts_N1 is None:
         mask_B1LL = documents.mask_B1LL
         return F.scaled_dot_product_attention(q_BHLS, k_BKLS, v_BKLS, attn_mask=mask_B1LL, enable_gqa=grouped)
     return _attend_packed(q_BHLS, k_BKLS, v_BKLS, documents.starts_N1)
+
+
+def _attend_by_products(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, mask_B1LL: Tensor | None) -> Tensor:
+    """Scores, softmax and their product with the values, one after the other. R = L · H / K rows of queries to each key/value head."""
+    B, H, L, S = q_BHLS.shape
+    if mask_B1LL is None:
+        mask_B1LL = torch.full((L, L), -torch.inf, dtype=q_BHLS.dtype, device=q_BHLS.device).triu_(1)
+    q_BKRS = (q_BHLS * S**-0.5).reshape(B, k_BKLS.shape[1], -1, S)
+    scores_BHLL = (q_BKRS @ k_BKLS.mT).view(B, H, L, L).add_(mask_B1LL)
+    weights_BKRL = scores_BHLL.softmax(-1, dtype=v_BKLS.dtype).view(B, k_BKLS.shape[1], -1, L)
+    mixed_BHLS: Tensor = (weights_BKRL @ v_BKLS).view(B, H, L, S)
+    return mixed_BHLS
 
 
 def _attend_packed(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, starts_N1: Tensor) -> Tensor:

@@ -182,26 +182,29 @@ def evaluation_sequences(model: ModelConfig, micro_batch_sequences: int) -> int:
     return max(1, min(wanted, LOGIT_BYTES_BEFORE_CHUNKING // (FP32 * model.vocab_size * model.context_length)))
 
 
-def block_activation_bytes(model: ModelConfig, precision: str) -> int:
+def block_activation_bytes(model: ModelConfig, precision: str, products_length: int = 0) -> int:
     """Bytes that autograd keeps of one block for one token of a forward pass.
 
     In the order of the forward pass, W width, K key/value width, F hidden: each of the two norms the scaled input and one
     scale, PyTorch's (in bf16) the input as well; what goes into the matrices (a copy for each matrix where it has to be rounded
     to bf16 first); queries and keys before their norm (in bf16), scaled, and after the rotation; values; the attention's output
-    and the logarithm of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product.
+    and the logarithm of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product. Attention by
+    products over `products_length` tokens keeps the weights of all of them in place of that logarithm.
 
     Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
     """
     c, inputs, kept_by_a_norm = (FP32, 2, 1) if precision == "fp32" else (BF16, 5, 2)
     width, hidden, kv_width = model.width, model.hidden, model.kv_heads * model.head_size
     norms = 2 * FP32 * (kept_by_a_norm * width + 1) + inputs * c * width
-    heads = FP32 * (kept_by_a_norm * (width + kv_width) + 2 * model.heads + model.kv_heads)
-    return norms + heads + 2 * c * (width + kv_width) + 4 * c * hidden
+    heads = FP32 * (kept_by_a_norm * (width + kv_width) + model.heads + model.kv_heads)
+    weights = model.heads * (c * products_length or FP32)
+    return norms + heads + weights + 2 * c * (width + kv_width) + 4 * c * hidden
 
 
 def block_copy_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes of the bf16 copies of one block's weights that autocast makes and autograd keeps."""
-    return 0 if precision == "fp32" else BF16 * (sum(a * b for a, b in block_matrices(model)) + 2 * model.head_size)
+    """Bytes of the bf16 copies of one block's weights that autocast makes and autograd keeps; the matrices may be in bf16 already."""
+    matrices = 0 if precision == "bf16-master" else sum(a * b for a, b in block_matrices(model))
+    return 0 if precision == "fp32" else BF16 * (matrices + 2 * model.head_size)
 
 
 def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
@@ -236,25 +239,32 @@ def training_memory(
     accumulates: bool,
     muon_in_bf16: bool = False,
     averaged: bool = False,
+    products_length: int = 0,
 ) -> TrainingMemory:
     """What training holds from the second step on.
 
     Args:
         micro_batch_sequences: sequences in one forward pass.
         optimizer: its name (`train/config.py`).
-        precision: `fp32`, or `bf16` for autocast over fp32 weights; `fp8` is counted as bf16.
+        precision: `fp32`, `bf16` for autocast over fp32 weights, `bf16-master` for bf16 weights beside them; `fp8` is counted as bf16.
         checkpoint_activations: whether only the input of each block is kept, and the rest computed again.
         accumulates: whether a step takes several forward passes, so that all but the first have gradients beside them.
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
         averaged: whether a second set of weights holds their average.
+        products_length: length of the longest sequences whose attention is computed by plain products; 0 for none.
     """
-    facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates)
+    facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
     state = optimizer_state_bytes(model, optimizer)
-    moments = _moments_of_a_pass(*facts, state) + _moments_of_an_evaluation(model, micro_batch_sequences, precision, state)
+    moments = _moments_of_a_pass(*facts, state)
+    rounding = "bf16" if precision == "bf16-master" else precision  # an evaluation rounds the fp32 weights
+    moments += _moments_of_an_evaluation(model, micro_batch_sequences, rounding, state)
     weights = FP32 * parameters(model)
     moments.append(Moment(weights, weights, state, 0, 0, _update_bytes(model, optimizer, muon_in_bf16)))
     if averaged:
         moments = [moment._replace(weights=2 * weights) for moment in moments]
+    if precision == "bf16-master":
+        halves = BF16 * model.depth * sum(a * b for a, b in block_matrices(model))
+        moments = [moment._replace(weights=moment.weights + halves) for moment in moments]
     apart = Moment(*map(max, zip(*moments, strict=True)))
     return TrainingMemory(max(moments, key=lambda moment: moment.peak), apart)
 
@@ -281,7 +291,13 @@ def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = Fa
 
 
 def _moments_of_a_pass(
-    model: ModelConfig, sequences: int, precision: str, checkpointed: bool, accumulates: bool, state: int
+    model: ModelConfig,
+    sequences: int,
+    precision: str,
+    checkpointed: bool,
+    accumulates: bool,
+    products_length: int,
+    state: int,
 ) -> list[Moment]:
     """The moments of a forward and backward pass at which memory may be fullest."""
     tokens = sequences * model.context_length
@@ -290,7 +306,7 @@ def _moments_of_a_pass(
     embedding = 0 if model.tie_embeddings else head
     residual = FP32 * tokens * model.width
     copies = block_copy_bytes(model, precision)
-    block = tokens * block_activation_bytes(model, precision) + copies
+    block = tokens * block_activation_bytes(model, precision, products_length) + copies
     kept = residual if checkpointed else block
     beside = document_mask_bytes(model, sequences, precision) + tokens * embedding_activation_bytes(model, precision)
 
@@ -308,8 +324,10 @@ def _moments_of_a_pass(
     cached = model.depth * copies if checkpointed else 0  # autocast keeps its copies until the forward pass is over
 
     # Of a block's backward pass the fullest moment is that of SwiGLU's product: its own gradient and its factors' have
-    # been made, and of what was kept only the product is gone. A checkpointed block has just been computed again.
-    passing = residual + 2 * c * tokens * model.hidden + (block if checkpointed else 0)
+    # been made, and of what was kept only the product is gone. A checkpointed block has just been computed again. In attention
+    # by products it may be that of the softmax: gradients of weights and scores, when all that SwiGLU kept is gone.
+    in_attention = 2 * model.heads * products_length - 4 * model.hidden
+    passing = residual + c * tokens * max(2 * model.hidden, in_attention) + (block if checkpointed else 0)
     # The gradient of a tied head waits for that of the embedding; others join those before them as they come.
     waiting = head if accumulates and model.tie_embeddings else 0
     first_block = FP32 * (body_parameters(model) - model.width) // model.depth

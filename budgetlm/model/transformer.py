@@ -37,6 +37,9 @@ def rotate(x_BHLS: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Causal self-attention with normalised queries and keys."""
 
+    products_up_to = 0
+    """Length of the longest sequences (tokens) that are trained with attention by plain products, not by the fused kernel."""
+
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.head_size = model.head_size
@@ -55,7 +58,9 @@ class Attention(nn.Module):
         q_BHLS = self.q_norm(self.q_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         k_BKLS = self.k_norm(self.k_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         v_BKLS = self.v_proj(x_BLD).view(B, L, -1, size).transpose(1, 2)
-        mixed_BHLS = attend(rotate(q_BHLS, cos_LS, sin_LS), rotate(k_BKLS, cos_LS, sin_LS), v_BKLS, documents)
+        by_products = self.products_up_to >= L and torch.is_grad_enabled()
+        q_BHLS, k_BKLS = rotate(q_BHLS, cos_LS, sin_LS), rotate(k_BKLS, cos_LS, sin_LS)
+        mixed_BHLS = attend(q_BHLS, k_BKLS, v_BKLS, documents, by_products=by_products)
         out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
         return out_BLD
 
@@ -112,9 +117,20 @@ class Trunk(nn.Module):
         self.register_buffer("cos_LS", cos_LS, persistent=False)
         self.register_buffer("sin_LS", sin_LS, persistent=False)
 
-    def compile_blocks(self) -> None:
-        """From now on, train with compiled blocks. They share their code, so that it is compiled once for all of them."""
-        self._compiled = [torch.compile(block.forward) for block in self.layers]
+    def attend_by_products(self, up_to: int) -> None:
+        """From now on, train sequences of up to so many tokens with attention by plain products; 0 for none."""
+        for block in self.layers:
+            assert isinstance(block, Block)
+            block.self_attn.products_up_to = up_to
+
+    def compile_blocks(self, *, cuda_graphs: bool = False) -> None:
+        """From now on, train with compiled blocks. They share their code, so that it is compiled once for all of them.
+
+        Args:
+            cuda_graphs: let a GPU replay each of them as one recorded graph, which saves launching its kernels.
+        """
+        mode = "reduce-overhead" if cuda_graphs else None
+        self._compiled = [torch.compile(block.forward, mode=mode) for block in self.layers]
 
     def forward(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L), L at most the context length -> features (B, L, D)."""

@@ -35,7 +35,7 @@ from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
-from budgetlm.train.schedule import ScheduleConfig, mean_batch_share
+from budgetlm.train.schedule import ScheduleConfig, longest_up_to, mean_batch_share
 from budgetlm.train.throughput import SpeedModel
 
 Proxy = Literal["miniature", "truncate"]
@@ -74,7 +74,7 @@ class World:
     precision: Precision
     bf16_is_fast: bool
     compile: str
-    """`on`, `off`, or `auto` for runs in which it pays."""
+    """`on`, `graphs`, `off`, or `auto` for runs in which it pays."""
     device: str
     memory_bytes: int
     clip: float
@@ -82,13 +82,15 @@ class World:
     memory: MemoryModel = field(default_factory=MemoryModel)
     compilation: Compilation = EXPECTED["cpu"]
     matmul: Matmul = "auto"
+    products_up_to: int = 0
+    """Length of the longest sequences whose attention is by plain products."""
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents."""
     proxy: Proxy = "miniature"
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
-        return self.compile == "on" or (self.compile == "auto" and self.compilation.pays(run_seconds))
+        return self.compile in ("on", "graphs") or (self.compile == "auto" and self.compilation.pays(run_seconds))
 
     @property
     def usable_bytes(self) -> float:
@@ -111,6 +113,7 @@ class Thrift:
     """What is done to save memory beside a smaller micro-batch; each costs time."""
 
     checkpoint_activations: bool = False
+    """And with it attention by the fused kernel, whatever is faster."""
     compact_heap: bool = False
 
 
@@ -164,13 +167,13 @@ def expected_peak_bytes(config: RunConfig, world: World) -> float:
 def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
     """Memory that the final needs, trained as thriftily as can be: one sequence at a time, activations checkpointed if that helps."""
     config = replace(_unchecked(recipe, target_seconds, world), micro_batch_sequences=1)
-    thrifty = replace(config, compact_heap=world.thrift[-1].compact_heap)
+    thrifty = replace(config, compact_heap=world.thrift[-1].compact_heap, products_up_to=0)
     return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
 
 
 def fits(model: ModelConfig, world: World) -> bool:
     """Whether a shape can be trained at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
-    return _pass_bytes(model, 2, "adamw", False, world.thrift[-1], world, 1) <= world.usable_bytes
+    return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], world, 1) <= world.usable_bytes
 
 
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -297,8 +300,10 @@ def _run_config(
         eval_tokens=world.eval_tokens,
         precision=world.precision,
         matmul=world.matmul,
+        products_up_to=0 if thrift.checkpoint_activations else world.products_up_to,
         bf16_is_fast=world.bf16_is_fast,
         compile=world.compiles(seconds),
+        cuda_graphs=world.compile == "graphs",
         device=world.device,
         seed=seed,
     )
@@ -336,7 +341,10 @@ def _forward_pass(model: ModelConfig, batch_sequences: int, recipe: Recipe, worl
     """
     most = max(1, min(batch_sequences, world.micro_batch_tokens // world.context_length))
     for thrift in world.thrift:
-        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, _averaging_time(recipe) > 0, thrift, world)
+        averaged, products = _averaging_time(recipe) > 0, 0
+        if not thrift.checkpoint_activations:
+            products = longest_up_to(world.products_up_to, model.context_length, recipe.short_sequences)
+        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, averaged, products, thrift, world)
         room = world.fitting_bytes(thrift.compact_heap)
         # Memory grows with the micro-batch, but the whole batch at once is apart: it accumulates no gradients.
         fitting = most if peak(most) <= room else bisect_right(range(1, most), room, key=peak)
@@ -350,6 +358,7 @@ def _pass_bytes(
     batch_sequences: int,
     optimizer: str,
     averaged: bool,
+    products_length: int,
     thrift: Thrift,
     world: World,
     micro_batch_sequences: int,
@@ -360,9 +369,10 @@ def _pass_bytes(
         optimizer=optimizer,
         precision=world.precision,
         checkpoint_activations=thrift.checkpoint_activations,
-        accumulates=batch_sequences > micro_batch_sequences,
+        accumulates=batch_sequences > micro_batch_sequences or world.compile == "graphs",
         muon_in_bf16=world.bf16_is_fast,
         averaged=averaged,
+        products_length=products_length,
     )
     return _priced(counted, thrift.compact_heap, world)
 

@@ -226,7 +226,7 @@ def default_space(default: Recipe, world: World) -> Space:
 def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:
     """The whole space, with what a study file says of it; and the default recipe moved into it."""
     space = default_space(default, world) | wanted
-    moved = {name: _nearest(domain, getattr(default, name)) for name, domain in space.items()}
+    moved = {name: nearest(domain, getattr(default, name)) for name, domain in space.items()}
     recipe = replace(default, **moved)
     ModelConfig(
         vocab_size=world.vocab_size,
@@ -238,7 +238,7 @@ def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space,
     return space, recipe
 
 
-def _nearest(domain: Domain, value: Any) -> Any:
+def nearest(domain: Domain, value: Any) -> Any:
     """The value of a domain that is nearest to `value`."""
     if isinstance(domain, Fixed):
         return domain.value

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from budgetlm.forecast.choose import ranks_only
-from budgetlm.forecast.fit import Forecast, fit
+from budgetlm.forecast.fit import Forecast, Forecaster
 from budgetlm.records import CurvePoint, RunRecord
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8a8f98"
@@ -163,10 +163,10 @@ def history(records: Sequence[RunRecord], target_seconds: float) -> pd.DataFrame
     rungs = [r for r in records if r.kind == "rung"]
     hours = np.cumsum([r.seconds for r in rungs]) / 3600
     places = np.linspace(1, len(rungs), min(len(rungs), MOST_FITS)).astype(int).tolist() if rungs else []
-    rows = []
+    rows, forecaster = [], Forecaster(target_seconds)
     for place in places:
         known = rungs[:place]
-        forecasts = {} if ranks_only(known) else fit(known, target_seconds)
+        forecasts = {} if ranks_only(known) else forecaster.fit(known)
         if forecasts:
             trial = min(forecasts, key=lambda n: forecasts[n].mean)
             rows.append((hours[place - 1], trial, forecasts[trial].mean, *forecasts[trial].interval))

@@ -38,6 +38,31 @@ class IdentifyJob:
 
 
 @dataclass(frozen=True)
+class ThreadsJob:
+    """Measures on how many CPU threads models like `shape` train fastest, up to the passport's."""
+
+    shape: ModelConfig
+    passport: Passport
+    cache: Path
+    rung_seconds: float
+    """The longest rung."""
+
+    def work(self, desk: Desk) -> Passport:
+        """The passport of the device with that many threads."""
+        import torch
+
+        from budgetlm.train.choices import choose_threads
+
+        with desk.meter.during("calibrate"):
+            torch.set_num_threads(self.passport.threads)
+            threads = choose_threads(self.shape, self.passport, desk.meter.clock, self.cache, self.rung_seconds)
+            if threads == self.passport.threads:
+                return self.passport
+            torch.set_num_threads(threads)
+            return take_passport(self.passport.device, self.cache)
+
+
+@dataclass(frozen=True)
 class CalibrateJob:
     """Measures what the device does fastest."""
 
@@ -46,13 +71,19 @@ class CalibrateJob:
     optimizers: Sequence[str]
     cache: Path
     budget_seconds: float
-    precision: str
+    rung_seconds: float
+    """The longest rung."""
+    precision: str = "auto"
+    attention: str = "auto"
     matmul: Matmul = "auto"
 
     def work(self, desk: Desk) -> Calibration:
         """What was measured, or is remembered."""
+        import torch
+
         from budgetlm.train.calibrate import calibrate
 
+        torch.set_num_threads(self.passport.threads)
         with desk.meter.during("calibrate"):
             return calibrate(
                 self.shapes,
@@ -61,7 +92,9 @@ class CalibrateJob:
                 desk.meter.clock,
                 self.cache,
                 budget_seconds=self.budget_seconds,
+                rung_seconds=self.rung_seconds,
                 wanted_precision=self.precision,
+                wanted_attention=self.attention,
                 matmul=self.matmul,
                 tick=desk.meter.tick,
             )
@@ -77,13 +110,18 @@ class RungJob:
     checkpoints: Path
     checkpoint_seconds: float = 0.0
     """Between checkpoints; 0 for the interval that costs least."""
+    threads: int = 0
+    """CPU threads; 0 for those of the place."""
     trunks: Path | None = None
     """Where it looks for a trunk to begin from, and leaves its own; None for neither."""
 
     def work(self, desk: Desk) -> RunRecord:
         """The record of the run, `interrupted` if it was asked to stop."""
+        import torch
+
         from budgetlm.train.loop import Checkpoints, train
 
+        torch.set_num_threads(self.threads or torch.get_num_threads())
         kept = Checkpoints(folder=self.checkpoints, every_seconds=self.checkpoint_seconds, trunks=self.trunks)
         for _ in range(2):
             try:

@@ -13,7 +13,7 @@ from typing import Any
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
-from budgetlm.errors import StudyError
+from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
@@ -24,7 +24,7 @@ from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.compilation import EXPECTED, Compilation
-from budgetlm.train.config import Precision, run_config_from
+from budgetlm.train.config import PRECISIONS, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work
 
@@ -152,6 +152,19 @@ def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
     return int(min(65_536, max(512, 2 ** round(math.log2(vocabulary)))))
 
 
+def vocabulary_of(config: StudyConfig, passport: Passport) -> int:
+    """The vocabulary of a study that has settled none: as wished, or what suits its target."""
+    return config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
+
+
+def usual_shape(config: StudyConfig, passport: Passport) -> ModelConfig:
+    """A shape like those of which a study will train many, as far as that is known before its text is."""
+    budget, context = config.budget, context_of(config, passport.device)
+    rung = plan_rungs(budget.seconds, budget.target_seconds, config.search.least_rung_seconds)[0]
+    vocabulary = vocabulary_of(config, passport)
+    return _shapes_to_time(rung, budget.target_seconds, passport, vocabulary, context, read_space(config.space))[1]
+
+
 def _guessed_width(flops: float) -> float:
     """Width of a compute-optimal model at 20 tokens per parameter: 6·N·20·N FLOPs, N about 12·depth·width², width 40·depth."""
     return float((math.sqrt(flops / 120) * 40 / 12) ** (1 / 3))
@@ -163,13 +176,28 @@ def context_of(config: StudyConfig, device: str) -> int:
 
 
 def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
-    """What calibration would settle, from the device's ceilings alone."""
+    """What calibration would settle, from the device's ceilings alone.
+
+    Raises:
+        ConfigError: the precision and the device cannot be brought together.
+    """
+    check_precision(config, passport)
     fast = passport.bf16_gflops > passport.fp32_gflops
+    # Whether this very device has what is asked for is checked where it is at hand.
+    precision = next((p for p in PRECISIONS if p == config.train.precision), "bf16" if fast else "fp32")
+    up_to = context_of(config, passport.device) if config.train.attention == "products" else 0
+    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0, up_to)
+
+
+def check_precision(config: StudyConfig, passport: Passport) -> None:
+    """Refuse a precision that a device does not compute in: no speed could be foretold.
+
+    Raises:
+        ConfigError: it is asked for; the message says what to use.
+    """
     wanted = config.train.precision
-    precision: Precision = "bf16" if wanted == "bf16" or (wanted == "auto" and fast) else "fp32"
-    if wanted == "fp8":  # whether this very device has it is checked where it is at hand
-        precision = "fp8"
-    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0)
+    if wanted not in ("auto", "fp32") and not passport.bf16_gflops:
+        raise ConfigError(f"`train.precision` is {wanted}, but {passport.name} has no bf16. Use `auto` or `fp32`.")
 
 
 def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: Calibration) -> World:
@@ -191,6 +219,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         memory=memory_model([], passport.device),
         compilation=EXPECTED[passport.device],
         matmul=config.train.matmul,
+        products_up_to=measured.products_up_to,
         document_end=_document_end(config, tokens),
         proxy=config.search.proxy,
     )
@@ -214,8 +243,9 @@ def make_plan(
     Raises:
         BudgetExhausted: the budget does not pay for a ladder.
         DataError: the text is too short for the context.
-        ConfigError: the space and the device cannot be brought together.
+        ConfigError: the space or the precision, and the device, cannot be brought together.
     """
+    check_precision(config, passport)
     target = config.budget.target_seconds
     rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds)
     context = context_of(config, passport.device)

@@ -253,8 +253,15 @@ class Scheduler:
             seat.before = dict(seat.meter.spent)
             self.site.watcher.run(_title(step, run), run.config.seconds)
             curve_path(self.site.folder, run.label.run).parent.mkdir(parents=True, exist_ok=True)
-            trunks = None if step.repeat else self.site.trunks  # another seed has another trunk, and never climbs
-            job = RungJob(run.label, run.config, self.site.tokens, run.checkpoints, self.site.checkpoint_seconds, trunks)
+            job = RungJob(
+                run.label,
+                run.config,
+                self.site.tokens,
+                run.checkpoints,
+                self.site.checkpoint_seconds,
+                self.site.plan.passport.threads,
+                None if step.repeat else self.site.trunks,  # another seed has another trunk, and never climbs
+            )
             self.workers.start(place, job, run.config.seconds)
             self.site.remaining()
             return

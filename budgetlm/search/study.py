@@ -30,9 +30,9 @@ from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.ahead import PRELOAD
-from budgetlm.search.jobs import CalibrateJob, IdentifyJob
+from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.ladder import plan_rungs
-from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, suited_vocabulary
+from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, usual_shape, vocabulary_of
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
@@ -40,7 +40,7 @@ from budgetlm.train.compilation import keep_compiled
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
 from budgetlm.workers.job import TRANSIENT, Ended, Failure, Job, Spent, Workers
-from budgetlm.workers.processes import Processes
+from budgetlm.workers.processes import Processes, start_server
 
 MOST_PREPARING_SECONDS = 600.0
 """Identifying and measuring a device takes seconds; beyond this something is wrong with it."""
@@ -98,7 +98,7 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices, how often checkpoints are written, and whether it stops early may change.
+    Only its hours, the number of devices, the allocator, how often checkpoints are written, and whether it stops early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -110,6 +110,7 @@ def check_settings(config: StudyConfig) -> None:
         values["budget"].pop("hours")
         values["train"].pop("devices")
         values["train"].pop("checkpoint_seconds")
+        values["train"].pop("allocator", None)
         values["search"].pop("stop_early")
     differences = [
         f"{section}.{key} was {before[section].get(key)!r}, is {now[section].get(key)!r}"
@@ -170,23 +171,20 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
-        identify = IdentifyJob(config.train.device, threads_of(config), precision=config.train.precision)
+        identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
         passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
         if plan:
             check_machine(plan, passport)
             plan = dataclasses.replace(plan, rungs=rungs)
         else:
             passport = alone.charged(dataclasses.replace(identify, measured=cache))
-        vocab_size = (
-            plan.world.vocab_size
-            if plan
-            else config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
-        )
+            passport = alone.threads(config, passport, cache, rungs[-1])
+        vocab_size = plan.world.vocab_size if plan else vocabulary_of(config, passport)
         tokens = prepare(config, vocab_size, cache, watcher)
         if plan:
             check_data(plan, tokens, config.name)
         if plan is None:
-            plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache))
+            plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache, rungs[-1]))
             watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
         plan.save(folder)
         watcher.note(describe(plan))
@@ -228,12 +226,14 @@ def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool
         places = [Place("cuda", gpu, config.train.threads, memory) for gpu in gpus[:count]]
     else:
         places = [Place("cpu", "", threads_of(config), memory)] * max(1, config.train.devices)
+    start_server(PRELOAD, config.train.allocator)
     return Processes(places, clock, hang_seconds=config.search.hang_seconds, preload=PRELOAD)
 
 
-def threads_of(config: StudyConfig) -> int:
-    """CPU threads of each worker: those asked for, or an even share of the cores."""
-    return config.train.threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.train.devices))
+def threads_of(config: StudyConfig, plan: Plan | None = None) -> int:
+    """CPU threads of each worker: those asked for, or an even share of the cores, of which a plan may have settled for fewer."""
+    share = config.train.threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.train.devices))
+    return min(share, plan.passport.threads) if plan else share
 
 
 class Alone:
@@ -256,12 +256,22 @@ class Alone:
             meter.flush()
             lease.settle()
 
-    def calibration(self, config: StudyConfig, passport: Passport, cache: Path) -> Measure:
+    def threads(self, config: StudyConfig, passport: Passport, cache: Path, rung_seconds: float) -> Passport:
+        """The passport with as many CPU threads as train fastest, where that is left to be chosen."""
+        if passport.device != "cpu" or config.train.threads or passport.threads == 1:
+            return passport
+        job = ThreadsJob(usual_shape(config, passport), passport, cache, rung_seconds)
+        chosen: Passport = self.charged(job)
+        return chosen
+
+    def calibration(self, config: StudyConfig, passport: Passport, cache: Path, rung_seconds: float) -> Measure:
         """Calibrates the first place's device, within the memory that its runs will have."""
         budget, train = config.budget.seconds, config.train
         passport = dataclasses.replace(passport, memory_bytes=memory_of(config, passport))
         return lambda shapes, names: self.charged(
-            CalibrateJob(shapes, passport, names, cache, budget, train.precision, train.matmul)
+            CalibrateJob(
+                shapes, passport, names, cache, budget, rung_seconds, train.precision, train.attention, train.matmul
+            )
         )
 
     def _do(self, job: Job, meter: Meter | None) -> Any:

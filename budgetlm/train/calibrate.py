@@ -1,10 +1,11 @@
-"""What this device does fastest, measured in a few seconds: precision, micro-batch, and the speed of a few shapes.
+"""What this device does fastest, measured in a few seconds: precision, micro-batch, attention, and the speed of a few shapes.
 
 Measured once per machine and kind of model, remembered in the cache, charged to the study that measured it.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from budgetlm.files import digest, read_json, write_json
 from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
-from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
+from budgetlm.train.choices import choose_products
+from budgetlm.train.config import PRECISIONS, Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
 from budgetlm.train.loop import Stepper
 from budgetlm.train.throughput import Calibration, SpeedPoint
@@ -26,7 +28,7 @@ MOST_ON_A_CPU = 4_096
 SECONDS_A_MEASUREMENT = 0.25
 BUDGET_SHARE = 1 / 400
 """Of the search's budget, the most that one of about ten measurements may take beyond its first two steps."""
-FORMAT = 5
+FORMAT = 6
 
 
 def calibrate(
@@ -37,17 +39,21 @@ def calibrate(
     cache: Path,
     *,
     budget_seconds: float,
+    rung_seconds: float = 0.0,
     wanted_precision: str = "auto",
+    wanted_attention: str = "auto",
     matmul: Matmul = "auto",
     tick: Callable[[], None] | None = None,
 ) -> Calibration:
     """Measure, or remember, how this machine trains models like `shapes`, as far as they fit its memory.
 
     Args:
-        shapes: models to time, small to large; the second one decides precision and micro-batch.
+        shapes: models to time, small to large; the second one decides precision, micro-batch and attention.
         optimizers: names of those that the search may use; each is timed.
         budget_seconds: of the search, which must not be eaten up by this.
-        wanted_precision: `auto` measures; `fp32`, `bf16` or `fp8` settles it.
+        rung_seconds: the longest rung, of which choices with a usual answer may take a small share (`train/choices.py`).
+        wanted_precision: `auto` measures; any other settles it.
+        wanted_attention: `auto` measures on a CPU and is fused on a GPU; `fused` or `products` settles it.
         matmul: how exactly the runs will multiply fp32 matrices.
     """
     started = clock.now()
@@ -55,10 +61,12 @@ def calibrate(
         [
             FORMAT,
             passport.id,
+            passport.allocator,
             passport.memory_bytes,
             [dataclasses.asdict(s) for s in shapes],
             sorted(optimizers),
             wanted_precision,
+            wanted_attention,
             matmul,
         ]
     )
@@ -87,17 +95,27 @@ def calibrate(
         and _fits(shapes[-1], size, passport.memory_bytes)
     ] or [max(usual.context_length, MICRO_BATCH_TOKENS[0])]
 
+    up_to = 0
+
     def speed(shape: ModelConfig, precision: Precision, micro: int, optimizer: str = "adamw") -> float:
         if tick:
             tick()
-        return _measure(shape, precision, matmul, micro, optimizer, passport.device, clock, bf16_is_fast, seconds)
+        sequences = max(1, micro // shape.context_length)
+        run = _run_of(shape, precision, matmul, sequences, optimizer, passport.device, bf16_is_fast)
+        return _measure(replace(run, products_up_to=up_to), clock, seconds)
 
-    precision: Precision = "fp8" if wanted_precision == "fp8" else "bf16" if wanted_precision == "bf16" else "fp32"
+    precision: Precision = next((p for p in PRECISIONS if p == wanted_precision), "fp32")
     by_size = {size: speed(usual, precision, size) for size in sizes}
     micro = max(by_size, key=lambda size: by_size[size])
     # An emulated bf16 can be a hundred times slower: where even a bare matrix product loses, a whole step is not tried.
     if wanted_precision == "auto" and bf16_is_fast and speed(usual, "bf16", micro) > by_size[micro]:
         precision = "bf16"
+    up_to = usual.context_length if wanted_attention == "products" else 0
+    if wanted_attention == "auto" and passport.device == "cpu":
+        if tick:
+            tick()
+        run = _run_of(usual, precision, matmul, 1, "adamw", passport.device, bf16_is_fast)
+        up_to = choose_products(run, passport, clock, cache, rung_seconds)
     points = [
         SpeedPoint(shape, tokens, tokens, name, speed(shape, precision, tokens, name))
         for name in sorted(set(optimizers))
@@ -105,7 +123,7 @@ def calibrate(
         for tokens in [min(micro, affordable(shape, seconds))]
         if _fits(shape, tokens, passport.memory_bytes)
     ]
-    result = Calibration(precision, bf16_is_fast, micro, points, clock.now() - started)
+    result = Calibration(precision, bf16_is_fast, micro, points, clock.now() - started, up_to)
     write_json(path, dataclasses.asdict(result))
     return result
 
@@ -123,20 +141,17 @@ def _fits(shape: ModelConfig, micro_batch_tokens: int, memory_bytes: int) -> boo
     return counted.peak < 0.6 * memory_bytes
 
 
-def _measure(
+def _run_of(
     shape: ModelConfig,
     precision: Precision,
     matmul: Matmul,
-    micro: int,
+    sequences: int,
     optimizer: str,
     device: str,
-    clock: Clock,
     bf16_is_fast: bool,
-    seconds: float,
-) -> float:
-    """Tokens per second of optimisation steps of one micro-batch, after one step to warm up; 0 if it does not fit."""
-    sequences = max(1, micro // shape.context_length)
-    config = RunConfig(
+) -> RunConfig:
+    """A run whose steps are one pass of so many sequences."""
+    return RunConfig(
         model=shape,
         optimizer=OptimizerConfig(name=optimizer),  # type: ignore[arg-type]  # checked by OptimizerConfig
         batch_sequences=sequences,
@@ -147,9 +162,14 @@ def _measure(
         bf16_is_fast=bf16_is_fast,
         device=device,
     )
-    rows = np.random.default_rng(0).integers(shape.vocab_size, size=(sequences, shape.context_length + 1))
+
+
+def _measure(config: RunConfig, clock: Clock, seconds: float) -> float:
+    """Tokens per second of optimisation steps of one micro-batch, after one step to warm up; 0 if it does not fit."""
+    shape = config.model
+    rows = np.random.default_rng(0).integers(shape.vocab_size, size=(config.batch_sequences, shape.context_length + 1))
     try:
-        stepper = Stepper(config, build(shape, 0, device))
+        stepper = Stepper(config, build(shape, 0, config.device))
         stepper.step(rows, lr=1e-4)
         times: list[float] = []
         while not times or (sum(times) < seconds and len(times) < 20):

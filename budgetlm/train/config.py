@@ -7,11 +7,13 @@ from typing import Any, Literal, get_args
 
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import ModelConfig
-from budgetlm.train.schedule import ScheduleConfig
+from budgetlm.train.schedule import ScheduleConfig, longest_up_to
 
-Precision = Literal["fp32", "bf16", "fp8"]
-"""What matrices are multiplied in; the weights are fp32. Of fp8 (`train/fp8.py`) memory, speed and ceiling are foretold as those of
+Precision = Literal["fp32", "bf16", "bf16-master", "fp8"]
+"""What matrices are multiplied in; the weights that the optimizer moves are fp32. `bf16` rounds them in every pass (autocast), `bf16-master`
+once a step (`train/halves.py`). Of fp8 (`train/fp8.py`) memory, speed and ceiling are foretold as those of
 bf16, which is what all but the blocks' products are in: a guess, until a study has learnt its own."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Matmul = Literal["auto", "highest", "high", "medium"]
 MATMULS: tuple[Matmul, ...] = get_args(Matmul)
 OptimizerName = Literal["adamw", "muon", "adam", "adamax", "sgd", "nadam", "adafactor", "schedulefree"]
@@ -89,8 +91,12 @@ class RunConfig:
     matmul: Matmul = "auto"
     """How exactly fp32 matrices are multiplied, in PyTorch's words (`train/numerics.py`); `auto` is `high` on a GPU, `highest` on a
     CPU."""
+    products_up_to: int = 0
+    """Length of the longest sequences (tokens) that are trained with attention by plain products, others by the fused kernel."""
     compile: bool = False
     """Whether the blocks are compiled (`torch.compile`); the seconds are charged."""
+    cuda_graphs: bool = False
+    """Whether compiled blocks are recorded as CUDA graphs; without effect on a CPU."""
     checkpoint_activations: bool = False
     """Whether the backward pass computes each block again instead of keeping what it needs of it: less memory, for about
     one more forward pass (Chen et al. 2016, arXiv:1604.06174)."""
@@ -120,6 +126,11 @@ class RunConfig:
     def batch_tokens(self) -> int:
         """Tokens in one optimisation step, once a batch ramp is over."""
         return self.batch_sequences * self.model.context_length
+
+    @property
+    def products_length(self) -> int:
+        """Length of the longest sequences whose attention is by products; 0 if that of none is."""
+        return longest_up_to(self.products_up_to, self.model.context_length, self.schedule.short_sequences)
 
 
 def run_config_from(values: dict[str, Any]) -> RunConfig:

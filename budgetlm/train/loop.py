@@ -30,6 +30,7 @@ from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.fp8 import fp8_twin
+from budgetlm.train.halves import Halves
 from budgetlm.train.heap import set_heap
 from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
@@ -111,20 +112,34 @@ class Stepper:
     def __init__(self, config: RunConfig, network: LanguageModel) -> None:
         self.config, self.network = config, network
         set_matmul(config.matmul, config.device)
-        self._trained = fp8_twin(network, emulate=config.device == "cpu") if config.precision == "fp8" else network
+        self._halves = Halves(network) if config.precision == "bf16-master" else None
+        if config.precision == "fp8":
+            self._trained = fp8_twin(network, emulate=config.device == "cpu")
+        else:
+            self._trained = self._halves.network if self._halves else network
         self._trained.model.checkpoint_activations = config.checkpoint_activations
+        self._trained.model.attend_by_products(config.products_up_to)
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
         if config.compile:
-            self._trained.model.compile_blocks()
+            self._trained.model.compile_blocks(cuda_graphs=config.cuda_graphs)
+        if (
+            config.cuda_graphs
+        ):  # a graph's own gradients are overwritten when it runs again: they are added to these, which stay
+            for weight in self._weights:
+                weight.grad = torch.zeros_like(weight)
 
     def step(self, rows: np.ndarray, lr: float) -> float:
         """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
         config, total, losses = self.config, len(rows), list[torch.Tensor]()
         sequences = transferable(rows, config.device)
+        if self._halves:
+            self._halves.refresh()
         for start in range(0, total, config.micro_batch_sequences):
             micro = sequences[start : start + config.micro_batch_sequences].to(config.device, non_blocking=True)
             tokens = in_pieces(micro, self.pieces)
+            if config.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
                 loss = self._trained.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
             torch.autograd.backward(loss)
@@ -133,7 +148,7 @@ class Stepper:
         set_lr(self.optimizers, lr)
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not config.cuda_graphs)
         if self.meanwhile:
             self.meanwhile()
         mean, length = torch.stack([torch.stack(losses).sum(), norm]).tolist()  # the one time that the device is waited for

@@ -69,9 +69,10 @@ def run_memory(config: RunConfig) -> TrainingMemory:
         optimizer=config.optimizer.name,
         precision=config.precision,
         checkpoint_activations=config.checkpoint_activations,
-        accumulates=config.batch_sequences > config.micro_batch_sequences,
+        accumulates=config.batch_sequences > config.micro_batch_sequences or config.cuda_graphs,
         muon_in_bf16=config.bf16_is_fast,
         averaged=config.ema > 0,
+        products_length=config.products_length,
     )
 
 

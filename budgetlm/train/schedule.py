@@ -163,6 +163,12 @@ def mean_batch_share(batch_ramp: float) -> float:
     return 1 - (1 - FIRST_BATCH) / 2 * batch_ramp
 
 
+def longest_up_to(length: int, context_length: int, short_sequences: float) -> int:
+    """The longest of the sequences of a run that have at most so many tokens: whole ones, or those of its first share; 0 for none."""
+    lengths = (context_length, context_length // PIECES if short_sequences else 0)
+    return max((each for each in lengths if each <= length), default=0)
+
+
 def pieces_at(schedule: ScheduleConfig, progress: float) -> int:
     """Parts that each sequence of the step at `progress` is cut into: short sequences first, whole ones later.
 

@@ -81,6 +81,8 @@ class Calibration:
     points: list[SpeedPoint]
     seconds: float
     """What the measurement cost; 0 when it was remembered."""
+    products_up_to: int = 0
+    """Length of the longest sequences whose attention plain products compute faster than the fused kernel."""
 
 
 @dataclass(frozen=True)

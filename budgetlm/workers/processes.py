@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from budgetlm.allocator import preloading
 from budgetlm.budget.clock import Clock
 from budgetlm.workers.child import Place, main
 from budgetlm.workers.job import Ended, Event, Failure, Job
@@ -142,14 +143,19 @@ class Processes:
         work.process.close()
 
 
-def start_server(preload: Sequence[str]) -> None:
+def start_server(preload: Sequence[str], allocator: str = "off") -> None:
     """Start the server before there is work for it, so that it loads while its parent does something else.
 
     Args:
         preload: as for `Processes`; the first list counts.
+        allocator: that workers are to have, in the words of `allocator.py`; the first one counts.
+
+    Raises:
+        ConfigError: that allocator is not there.
     """
     if isinstance(_context(preload), ForkServerContext):
-        forkserver.ensure_running()
+        with preloading(allocator):
+            forkserver.ensure_running()
 
 
 def _context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:

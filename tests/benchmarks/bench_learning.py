@@ -2,7 +2,7 @@
 
 Everybody trains in budgetlm's loop until the same deadline, in processor time of one thread, on a core each, and is measured on the whole
 validation split afterwards. GPT-2's architecture has the shape, vocabulary and batch of the default recipe, AdamW and a cosine, at the best of four
-rates: all four at the first horizon, the best two of these at later ones. nanoGPT's published configuration for a CPU (README of nanoGPT: 4
+rates (`--rates`): all of them at the first horizon, the best two of these at later ones. nanoGPT's published configuration for a CPU (README of nanoGPT: 4
 layers, 4 heads, width 128, context 64, 12 sequences a step, 1e-3, no dropout) reads bytes where it read characters; its schedule is
 stretched to the deadline, which it was not made for and which favours it. What budgetlm takes to measure the machine is not in its time.
 
@@ -135,8 +135,13 @@ def first_runs(options: argparse.Namespace) -> list[tuple]:
     """All but GPT-2 at later horizons: what depends on no result. The longest come first."""
     seeds, texts = range(options.seeds), options.texts
     runs = [(OURS, text, 60 * minutes, 0.0, seed) for minutes in options.ours for seed in seeds for text in texts]
-    runs += [(NANOGPT, text, 60 * minutes, 0.0, seed) for minutes in options.minutes for seed in seeds for text in texts]
-    runs += [(GPT2, text, 60 * min(options.minutes), rate, 0) for text in texts for rate in RATES]
+    runs += [
+        (NANOGPT, text, 60 * minutes, 0.0, seed)
+        for minutes in options.nanogpt or options.minutes
+        for seed in seeds
+        for text in texts
+    ]
+    runs += [(GPT2, text, 60 * min(options.minutes), rate, 0) for text in texts for rate in options.rates]
     return sorted(runs, key=lambda run: -run[2])
 
 
@@ -190,7 +195,11 @@ def table(results: list[dict]) -> None:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[2, 10], help="horizons of all sides")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2, 10], help="horizons of GPT-2 and nanoGPT")
+    parser.add_argument(
+        "--nanogpt", type=float, nargs="+", help="horizons of nanoGPT's configuration, if others than --minutes"
+    )
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="GPT-2's")
     parser.add_argument("--ours", type=float, nargs="+", default=[2, 4, 10], help="horizons of budgetlm")
     run(parser, work, table)
 

@@ -72,6 +72,7 @@ class Mode:
 
 MODES = [
     Mode(name="budgetlm", side="budgetlm"),
+    Mode(name="budgetlm, tcmalloc", side="budgetlm", tcmalloc=True),
     Mode(name="budgetlm, compiled", side="budgetlm", compiled=True),
     Mode(name="nanoGPT style", side="nanogpt"),
     Mode(name="nanoGPT style, tcmalloc", side="nanogpt", tcmalloc=True),
@@ -161,6 +162,9 @@ class Gone(Exception):
 
 class Racer:
     """The process of a mode, at its first step when this returns, waiting for its turn."""
+
+    clock = "wall"
+    """What bursts are timed by: `wall`, or `processor` where others are at work on the machine."""
 
     def __init__(self, mode: Mode, model: ModelConfig, python: str, micro: int, threads: int = 1) -> None:
         self.mode, self.micro, self.folder = mode, micro, tempfile.TemporaryDirectory()
@@ -280,11 +284,11 @@ class Result:
 
 def tuned(racer: Racer) -> int:
     """The micro-batch that needs fewer seconds for a burst. Steps so quick that a burst has several warm up for each."""
-    steps, seconds = burst_steps(racer.burst(1)["wall"]), {}
+    steps, seconds = burst_steps(racer.burst(1)[racer.clock]), {}
     for racer.micro in MICRO_BATCHES:
         if steps > 1:
             racer.burst(1)
-        seconds[racer.micro] = racer.burst(steps)["wall"]
+        seconds[racer.micro] = racer.burst(steps)[racer.clock]
     return min(seconds, key=lambda micro: seconds[micro])
 
 
@@ -311,14 +315,14 @@ def race(model: ModelConfig, modes: list[tuple[Mode, str]], rounds: int) -> list
     """The modes at one shape, taking turns."""
     gflops = max(ceilings())
     racers = list(start(model, modes))
-    steps = [burst_steps(racer.burst(1)["wall"]) for racer in racers]
-    seconds = sum(racer.burst(count)["wall"] for racer, count in zip(racers, steps, strict=True))
+    steps = [burst_steps(racer.burst(1)[racer.clock]) for racer in racers]
+    seconds = sum(racer.burst(count)[racer.clock] for racer, count in zip(racers, steps, strict=True))
     facts = [(r.mode.name, asdict(model), r.micro * CONTEXT, r.flops_per_token, r.first_step_done, gflops) for r in racers]
     results = [Result(*row) for row in facts]
     for _ in range(max(rounds, min(MOST_ROUNDS, int(ROUNDS_SECONDS / seconds)))):
         for racer, count, result in zip(racers, steps, results, strict=True):
             told = racer.burst(count)
-            result.tokens_per_second.append(count * BATCH_TOKENS / told["wall"])
+            result.tokens_per_second.append(count * BATCH_TOKENS / told[racer.clock])
             result.processor_share.append(told["processor"] / told["wall"])
     for racer in racers:
         racer.end()
@@ -420,11 +424,13 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, default=Path(sys.prefix) / "peers", help="where packages of peers are installed"
     )
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: for busy machines")
     parser.add_argument("--be", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
         mode, model, micro, threads, launched = json.loads(options.be)
         be(Mode(**mode), ModelConfig(**model), Turns(launched, micro), threads)
+    Racer.clock = options.clock
     models = [TINY] if options.tiny else QUICK if options.quick else SHAPES
     if options.two_at_once:
         two_at_once([TINY] if options.tiny else SHAPES[:3], options.rounds)

@@ -108,7 +108,7 @@ def allocated_peak(work: Callable[[], object]) -> int:
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max(initial=0))
 
 
-def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=0.0, **shape):
+def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=0.0, products=0, **shape):
     return tiny_run(
         model=tiny_model(**shape),
         optimizer=OptimizerConfig(name=optimizer),
@@ -117,6 +117,7 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=
         checkpoint_activations=again,
         precision=precision,
         ema=ema,
+        products_up_to=products,
         steps=2,
     )
 
@@ -138,7 +139,14 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=
         run_of(2, 2, again=True, width=256, context_length=128, depth=4, vocab_size=512),
         run_of(16, 1, width=64, context_length=128, depth=1, vocab_size=8192),
         run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16"),
+        run_of(8, 1, products=256, width=64, context_length=256, depth=3),
+        run_of(8, 1, products=256, width=64, context_length=256, depth=3, kv_groups=2, precision="bf16"),
+        run_of(2, 2, products=1024, width=64, context_length=1024, depth=2),  # fullest within attention
+        run_of(8, 1, products=128, again=True, width=64, context_length=128, depth=3),
         run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16", again=True),
+        run_of(8, 1, width=64, context_length=64, depth=3, precision="bf16-master"),
+        run_of(2, 3, "muon", width=128, context_length=64, depth=3, precision="bf16-master"),
+        run_of(4, 1, width=128, context_length=64, depth=3, precision="bf16-master", again=True),
         run_of(1, 1, width=16, context_length=4096, depth=1, vocab_size=20_000),  # the loss in chunks
         run_of(8, 2, width=64, context_length=256, depth=3, document_end=0),
         run_of(8, 1, width=64, context_length=256, depth=3, document_end=0, again=True),
@@ -159,7 +167,8 @@ def test_the_counted_peak_is_what_the_allocator_gives_out(config):
         allocated_peak(lambda: average_into(average, network, 0.1)),
         allocated_peak(lambda: evaluate(average, windows, bytes_V, micro_batch=passes, precision=config.precision)),
     )
-    weights = sum(weight.nbytes for one in {network, average} for weight in one.parameters())
+    unlike = {weight for one in (network, average, stepper._trained) for weight in one.parameters()}
+    weights = sum(weight.nbytes for weight in unlike)
     held = weights + optimizer_state_bytes(model, config.optimizer.name)
     assert run_memory(config).peak == pytest.approx(held + transient, rel=0.05)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from budgetlm.model import loss
+from budgetlm.model import documents, loss
 from budgetlm.model.transformer import LanguageModel, build
 from tests.conftest import tiny_model
 
@@ -78,6 +78,36 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(precisio
         gradients.append([weight.grad for weight in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert kept[1] < 0.3 * kept[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_groups": 2, "width": 64}, {"document_end": 7, "kv_groups": 4, "width": 64}])
+@pytest.mark.parametrize("again", [False, True])
+def test_attention_by_products_trains_the_same_up_to_its_length_and_leaves_evaluation_alone(monkeypatch, changes, again):
+    lengths, products = [], documents._attend_by_products
+    monkeypatch.setattr(documents, "_attend_by_products", lambda q, *rest: lengths.append(q.shape[2]) or products(q, *rest))
+
+    def gradients(up_to: int, tokens_BL):
+        network = trained_looking(tiny_model(**changes))
+        network.model.attend_by_products(up_to)
+        network.model.checkpoint_activations = again
+        network.loss(tokens_BL[:, :-1], tokens_BL[:, 1:]).backward()
+        return [weight.grad for weight in network.parameters()]
+
+    length = TOKENS_BL.shape[1] - 1
+    for other, usual in zip(gradients(length, TOKENS_BL), gradients(0, TOKENS_BL), strict=True):
+        assert torch.allclose(other, usual, rtol=1e-3, atol=1e-6)
+    assert set(lengths) == {length}
+    lengths.clear()
+    gradients(length - 1, TOKENS_BL)
+    assert not lengths
+    gradients(length - 1, TOKENS_BL[:, :-1])
+    assert set(lengths) == {length - 1}
+    lengths.clear()
+    network = trained_looking(tiny_model(**changes))
+    network.model.attend_by_products(length)
+    with torch.no_grad():
+        network(TOKENS_BL)
+    assert not lengths
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's compiler looks at it itself

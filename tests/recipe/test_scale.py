@@ -185,6 +185,21 @@ def test_activations_are_checkpointed_only_where_one_sequence_does_not_fit_other
     assert memory_violation(LONG, TARGET, tight) <= 0
 
 
+def test_attention_by_products_is_reckoned_with_and_left_where_memory_is_short(world):
+    world = dataclasses.replace(world, context_length=512, micro_batch_tokens=8192, vocab_size=320, eval_tokens=512)
+    plain, products = world, dataclasses.replace(world, products_up_to=512)
+    fused, config = at_target(LONG, TARGET, plain), at_target(LONG, TARGET, products)
+    assert config.products_length == 512
+    assert peak(config, products) > 1.1 * peak(fused, plain)
+    short = dataclasses.replace(world, products_up_to=128)
+    assert at_target(dataclasses.replace(LONG, short_sequences=0.5), TARGET, short).products_length == 128
+    assert at_target(dataclasses.replace(LONG, short_sequences=0.0), TARGET, short).products_length == 0
+    tight = with_room_for(0.8 * peak(fused, plain, micro_batch_sequences=1), products)
+    config = at_target(LONG, TARGET, tight)
+    assert config.checkpoint_activations
+    assert config.products_length == 0
+
+
 def test_a_compact_heap_is_the_last_resort_and_only_on_a_cpu(world):
     world = dataclasses.replace(world, memory=MemoryModel((1.5, 0.0)))
     roomy = at_target(RECIPE, TARGET, world)

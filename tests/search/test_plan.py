@@ -38,11 +38,12 @@ def test_speed_is_learnt_at_the_batch_that_was_really_read(searched):
 def test_what_a_study_file_says_of_training_reaches_every_run(searched, tokens):
     table = {
         "budget": {"hours": 1},
-        "train": {"matmul": "medium", "precision": "fp8"},
+        "train": {"matmul": "medium", "precision": "fp8", "attention": "products", "compile": "graphs"},
         "model": {"document_attention": True},
     }
     config, passport = study_config(table), replace(identify("cpu"), fp32_gflops=50.0, bf16_gflops=100.0)
     world = world_of(config, passport, tokens, guessed_calibration(config, passport))
     run = miniature(load_plan(searched.folder).default, 60.0, 960.0, world)
-    assert (run.matmul, run.precision) == ("medium", "fp8")
+    assert (run.matmul, run.precision, run.compile, run.cuda_graphs) == ("medium", "fp8", True, True)
+    assert run.products_length == run.model.context_length
     assert run.model.document_end == tokens.facts.end_of_text

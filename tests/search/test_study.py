@@ -11,21 +11,24 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 
 from budgetlm.budget.clock import Clock
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS
 from budgetlm.errors import BudgetExhausted, ConfigError, DataError, StudyError
+from budgetlm.final import final
 from budgetlm.forecast.choose import choose
 from budgetlm.forecast.fit import fit
 from budgetlm.passport import identify
 from budgetlm.records import REASONS, read_curve, read_records
 from budgetlm.search import jobs
 from budgetlm.search import study as searching
+from budgetlm.search.plan import load_plan
 from budgetlm.search.scheduler import Scheduler
 from budgetlm.search.study import search
 from budgetlm.search.unfinished import unfinished_runs
 from budgetlm.studies import ledger_of, status_of
-from budgetlm.train import loop
+from budgetlm.train import choices, loop
 from budgetlm.train.config import OPTIMIZERS
 from budgetlm.train.schedule import COOLDOWN_SHAPES, SHAPES
 from budgetlm.watch import Watcher
@@ -444,6 +447,24 @@ def test_other_settings_data_or_machine_are_refused_by_name(searched, tiny_study
             search(tiny_study(8.0), cache, clock, Notes())
     finally:
         extra.unlink()
+
+
+def test_threads_that_are_left_to_choose_are_kept_by_the_plan_for_all_runs_and_the_final(
+    tiny_study, cache, clock, monkeypatch
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    used = []
+    monkeypatch.setattr(choices, "choose_threads", lambda *_: 1)
+    monkeypatch.setattr(loop, "train", lambda *a, of=loop.train, **o: used.append(torch.get_num_threads()) or of(*a, **o))
+    monkeypatch.setattr("budgetlm.final.train", loop.train)
+    config = tiny_study(5.0, train={"eval_tokens": 256})
+    search(config, cache, clock, Watcher())
+    assert load_plan(config.folder).passport.threads == 1
+    search(tiny_study(6.0, train={"eval_tokens": 256}), cache, clock, Watcher())
+    final(config.name, cache, clock, Watcher(), config=config)
+    assert len(used) > 2
+    assert set(used) == {1}
+    assert {r.passport for r in read_records(config.folder)} == {load_plan(config.folder).passport.id}
 
 
 def test_a_beginning_that_failed_does_not_stand_in_the_way_of_the_next(tiny_study, cache, clock):

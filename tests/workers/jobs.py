@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from budgetlm.allocator import loaded_allocator
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.records import CurvePoint
 
@@ -21,6 +22,7 @@ class Look:
         return {
             "pid": os.getpid(),
             "threads": torch.get_num_threads(),
+            "allocator": loaded_allocator(),
             "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "oom": int(Path("/proc/self/oom_score_adj").read_text()),
         }
