@@ -115,7 +115,7 @@ def _trunk_bytes(plan: Plan, places: int) -> int:
     """Most that a search's trunks take at a time: those of the trials at work, and of the others that keep theirs."""
     if plan.world.proxy != "truncate":
         return 0
-    return (places + KEPT) * saved_bytes(model_of(plan.default, plan.world), checkpoints=KEEP)
+    return (places + KEPT) * saved_bytes(model_of(plan.default, plan.world), checkpoints=KEEP * len(plan.rungs))
 
 
 def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:

@@ -171,6 +171,7 @@ class Scheduler:
             self.workers.close()
             for seat in self.seats.values():
                 seat.leave()
+        self._forget_trunks()
         if self.fatal:
             raise StudyError(self.fatal)
         if self.site.should_stop():

@@ -33,5 +33,5 @@ def forget_all_but(folder: Path, configs: Iterable[RunConfig]) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove what writers that were killed have left half written. Only while none is at work."""
-    for begun in folder.glob("*/.*.tmp"):
+    for begun in folder.glob("*/*/.*.tmp"):
         shutil.rmtree(begun, ignore_errors=True)

@@ -461,16 +461,15 @@ class _Run:
     # --- what it shares with other runs ---
 
     def _begin_from_a_trunk(self, trunks: Path) -> None:
-        """Take over what another run has trained already, if there is such a one and it can be read."""
+        """Take over what another run has trained already, if there is such a one and it can be read: of those that suit, the longest's."""
         trunk, parts = trunk_of(self.config), (self.network, self.stepper.optimizers)
-        with suppress(CheckpointError):  # then it is trained here, as if it had not been
-            self.position, _ = load_newest(
-                trunks / digest(trunk),
-                *parts,
-                trunk,
-                self.average,
-                lambda at: can_begin_at(self.config, at.seconds, at.step),
-            )
+        for folder in sorted((trunks / digest(trunk)).glob("*"), reverse=True):
+            with suppress(CheckpointError):  # then it is trained here, as if it had not been
+                self.position, _ = load_newest(
+                    folder, *parts, trunk, self.average, lambda at: can_begin_at(self.config, at.seconds, at.step)
+                )
+            if self.position.step:
+                return
 
     def _leave_trunk(self) -> None:
         """Keep the state before the rate falls, as the position that another run begins from."""
@@ -478,11 +477,12 @@ class _Run:
         assert self.checkpoints.trunks
         self.leaves_trunk = False
         trunk, parts, spent = trunk_of(self.config), (self.network, self.stepper.optimizers), self.elapsed
+        folder = self.checkpoints.trunks / digest(trunk) / f"{self.config.seconds or self.config.steps:014.3f}"
         position = replace(
             self.position, seconds=spent, route=self.batches.route, inherited_seconds=spent, inherited_from=self.label.run
         )
         with self.meter.during("checkpoint"), suppress(DiskFull, StudyError):  # nobody depends on it
-            save_checkpoint(self.checkpoints.trunks / digest(trunk), *parts, position, trunk, self.average)
+            save_checkpoint(folder, *parts, position, trunk, self.average)
 
     def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
         model, meter = self.config.model, self.meter

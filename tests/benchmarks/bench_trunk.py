@@ -4,6 +4,8 @@
     search   whole searches, of the default space, of one with that schedule alone, and of one in which nothing varies but the cool-down: what
              was inherited, of what was charged
 
+    small    searches in which nothing varies but the cool-down, of seconds on a clock that only training moves
+
 In processor time of one thread, so that who else computes does not matter.
 
     taskset -c 1 python -m tests.benchmarks.bench_trunk --parts pairs search
@@ -18,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 import torch
 from scipy.stats import spearmanr
 
@@ -38,6 +41,7 @@ from budgetlm.watch import Watcher
 from tests.benchmarks.bench_ablation import tokens_of
 from tests.benchmarks.bench_learning import ProcessorClock
 from tests.benchmarks.bench_transfer import settle
+from tests.conftest import install_clock, sentences, study_of
 from tests.workers.inline import Inline
 
 PLATEAU = {"schedule": "wsd", "warmup": {"low": 0.01, "high": 0.1}, "cooldown": {"low": 0.2, "high": 0.6}}
@@ -157,10 +161,34 @@ def searches(options: argparse.Namespace) -> None:
             )
 
 
+def small(options: argparse.Namespace) -> None:
+    """What tiny searches take over where trials share trunks on one rung."""
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        corpus, clock = Path(name) / "corpus", install_clock(patch)
+        corpus.mkdir()
+        for number, text in enumerate(sentences(300)):
+            (corpus / f"{number:03d}.txt").write_text(text)
+        space = {**FIXED, "depth": 1, "width": 32, "batch_tokens": 128, "schedule": "wsd", "short_sequences": 0.0}
+        space["cooldown"] = PLATEAU["cooldown"]
+        for seed in range(options.seeds):
+            folder = Path(name) / str(seed)
+            folder.mkdir()
+            with contextlib.chdir(folder):
+                settings = {"least_rung_seconds": 0.05, "proxy": "truncate", "stop_early": False, "seed": seed}
+                config = study_of(corpus, 8.0, space=space, search=settings)
+                search(config, Path(name) / "cache", clock, Watcher())
+                heirs = [r for r in read_records(config.folder) if r.inherited_from and r.state == "done"]
+                charged = ledger_of(config.name).balance(SEARCH).charged_seconds
+            inherited = sum(r.inherited_seconds for r in heirs)
+            print(
+                f"seed {seed}: {inherited:.2f} s inherited, {charged:.2f} s charged: {inherited / charged:.1%}", flush=True
+            )
+
+
 def main() -> None:
     """Print both parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("pairs", "search"), default=["pairs", "search"])
+    parser.add_argument("--parts", nargs="+", choices=("pairs", "search", "small"), default=["pairs", "search"])
     parser.add_argument("--folder", type=Path, default=Path("trunks"), help="where the plan is kept")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "budgetlm")
     parser.add_argument("--seconds", type=float, default=80.0, help="the target")
@@ -176,6 +204,8 @@ def main() -> None:
         pairs(options)
     if "search" in options.parts:
         searches(options)
+    if "small" in options.parts:
+        small(options)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_trunks_survive_a_death_at_any_instant_and_what_it_left_half_written_doe
     def dies(self, *arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            for trunk in config.folder.glob("trunks/*"):
+            for trunk in config.folder.glob("trunks/*/*"):
                 (trunk / ".step-00000001.1.tmp").mkdir()
             raise SystemExit("kill -9")
         return plain(self, *arguments)
@@ -177,7 +177,7 @@ def test_trunks_survive_a_death_at_any_instant_and_what_it_left_half_written_doe
     records = read_records(config.folder)
     assert any(r.inherited_from for r in records)
     assert all(t.state == optuna.trial.TrialState.COMPLETE for t in optuna_study(config).trials)
-    assert not list(config.folder.glob("trunks/*/.*"))
+    assert not list(config.folder.glob("trunks/*/*/.*"))
     charged = ledger_of("tiny").balance().charged_seconds
     assert charged <= 6.0
     assert sum(r.seconds for r in records) == pytest.approx(charged - _study_seconds(), rel=1e-3)

@@ -74,6 +74,16 @@ def test_a_longer_run_goes_on_from_a_shorter_ones_trunk_as_if_it_had_trained_it(
     assert same_weights(branched, straight)
 
 
+def test_a_trunk_of_its_own_length_is_not_lost_for_those_of_longer_runs(config, run):
+    run(config(warmup=0.0, cooldown=0.5), "short")
+    run(config(warmup=0.0, steps=80), "long")
+    run(config(warmup=0.0, steps=320), "longer")
+    other = config(warmup=0.0, cooldown=0.3)
+    heir = run(other, "heir")
+    assert heir.record.inherited_from == "short"
+    assert same_weights(heir, run(other, "straight", trunks=False))
+
+
 def test_device_time_is_spent_once_and_the_deadline_stands(config, run, clock):
     first = run(config(seconds=1.0), "first", clock=clock).record
     before = clock.seconds
@@ -128,7 +138,7 @@ def test_nothing_is_taken_over_where_anything_before_the_fall_differs(config, ru
 @pytest.mark.parametrize("damage", ["truncate", "flip", "state", "delete"])
 def test_a_damaged_trunk_costs_what_it_would_have_saved_and_nothing_else(config, run, tmp_path, damage):
     run(config(), "first")
-    [folder] = tmp_path.glob("trunks/*/step-*")
+    [folder] = tmp_path.glob("trunks/*/*/step-*")
     file = folder / ("state.json" if damage == "state" else "tensors.safetensors")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -148,7 +158,7 @@ def test_a_disk_without_room_for_a_trunk_ends_no_run(config, run, tmp_path, monk
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
     assert run(config(), "first").record.state == "done"
-    assert not list(tmp_path.glob("trunks/*/*"))
+    assert not list(tmp_path.glob("trunks/*/*/*"))
 
 
 def test_only_schedules_with_a_plateau_have_a_trunk_and_it_ends_where_runs_of_other_lengths_part(config):
