@@ -19,8 +19,8 @@ from budgetlm.search.sampler import make_sampler
 from budgetlm.studies import DATABASE
 
 TrialState = optuna.trial.TrialState
-NEAR = 9
-"""Trials near the default one: with it, as many as TPE would otherwise draw evenly from the whole space."""
+NEAR, EVEN = 9, 3
+"""After the default recipe, as many trials as TPE would otherwise draw evenly from the whole space; and every which of them still is."""
 LEAST_FOR_IMPORTANCE = 8
 """Fewer trials than that say nothing of which parameter matters."""
 
@@ -53,17 +53,17 @@ class Trials:
         self._first: Recipe | None = None
 
     def begin_with(self, recipe: Recipe) -> None:
-        """Make a recipe the first trial, and recipes near it the next ones.
+        """Make a recipe the first trial, and recipes near it two of every three of the next ones.
 
-        TPE draws its first trials evenly from the whole space, most of which the laws know to be bad. Later ones it draws from a mixture that
-        always holds that even density too, so it leaves the neighbourhood where the losses say so.
+        TPE draws its first trials evenly from the whole space, most of which the laws know to be bad. A third of them still are, in case the
+        laws are wrong here; later ones come from a mixture that always holds that even density too.
         """
         self._first = recipe
 
     def ask(self) -> tuple[int, Recipe]:
         """A new trial: its number and its recipe."""
         known = len(self._study.get_trials(deepcopy=False))
-        if self._first and known <= NEAR:
+        if self._first and known <= NEAR and known % EVEN != EVEN - 1:
             chance = np.random.default_rng((self._seed, known))
             begun = near(self._first, self._space, chance) if known else self._first
             self._study.enqueue_trial(parameters_of(begun, self._space))

@@ -6,7 +6,7 @@ import optuna
 
 from budgetlm.recipe.near import UNSURE, near
 from budgetlm.recipe.space import Choices, Fixed, Range, complete_space, default_recipe, parameters_of, searched
-from budgetlm.search.trials import NEAR, Trials
+from budgetlm.search.trials import EVEN, NEAR, Trials
 
 COUNT = 300
 
@@ -62,5 +62,8 @@ def test_a_search_begins_with_the_default_and_then_near_it_and_a_continued_one_g
     assert found[0][1] == default
     whole = Trials(optuna.storages.InMemoryStorage(), "near", space, seed=3)
     whole.begin_with(default)
-    assert [whole.ask()[1] for _ in range(NEAR + 1)] == [recipe for _, recipe in found[: NEAR + 1]]
+    again = [whole.ask()[1] for _ in range(NEAR + 1)]
+    for number in range(NEAR + 1):
+        if number % EVEN != EVEN - 1:  # the others are drawn with what is known by then
+            assert again[number] == found[number][1]
     assert all(parameters_of(recipe, space) for _, recipe in found)
