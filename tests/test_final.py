@@ -102,9 +102,8 @@ def test_other_trials_hours_and_seeds_are_finals_of_their_own(searched, cache, c
     longer = run(searched, cache, clock, trial=0, hours=6.4 / 3600)
     assert first.folder != longer.folder
     assert longer.record.tokens > first.record.tokens
-    assert (
-        first.forecast.mean != longer.forecast.mean < 1.05 * first.forecast.mean
-    )  # for its own hours; sampled, so not exactly less
+    # For its own hours. The median: what is farther ahead is less sure, which alone raises a mean.
+    assert longer.forecast.quantile(0.5) < first.forecast.quantile(0.5)
     with pytest.raises(StudyError, match="no trial 999"):
         run(searched, cache, clock, trial=999)
 

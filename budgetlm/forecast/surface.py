@@ -2,11 +2,12 @@
 
 The model, in words: above an irreducible part E, loss is a law of scale times a bowl in the knobs, both only nearly right,
 
-    log(loss - E) = level + log sum_j exp(balance_j - exponent_j·s_j) + bowl(k - k0(s)) + bumps(s) + bumps(k - k0(s)) + beyond(s) + noise,
+    log(loss - E) = level + log sum_j exp(balance_j - exponent_j·s_j) + bowl(k - k0(s)) + bumps(s) + bumps(k - k0(s)) + beyond(s)
+        + group + noise,
 
-with s the logarithms of scale (parameters and tokens, or device-seconds), k the knobs and k0(s) their optimum, which drifts linearly with s.
+with group what runs have in common beside that (of a table those of one scale their level, of a study those of a trial a level and an exponent), s the logarithms of scale (parameters and tokens, or device-seconds), k the knobs and k0(s) their optimum, which drifts linearly with s.
 Given E, exponents, balance and the spreads, all the rest is linear with Gaussian priors and solved in closed form; those few are
-sampled by how well each explains the data. So what is returned are joint draws: the law's own error moves all candidates together, and
+sampled by how well each explains the data. What is returned are joint draws, or for members of groups that were seen a mixture: the law's own error moves all candidates together, and
 widens with the distance to what was measured. No published law is in the prior of the optimum unless one is given.
 """
 
@@ -133,8 +134,8 @@ def fit_surface(
         errors: which runs have something in common; those of one scale if None.
         around: what there is to choose from, whose middle is where the best knobs are looked for; the runs if None.
         size: of the sample of parameters: time against smoothness.
-        like: draws of a fit to much the same runs, to begin with.
         sweeps: fits after the first, each with less weight to the runs that the one before was far from.
+        like: draws of a fit to much the same runs, to begin with.
     """
     errors = errors or Errors.of_scales(points.scales, loss)
     frame = make_frame(points, loss, errors.group, kinds, prior, around or points)

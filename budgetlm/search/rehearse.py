@@ -91,7 +91,10 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
         places: devices that are used at once.
     """
     seconds = max(0.0, config.budget.seconds - CALIBRATION_SECONDS)
-    simulation = simulate(plan, tokens, seconds, lambda job: imagine(job, plan.world), config.search.seed, places)
+    search = config.search
+    simulation = simulate(
+        plan, tokens, seconds, lambda job: imagine(job, plan.world), search.seed, places, stops_early=search.stop_early
+    )
     records = simulation.records
     runs, world = Counter(r.rung for r in records), plan.world
     stages = [stage(plan.default, seconds, plan, runs[k]) for k, seconds in enumerate(plan.rungs)]

@@ -124,7 +124,15 @@ def replay_study(
     for seed in range(seeds):
         watcher.working("replaying", seed, seeds)
         drawn = landscape.draw(seed)
-        simulation = simulate(plan, tokens, seconds, lambda job: _modelled(job, plan, drawn), seed, 1, sampler)  # noqa: B023
+        simulation = simulate(
+            plan,
+            tokens,
+            seconds,
+            lambda job: _modelled(job, plan, drawn),  # noqa: B023
+            seed,
+            sampler=sampler,
+            stops_early=config.search.stop_early,
+        )
         if not simulation.records:
             raise BudgetExhausted(f"{seconds:.0f} device-seconds pay for no run of this study. Raise `--budget`.")
         searches.append(_replayed(seed, simulation.records, plan, drawn, seconds, simulation.stopped_because))

@@ -16,8 +16,9 @@ from budgetlm.budget.clock import Clock, Meter, Purpose
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Lease, Ledger
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
-from budgetlm.forecast.choose import can_win, choose
+from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, Forecaster
+from budgetlm.forecast.worth import improvement
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import at_rung, expected_peak_bytes, expected_speed, memory_violation
@@ -473,12 +474,17 @@ class Scheduler:
         self.untold.discard(trial)
 
     def _forget_trunks(self) -> None:
-        """Keep those of the trials under way and of the few best of the others; the disk that they take is bounded so."""
+        """Keep those of the trials under way and of the few others that the gate would send up first; so their disk is bounded."""
         if not self.site.trunks:
             return
-        forecasts = self.site.forecasts()
-        best = sorted(forecasts.keys() - self.untold, key=lambda n: forecasts[n].mean)[:KEPT]
-        trials = self.untold | set(best)
+        forecasts, reached = self.site.forecasts(), highest_rungs(self.site.records())
+        leader = min(forecasts.values(), key=lambda f: f.mean, default=None)
+
+        def last(trial: int) -> tuple[int, float]:
+            assert leader
+            return reached[trial], -improvement(forecasts[trial], leader).expected
+
+        trials = self.untold | set(sorted(forecasts.keys() - self.untold, key=last)[:KEPT])
         begun = [seat.run for seat in self.seats.values()] + [step.run for step in self.waiting]
         configs = [run.config for run in begun if run]
         configs += [run_config_from(r.config) for r in self.site.records() if r.trial in trials and r.config]

@@ -15,7 +15,7 @@ from budgetlm.train.trunk import trunk_of
 
 TRUNKS = "trunks"
 KEPT = 3
-"""Of the trials that are not under way, so many keep their trunks, the best by forecast: they are who may yet be sent up."""
+"""Of the trials that are not under way, so many keep their trunks: of those that are not at the top, who might gain the most there, as the gate sees it."""
 
 
 def trunks_of(study: Path, proxy: Proxy) -> Path | None:

@@ -18,7 +18,7 @@ from budgetlm.budget.ledger import HEARTBEAT_SECONDS
 from budgetlm.errors import BudgetExhausted, ConfigError, DataError, StudyError
 from budgetlm.final import final
 from budgetlm.forecast.choose import choose
-from budgetlm.forecast.fit import fit
+from budgetlm.forecast.fit import Forecaster, fit
 from budgetlm.passport import identify
 from budgetlm.records import REASONS, read_curve, read_records
 from budgetlm.search import jobs
@@ -154,25 +154,30 @@ def test_the_trunks_of_closed_trials_go_but_for_the_few_best(tiny_study, cache, 
     assert not (miniatures.folder / "trunks").exists()
 
 
-@pytest.mark.parametrize("moment", ["_end", "_decide", "_forget_trunks", "_occupy"])
-def test_trunks_survive_a_death_at_any_instant_and_what_it_left_half_written_does_not(
-    tiny_study, cache, clock, monkeypatch, moment
-):
-    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+def killed(command, moment, time, monkeypatch):
+    """Run a command that dies when the scheduler comes to a moment for the so-manieth time."""
     plain, calls = getattr(Scheduler, moment), []
 
     def dies(self, *arguments):
         calls.append(arguments)
-        if len(calls) == 2:
-            for trunk in config.folder.glob("trunks/*/*"):
-                (trunk / ".step-00000001.1.tmp").mkdir()
+        if len(calls) == time:
             raise SystemExit("kill -9")
         return plain(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Scheduler, moment, dies)
         with pytest.raises(SystemExit):
-            search(config, cache, clock, Notes())
+            command()
+
+
+@pytest.mark.parametrize("moment", ["_end", "_decide", "_forget_trunks", "_occupy"])
+def test_trunks_survive_a_death_at_any_instant_and_what_it_left_half_written_does_not(
+    tiny_study, cache, clock, monkeypatch, moment
+):
+    config = tiny_study(6.0, space=PLATEAUS, **TRUNCATED)
+    killed(lambda: search(config, cache, clock, Notes()), moment, 2, monkeypatch)
+    for trunk in config.folder.glob("trunks/*/*"):
+        (trunk / ".step-00000001.1.tmp").mkdir()  # as a death while writing leaves it
     search(config, cache, clock, Notes())
     records = read_records(config.folder)
     assert any(r.inherited_from for r in records)
@@ -245,17 +250,25 @@ def test_trial_0_is_the_default_and_climbs_to_the_top_and_others_only_if_they_ca
         assert read_curve(searched.folder, record.run)
 
 
-def test_optuna_is_told_every_trial_once_with_its_forecast(searched):
-    trials = optuna_study(searched).trials
-    records = read_records(searched.folder)
+def test_optuna_is_told_every_trial_once_with_its_forecast(tiny_study, cache, clock, monkeypatch):
+    plain, forecasts = Forecaster.fit, {}
+
+    def remembered(self, records):
+        forecasts[len(records)] = plain(self, records)
+        return forecasts[len(records)]
+
+    monkeypatch.setattr(Forecaster, "fit", remembered)
+    config = tiny_study(6.0)
+    search(config, cache, clock, Notes())
+    trials, records = optuna_study(config).trials, read_records(config.folder)
     assert {t.number for t in trials} == {r.trial for r in records}
     assert all(t.state == optuna.trial.TrialState.COMPLETE for t in trials)
     assert all(math.isfinite(t.value) for t in trials)
     last = max(r.trial for r in records)
     then = 1 + max(place for place, r in enumerate(records) if r.trial == last and "repeat" not in r.run)
-    known = fit(records[:then], searched.budget.target_seconds)
-    # Not to the last digit: the search's own forecast began where the one before had ended.
-    assert trials[last].value == pytest.approx(known[last].mean, rel=0.05)
+    assert trials[last].value == pytest.approx(forecasts[then][last].mean)
+    # It began where the one before had ended; from nothing it comes to about the same.
+    assert trials[last].value == pytest.approx(fit(records[:then], config.budget.target_seconds)[last].mean, rel=0.05)
 
 
 def test_the_device_seconds_that_failures_took_are_charged_and_the_search_goes_on(tiny_study, cache, clock, monkeypatch):
@@ -336,18 +349,7 @@ def test_whatever_instant_a_search_dies_at_the_next_one_settles_every_trial_once
     tiny_study, cache, clock, monkeypatch, moment
 ):
     config = tiny_study(6.0)
-    plain, calls = getattr(Scheduler, moment), []
-
-    def dies(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise SystemExit("kill -9")
-        return plain(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Scheduler, moment, dies)
-        with pytest.raises(SystemExit):
-            search(config, cache, clock, Notes())
+    killed(lambda: search(config, cache, clock, Notes()), moment, 3, monkeypatch)
     before = read_records(config.folder)
     search(config, cache, clock, Notes())
     trials = optuna_study(config).trials

@@ -26,7 +26,7 @@ DEAREST, CHEAPEST = 1 / 12, 1 / 400
 FEWEST_SCALES = 3
 """So many scales where there are as many: with fewer a drift cannot be told from the optimum itself."""
 FEWEST_RUNS = 8
-"""Below so many the bowl chooses: its prior is the middle of what may be chosen, the response surface has none."""
+"""Below so many the bowl alone chooses: so few runs say nothing of a law."""
 DRAWS = 1000
 """Of the response surface, whose mean decides."""
 OTHER = 2.0

@@ -39,7 +39,14 @@ class Simulation:
 
 
 def simulate(
-    plan: Plan, tokens: Tokens, seconds: float, outcome: Outcome, seed: int, places: int = 1, sampler: str = "tpe"
+    plan: Plan,
+    tokens: Tokens,
+    seconds: float,
+    outcome: Outcome,
+    seed: int,
+    places: int = 1,
+    sampler: str = "tpe",
+    stops_early: bool = True,
 ) -> Simulation:
     """Run a search without training anything.
 
@@ -51,6 +58,7 @@ def simulate(
         seed: decides what is sampled.
         places: devices that are used at once.
         sampler: a name that `make_sampler` knows.
+        stops_early: whether it ends when going on is worth less than its seconds.
 
     Raises:
         StudyError: hardly any recipe of the plan's space fits the memory.
@@ -62,7 +70,7 @@ def simulate(
         curve_path(folder, "none").parent.mkdir()
         clock, ledger = ManualClock(), Ledger(open_database(folder / DATABASE, durable=False))
         ledger.set_budget(SEARCH, seconds)
-        site = Site(folder, plan, tokens, ledger, clock, Watcher(), lambda: False, seed, 0)
+        site = Site(folder, plan, tokens, ledger, clock, Watcher(), lambda: False, seed, 0, stops_early=stops_early)
         trials = Trials(optuna.storages.InMemoryStorage(), "simulated", plan.space, seed, sampler)
         because = Scheduler(site, trials, Simulated(clock, places, outcome)).run()
         return Simulation(site.records(), trials.infeasible(), because)
