@@ -8,6 +8,7 @@ log-normals: trials stopped at different rungs are comparable, and the shorter t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.special import ndtr
@@ -28,8 +29,9 @@ OWN_LEVEL, OWN_EXPONENT = (3.0, 1.0), (1.5, 1.0)
 """Of a trial's own level and exponent beside the surface: median and spread of the logarithm of their size, in noises of a run."""
 DEPTH, SLOPE, DRIFT, WORD = 0.015, 1.5, 0.15, 2.0
 """What a recipe's traits change, as in `Prior`: a study's recipes are in transferred coordinates, so their optimum hardly drifts."""
-SIZE, COMPONENTS = 256, 64
-"""Of a sample of the surface's parameters, and of a forecast, in components."""
+SIZE, COMPONENTS = 512, 128
+"""Of a sample of the surface's parameters, and of a forecast, in components. With half of them two fits to the same runs differed by
+up to 0.03 bits per byte in the chosen trial, with these by 0.01 (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ class Forecaster:
         curved = np.repeat([True, False], [traits.shape[1], words.shape[1]])
         kinds = Kinds(curved, np.zeros_like(curved), np.zeros_like(curved))
         points, loss = Points(u[:, None], knobs[trial]), np.array([r.bpb for r in runs], dtype=float)
-        surface = fit_surface(points, loss, kinds, _prior(), Errors.of_trials(trial, u), size=SIZE, like=self._known)
+        fitted = partial(fit_surface, points, loss, kinds, _prior(), Errors.of_trials(trial, u))
+        surface = fitted(size=SIZE, like=self._known or fitted(size=SIZE).draws)
         self._known = surface.draws
         wanted = Points(np.zeros((len(numbers), 1)), knobs)
         level = np.tile([1.0, 0.0], (len(numbers), 1))
