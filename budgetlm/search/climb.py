@@ -172,8 +172,7 @@ def _gate_pays(now: Standing) -> bool:
 
 
 def _spent(now: Standing, rung: int) -> Enough:
-    left, needed = now.remaining_seconds, now.rungs[rung]
-    return Enough(f"the budget is spent: the {left:.1f} s left do not pay for another run of {needed:.1f} s")
+    return Enough(f"the budget is spent: what is left does not pay for another run of {now.rungs[rung]:.1f} s")
 
 
 def _runs(now: Standing) -> Counter[tuple[int, int]]:

@@ -106,4 +106,4 @@ def test_a_budget_that_is_used_up_is_said_to_be(stops_early):
     records = trials([0.0, 0.02], climbed=(0, 1))
     enough = next_wish(standing(records, remaining=5.0, stops_early=stops_early))
     assert isinstance(enough, Enough)
-    assert "the budget is spent: the 5.0 s left do not pay for another run" in enough.why
+    assert "the budget is spent: what is left does not pay for another run" in enough.why
