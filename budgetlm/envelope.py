@@ -16,7 +16,7 @@ from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.final import FinalResult, final
 from budgetlm.report.facts import report
 from budgetlm.search.ladder import plan_rungs
-from budgetlm.search.study import SearchResult, search
+from budgetlm.search.study import Hire, SearchResult, search
 from budgetlm.studies import ledger_of
 from budgetlm.watch import Watcher
 
@@ -70,19 +70,27 @@ def _pays_for_a_ladder(config: StudyConfig, hours: float) -> bool:
     return True
 
 
-def run_all(config: StudyConfig, hours: float, cache: Path, clock: Clock, make_watcher: Callable[[], Watcher]) -> Envelope:
+def run_all(
+    config: StudyConfig,
+    hours: float,
+    cache: Path,
+    clock: Clock,
+    make_watcher: Callable[[], Watcher],
+    hire: Hire | None = None,
+) -> Envelope:
     """Search, train the final for what is left, and write the report; repeat the call to go on where it stopped.
 
     Args:
         config: as `enveloped` returns it.
         hours: device-hours of everything.
         make_watcher: makes one for the search, and one for the final.
+        hire: the search's workers, where they are not to be processes.
 
     Raises:
         StudyError, BudgetExhausted, DataError, ConfigError: as search and final would.
     """
     seconds = 3600 * hours
-    found = search(config, cache, clock, make_watcher())
+    found = search(config, cache, clock, make_watcher(), hire)
     spent = ledger_of(config.name).balance(SEARCH).charged_seconds
     if found.exit_code:
         return Envelope(seconds, spent, 0.0, found.stopped_because, found, None, None)

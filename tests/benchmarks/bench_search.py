@@ -6,9 +6,10 @@
     random       random search on the same proxies
     default      no search: the default recipe for the search's time and the target's together
 
-A truncated proxy anneals within its own time. Everybody begins with budgetlm's default recipe as first trial, which is kind to the
-others. Afterwards the recipe of each is trained for the target, and measured on a larger part of the validation split. All
-time is processor time of one thread, so that contenders can work side by side and the machine may do something else besides.
+A truncated proxy anneals within its own time. All search the same space, which is budgetlm's, laid around its default recipe; `hyperband+`, `tpe+` and
+`random+` are also given that recipe as their first trial, which nobody has who does not know its rules. Afterwards the recipe of each is trained
+for the target, and measured on the whole validation split. All time is processor time of one thread, so that contenders can work side by
+side and the machine may do something else besides.
 
     python -m tests.benchmarks.bench_search results.jsonl --seconds 300 --search 2 --seeds 3       # goes on where it ended
     python -m tests.benchmarks.bench_search results.jsonl --table
@@ -51,7 +52,7 @@ from tests.benchmarks.bench_ablation import tokens_of
 from tests.benchmarks.bench_learning import ProcessorClock
 from tests.workers.inline import Inline
 
-CONTENDERS = ("budgetlm", "hyperband", "tpe", "random", "default")
+CONTENDERS = ("budgetlm", "hyperband", "tpe", "random", "default", "hyperband+", "tpe+", "random+")
 PROXY_SHARE, HYPERBAND_SHARE = 1 / 8, 1 / 4
 """Of the target's time: a proxy that is never pruned, and the longest one of Hyperband."""
 HYPERBAND_UNITS = 9
@@ -125,14 +126,17 @@ def by_budgetlm(contest: Contest) -> Recipe:
     return recipe_from(recipe)
 
 
-def by_optuna(sampler: Callable[[int], optuna.samplers.BaseSampler], pruned: bool) -> Callable[[Contest], Recipe]:
+def by_optuna(
+    sampler: Callable[[int], optuna.samplers.BaseSampler], pruned: bool, default_first: bool
+) -> Callable[[Contest], Recipe]:
     def find(contest: Contest) -> Recipe:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if pruned:
             pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=HYPERBAND_UNITS, reduction_factor=3)
         study = optuna.create_study(study_name="contest", sampler=sampler(contest.seed), pruner=pruner)
-        study.enqueue_trial(parameters_of(contest.plan.default, contest.plan.space))
+        if default_first:
+            study.enqueue_trial(parameters_of(contest.plan.default, contest.plan.space))
         seconds = contest.target * (HYPERBAND_SHARE if pruned else PROXY_SHARE)
         began, found = contest.clock.now(), {}
         while (left := contest.budget - (contest.clock.now() - began)) > seconds / 2:
@@ -170,11 +174,22 @@ class Pruning:
         return self._stop
 
 
+def by_tpe(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True)
+
+
+def by_chance(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
 FIND: dict[str, Callable[[Contest], Recipe]] = {
     "budgetlm": by_budgetlm,
-    "hyperband": by_optuna(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True), pruned=True),
-    "tpe": by_optuna(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True), pruned=False),
-    "random": by_optuna(lambda seed: optuna.samplers.RandomSampler(seed=seed), pruned=False),
+    "hyperband": by_optuna(by_tpe, pruned=True, default_first=False),
+    "tpe": by_optuna(by_tpe, pruned=False, default_first=False),
+    "random": by_optuna(by_chance, pruned=False, default_first=False),
+    "hyperband+": by_optuna(by_tpe, pruned=True, default_first=True),
+    "tpe+": by_optuna(by_tpe, pruned=False, default_first=True),
+    "random+": by_optuna(by_chance, pruned=False, default_first=True),
 }
 
 
