@@ -21,7 +21,9 @@ DEPTHS = (0.004, 0.01, 0.02)
 """Candidates for the loss of one spread off the best knob, as a logarithm."""
 NOISES = (0.0008, 0.002, 0.006)
 """Candidates for what is left of a run near the best ones: repeated runs differ by 0.0003, the rest is no bowl."""
-DRIFTS = (0.5, 1.0)
+FROM_THE_MIDDLE = 1.0
+"""How far from the middle of what may be chosen the best knob is thought to be: a median slope there, in depths of the bowl for each spread."""
+DRIFTS = (0.3, 0.6)
 """Candidates for how far the optimum moves with scale, in logarithms of a knob for each factor e. Published laws lie between 0.1 and 0.8."""
 STEADY = 0.15
 """A knob that is a ratio already, such as tokens per parameter, is taken to drift by so much of that: compute-optimal ratios hardly do."""
@@ -152,7 +154,7 @@ def _priors(frame: BowlFrame, levels: int) -> tuple[np.ndarray, np.ndarray, np.n
     depth, noise, drift = np.array(list(product(DEPTHS, NOISES, DRIFTS))).T[:, :, None]
     count, axes, numbers = len(frame.kinds.curved), len(frame.target), int(frame.kinds.curved.sum())
     one, pairs = np.ones((1, 1)), numbers * (numbers - 1) // 2
-    slope = np.where(frame.lawful, 2 * LAW_MISS / frame.spread, np.where(frame.kinds.curved, 2.0, 5.0))
+    slope = np.where(frame.lawful, 2 * LAW_MISS / frame.spread, np.where(frame.kinds.curved, FROM_THE_MIDDLE, 5.0))
     drift = drift * np.where(frame.kinds.steady, STEADY, 1.0)
     wander = np.where(frame.lawful, LAW_DRIFT, drift) * 2 / np.where(frame.kinds.logged, frame.spread, 1.0)
     wander = np.where(frame.kinds.curved, wander, 0.5)

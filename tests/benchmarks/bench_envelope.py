@@ -64,7 +64,7 @@ def by_default(hours: float, seed: int, cache: Path) -> dict:
     options = argparse.Namespace(seconds=3600 * hours, search=0.0, cache=str(cache))
     contest = Contest(options, seed)
     recipe = contest.plan.default
-    bpb, _ = contest.final(recipe, contest.plan, 3600 * hours)
+    bpb = contest.final(recipe, contest.plan, 3600 * hours)["bpb"]
     return {"bpb": bpb, "search_seconds": 0.0, "final_seconds": 3600 * hours, "recipe": recipe.summary()}
 
 

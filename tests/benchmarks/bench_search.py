@@ -8,8 +8,8 @@
 
 A truncated proxy anneals within its own time. All search the same space, which is budgetlm's, laid around its default recipe; `hyperband+`, `tpe+` and
 `random+` are also given that recipe as their first trial, which nobody has who does not know its rules. Afterwards the recipe of each is trained
-for the target, and measured on the whole validation split. All time is processor time of one thread, so that contenders can work side by
-side and the machine may do something else besides.
+for the target, and measured on the whole validation split. A search has processor time of one thread, a final the steps that the throughput model
+foresees for that, so that contenders can work side by side and the machine may do something else besides.
 
     python -m tests.benchmarks.bench_search results.jsonl --seconds 300 --search 2 --seeds 3       # goes on where it ended
     python -m tests.benchmarks.bench_search results.jsonl --table
@@ -37,10 +37,10 @@ from budgetlm.config import StudyConfig, study_config
 from budgetlm.data.batches import validation_windows
 from budgetlm.passport import take_passport
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import at_target
+from budgetlm.recipe.scale import at_target, expected_speed
 from budgetlm.recipe.space import parameters_of, suggest
 from budgetlm.records import CurvePoint, read_records
-from budgetlm.search.plan import Plan, load_plan, make_plan, suited_vocabulary
+from budgetlm.search.plan import Plan, make_plan, suited_vocabulary
 from budgetlm.search.study import search
 from budgetlm.train import loop
 from budgetlm.train.calibrate import calibrate
@@ -101,11 +101,17 @@ class Contest:
     def truncated(self, recipe: Recipe, seconds: float) -> RunConfig:
         return replace(at_target(recipe, self.target, self.plan.world, self.seed), seconds=seconds)
 
-    def final(self, recipe: Recipe, plan: Plan, seconds: float) -> tuple[float, int]:
-        """Bits per byte on the whole validation split after training for `seconds`, and the parameters."""
-        trained = self.train(at_target(recipe, seconds, plan.world, seed=1000 + self.seed), recipe)
+    def final(self, recipe: Recipe, plan: Plan, seconds: float) -> dict:
+        """Bits per byte on the whole validation split after the steps that the throughput model foresees for `seconds`.
+
+        By steps, because even processor time buys less on a machine that does something else besides.
+        """
+        timed = at_target(recipe, seconds, plan.world, seed=1000 + self.seed)
+        tokens = expected_speed(timed, plan.world) * seconds
+        trained = self.train(replace(timed, seconds=0.0, steps=max(1, round(tokens / timed.batch_tokens))), recipe)
         windows = validation_windows(self.tokens.split("validation"), plan.world.context_length, 2**24)
-        return evaluate(trained.network, windows, self.tokens.bytes_V, micro_batch=8), trained.record.parameters
+        bpb = evaluate(trained.network, windows, self.tokens.bytes_V, micro_batch=8)
+        return {"bpb": bpb, "parameters": trained.record.parameters, "tokens": trained.record.tokens}
 
 
 def by_budgetlm(contest: Contest) -> Recipe:
@@ -116,10 +122,8 @@ def by_budgetlm(contest: Contest) -> Recipe:
             config = contest.study(contest.target, contest.budget)
             found = search(config, contest.cache, contest.clock, Watcher(), hire=lambda *_: Inline(contest.clock))
             assert found.choice
-            plan = load_plan(config.folder)
-            assert plan
             records = read_records(config.folder)
-            contest.plan, contest.trials = plan.learning(records), len({r.trial for r in records})
+            contest.trials = len({r.trial for r in records})
             recipe = next(r.recipe for r in records if r.trial == found.choice.trial)
         finally:
             os.chdir(before)
@@ -193,17 +197,16 @@ FIND: dict[str, Callable[[Contest], Recipe]] = {
 }
 
 
-def compete(contender: str, seed: int, options: argparse.Namespace) -> dict:
+def compete(contender: str, seed: int, options: argparse.Namespace, found: dict | None = None) -> dict:
+    """What a contender finds, or what it had `found`, and its final."""
     contest = Contest(options, seed)
-    if contender == "default":
-        seconds = contest.target + contest.budget
-        plan = contest.plan_for(seconds)
-        recipe = plan.default
-        bpb, size = contest.final(recipe, plan, seconds)
+    seconds = contest.target + contest.budget if contender == "default" else contest.target
+    plan = contest.plan_for(seconds)
+    if found:
+        recipe, contest.trials = recipe_from(found["recipe"]), found["trials"]
     else:
-        recipe = FIND[contender](contest)
-        bpb, size = contest.final(recipe, contest.plan, contest.target)
-    facts = {"bpb": bpb, "parameters": size, "recipe": asdict(recipe), "trials": contest.trials}
+        recipe = plan.default if contender == "default" else FIND[contender](contest)
+    facts = {"recipe": asdict(recipe), "trials": contest.trials, **contest.final(recipe, plan, seconds)}
     return {"contender": contender, "seed": seed, "seconds": options.seconds, "search": options.search, **facts}
 
 
@@ -249,13 +252,16 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "bench_search_cache"))
+    parser.add_argument("--finals", type=Path, help="results of earlier searches, whose finals alone are trained again")
     parser.add_argument("--table", action="store_true", help="print what is there")
     options = parser.parse_args()
     if not options.table:
         todo = list(wanted(options))
         tokens_of("stdlib", 4096)
         with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-            runs = [pool.submit(compete, name, seed, options) for name, seed in todo]
+            earlier = {(r["contender"], r["seed"]): r for r in read(options.finals)} if options.finals else {}
+            todo = [who for who in todo if who in earlier] if options.finals else todo
+            runs = [pool.submit(compete, *who, options, earlier.get(who)) for who in todo]
             for done in as_completed(runs):
                 with contextlib.suppress(KeyboardInterrupt), options.results.open("a") as file:
                     row = done.result()

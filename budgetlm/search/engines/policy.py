@@ -4,6 +4,7 @@ The bowl follows every run, because a fit takes milliseconds. The choice at the 
 surface (`forecast/table.py`, a second or two) expect: where scales are many the surface is the better one, where they are few the bowl is.
 """
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ DEAREST, CHEAPEST = 1 / 12, 1 / 400
 """Shares of the target's cost between which scales are climbed: dearer ones buy too few runs, cheaper ones are too far away."""
 FEWEST_SCALES = 3
 """So many scales where there are as many: with fewer a drift cannot be told from the optimum itself."""
+MOST_LIKE_IT = 1 / 3
+"""Of the scales within that window, so many are climbed: those whose tokens per parameter are nearest to the target's, as a miniature's are."""
 FEWEST_RUNS = 8
 """Below so many the bowl alone chooses: so few runs say nothing of a law."""
 DRAWS = 1000
@@ -130,10 +133,16 @@ class Ladder:
         # Scales within the window; where they are too few, those that are nearest to it.
         outside = {c: max(0.0, float(np.log(x / top)), float(np.log(CHEAPEST / x))) for c, x in cost.items()}
         ranked = sorted(outside, key=lambda c: (outside[c], -cost[c]))
-        within = [c for c in ranked if outside[c] == 0]
-        self._cells = within if len(within) >= FEWEST_SCALES else ranked[:FEWEST_SCALES]
+        within = sorted((c for c in ranked if outside[c] == 0), key=self._unlike)
+        enough = max(FEWEST_SCALES, math.ceil(MOST_LIKE_IT * len(within)))
+        self._cells = within[:enough] if len(within) >= FEWEST_SCALES else ranked[:FEWEST_SCALES]
         self._spent = dict.fromkeys(self._cells, 0.0)
         self._cost = cost
+
+    def _unlike(self, cell: int) -> float:
+        """How far a scale's tokens per parameter are from the target's, as a logarithm; 0 where compute is the only axis."""
+        away = self._table.scales[self._table.cells == cell].mean(axis=0) - self._table.target
+        return abs(float(away[-1] - away[0]))
 
     def next_cell(self) -> int | None:
         """The scale of the next run; None when none of them can be paid for."""
