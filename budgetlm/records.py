@@ -45,6 +45,8 @@ class CurvePoint:
     """Speed of the optimisation steps since the point before."""
     bpb: float | None = None
     """Bits per byte on the validation sample, where it was measured here."""
+    gradient_norm: float | None = None
+    """Norm of the last step's gradient before it was clipped; None in curves of old."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,10 @@ class RunRecord:
     predicted_peak_bytes: float = 0.0
     """Likewise."""
     passport: str = ""
+    place: int = 0
+    """Which of the search's devices it ran on."""
+    began_seconds: float | None = None
+    """How long the search had been at work when it began, pauses between two commands left out; None in records of old, and for finals."""
     why: str = ""
     """Why it was paid for, one of `REASONS`; empty in records of old."""
     cause: str = ""
