@@ -12,7 +12,6 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,14 @@ import numpy as np
 from budgetlm.errors import StudyError
 from budgetlm.forecast.history import Moment
 from budgetlm.receipts import Receipt
-from budgetlm.records import CurvePoint, RunRecord
-from budgetlm.report.facts import Account, Facts
+from budgetlm.records import CurvePoint, RunRecord, places_of_most_interest
+from budgetlm.report.facts import Account, Facts, points_for_each
 from budgetlm.studies import RunningRun
 
 DIGITS = 7
 """Significant digits of what is embedded of a record."""
-STEPS_OF_LOG = 2000
-"""A curve's numbers are kept to this part of themselves: 0.05 %."""
-MOST_POINTS, LEAST_POINTS, ALL_POINTS = 120, 10, 150_000
-"""Of a curve at most, of a curve at least, and of all curves together."""
+STEPS_OF_LOG, STEPS_OF_BPB = 2000, 100_000
+"""A curve's numbers are kept to this part of themselves, 0.05 %; bits per byte to 0.001 %."""
 PLACE = "study"
 """The id of the script that holds the data."""
 ZERO = -(10**6)
@@ -40,7 +37,7 @@ ZERO = -(10**6)
 def pack(value: Any) -> str:
     """Any JSON value as deflated base64, without a character that means something in HTML."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return base64.b64encode(zlib.compress(text.encode(), 6)).decode()
 
 
 def unpack(text: str) -> Any:
@@ -74,19 +71,17 @@ def as_values(facts: Facts) -> dict[str, Any]:
     values = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
     for name in ("accounts", "moments", "receipts", "running"):
         values[name] = _plain(values[name])
-    values["records"] = columns_of([flat(dataclasses.asdict(record)) for record in facts.records])
+    values["records"] = columns_of([flat(vars(record)) for record in facts.records])
     values["curves"] = curves_as_numbers(facts.curves)
     return values
 
 
 def facts_from(values: Mapping[str, Any]) -> Facts:
     """The facts behind their values."""
-    known = {field.name for field in dataclasses.fields(RunRecord)}
-    rows = [{k: v for k, v in nested(row).items() if k in known} for row in rows_of(values["records"])]
     return Facts(
         **{
             **values,
-            "records": [RunRecord(**row) for row in rows],
+            "records": records_from(values["records"]),
             "curves": curves_from(values["curves"]),
             "accounts": {name: Account(**account) for name, account in values["accounts"].items()},
             "moments": [Moment(**moment) for moment in values["moments"]],
@@ -94,6 +89,12 @@ def facts_from(values: Mapping[str, Any]) -> Facts:
             "running": [RunningRun(**run) for run in values["running"]],
         }
     )
+
+
+def records_from(packed: Mapping[str, Any]) -> list[RunRecord]:
+    """The records behind their columns; fields that a newer version added are left out."""
+    known = {field.name for field in dataclasses.fields(RunRecord)}
+    return [RunRecord(**{k: v for k, v in nested(row).items() if k in known}) for row in rows_of(packed)]
 
 
 def _plain(value: Any) -> Any:
@@ -167,75 +168,75 @@ def _rounded(value: Any) -> Any:
 
 
 def thinned(points: Sequence[CurvePoint], most: int) -> list[CurvePoint]:
-    """At most so many points of a curve, the first, the last and the extremes of the loss among them.
-
-    The curve is cut into stretches of equally many points, and of each the highest and the lowest stay.
-    """
-    if len(points) <= most:
-        return list(points)
-    loss = np.array([p.loss for p in points])
-    kept = {0, len(points) - 1}
-    for stretch in np.array_split(np.arange(1, len(points) - 1), max(1, (most - 2) // 2)):
-        kept |= {int(stretch[loss[stretch].argmin()]), int(stretch[loss[stretch].argmax()])} if len(stretch) else set()
-    return [points[i] for i in sorted(kept)]
+    """At most so many points of a curve, the extremes of its loss among them."""
+    return [points[place] for place in places_of_most_interest([p.loss for p in points], most)]
 
 
-def _logarithms(values: Sequence[float | None], unit: float = STEPS_OF_LOG) -> list[int | None]:
-    return [None if v is None else round(unit * math.log(v)) if v > 0 else ZERO for v in values]
+Codes = tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float | int]]
 
 
-def _exponentials(values: Sequence[int | None], unit: float = STEPS_OF_LOG) -> list[float | None]:
-    found = [None if v is None else 0.0 if v == ZERO else math.exp(v / unit) for v in values]
-    return [_rounded(v) for v in found]
+def _logarithmic(unit: float) -> Codes:
+    def encode(values: np.ndarray) -> np.ndarray:
+        return np.where(values > 0, np.round(unit * np.log(np.maximum(values, 1e-300))), ZERO)
+
+    def decode(number: int) -> float:
+        return 0.0 if number == ZERO else float(f"{math.exp(number / unit):.{DIGITS}g}")
+
+    return encode, decode
 
 
-CODES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "step": (list, list),
-    "tokens": (list, list),
-    "seconds": (_logarithms, _exponentials),
-    "loss": (_logarithms, _exponentials),
-    "lr": (_logarithms, _exponentials),
-    "tokens_per_second": (_logarithms, _exponentials),
-    "gradient_norm": (_logarithms, _exponentials),
-    "bpb": (partial(_logarithms, unit=1e5), partial(_exponentials, unit=1e5)),
+def _whole(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+CODES: dict[str, Codes] = {
+    "step": (_whole, int),
+    "tokens": (_whole, int),
+    "seconds": _logarithmic(STEPS_OF_LOG),
+    "loss": _logarithmic(STEPS_OF_LOG),
+    "lr": _logarithmic(STEPS_OF_LOG),
+    "tokens_per_second": _logarithmic(STEPS_OF_LOG),
+    "gradient_norm": _logarithmic(STEPS_OF_LOG),
+    "bpb": _logarithmic(STEPS_OF_BPB),
 }
 """Of each quantity of a curve: into whole numbers, and back."""
 
 
 def curves_as_numbers(curves: Mapping[str, Sequence[CurvePoint]]) -> dict[str, Any]:
-    """Curves as columns over all of them, thinned so that a page of many trials stays small."""
-    most = max(LEAST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, len(curves))))
+    """Curves as columns over all of them, thinned so that a page of many trials stays small.
+
+    Each number is the difference from the last one of its curve that there was, None where nothing was measured.
+    """
+    most = points_for_each(len(curves))
     kept = {run: thinned(points, most) for run, points in curves.items() if points}
+    lengths = [len(points) for points in kept.values()]
+    curve = np.repeat(np.arange(len(lengths)), lengths)
     columns: dict[str, list[int | None]] = {}
     for name, (encode, _) in CODES.items():
-        columns[name] = [n for points in kept.values() for n in _differences(encode([getattr(p, name) for p in points]))]
-    return {"runs": list(kept), "lengths": [len(points) for points in kept.values()], "columns": columns}
+        values = np.array([getattr(p, name) for points in kept.values() for p in points], dtype=float)
+        known = np.flatnonzero(np.isfinite(values))
+        numbers = encode(values[known]).astype(int)
+        first = np.diff(curve[known], prepend=-1) != 0
+        column: list[int | None] = [None] * len(values)
+        for place, number in zip(
+            known.tolist(), np.where(first, numbers, np.diff(numbers, prepend=0)).tolist(), strict=True
+        ):
+            column[place] = number
+        columns[name] = column
+    return {"runs": list(kept), "lengths": lengths, "columns": columns}
 
 
 def curves_from(packed: Mapping[str, Any]) -> dict[str, list[CurvePoint]]:
     """The curves behind their numbers."""
     curves, start = {}, 0
     for run, length in zip(packed["runs"], packed["lengths"], strict=True):
-        columns = {
-            name: decode(_sums(packed["columns"][name][start : start + length])) for name, (_, decode) in CODES.items()
-        }
+        columns: dict[str, list[Any]] = {}
+        for name, (_, decode) in CODES.items():
+            sums, last = [], 0
+            for number in packed["columns"][name][start : start + length]:
+                last += number or 0
+                sums.append(None if number is None else decode(last))
+            columns[name] = sums
         curves[run] = [CurvePoint(**{name: column[i] for name, column in columns.items()}) for i in range(length)]
         start += length
     return curves
-
-
-def _differences(values: Sequence[int | None]) -> list[int | None]:
-    """Each value less the last one that there was."""
-    found, last = [], 0
-    for value in values:
-        found.append(None if value is None else value - last)
-        last = last if value is None else value
-    return found
-
-
-def _sums(values: Sequence[int | None]) -> list[int | None]:
-    found, last = [], 0
-    for value in values:
-        last += value or 0
-        found.append(None if value is None else last)
-    return found

@@ -14,6 +14,8 @@ from budgetlm.receipts import Receipt, receipts
 from budgetlm.records import CurvePoint, RunRecord, read_curve, read_records
 from budgetlm.studies import IMPORTANCE, PLAN, PLAN_TEXT, RunningRun, forecast_kept, ledger_of, running_runs
 
+MOST_POINTS, LEAST_POINTS, ALL_POINTS = 120, 10, 150_000
+"""Of a curve at most, of a curve at least, and of all curves together."""
 SOURCE = Path(__file__).resolve().parents[2]
 
 
@@ -33,7 +35,7 @@ class Facts:
     name: str
     records: list[RunRecord]
     curves: dict[str, list[CurvePoint]]
-    """Of every run, thinned once they are embedded."""
+    """Of every run, thinned where there are many (`points_for_each`)."""
     plan: dict[str, Any]
     """`plan.json` without what only a scheduler needs."""
     plan_text: str
@@ -66,6 +68,11 @@ class Facts:
         return [r for r in self.records if r.kind == "final" and r.state == "done"]
 
 
+def points_for_each(curves: int) -> int:
+    """How many points each of so many curves may have in a page."""
+    return max(LEAST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, curves)))
+
+
 def collect(name: str, price_per_hour: float = 0.0) -> Facts:
     """The facts of a study.
 
@@ -89,7 +96,7 @@ def collect(name: str, price_per_hour: float = 0.0) -> Facts:
     return Facts(
         name=name,
         records=records,
-        curves={run: read_curve(folder, run) for run in names},
+        curves={run: read_curve(folder, run, points_for_each(len(names))) for run in names},
         plan={key: plan[key] for key in ("passport", "world", "rungs", "target_seconds", "space", "default", "data")},
         plan_text=(folder / PLAN_TEXT).read_text(),
         study_file=(folder / STUDY_FILE).read_text(),

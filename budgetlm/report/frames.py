@@ -36,7 +36,7 @@ HOURS_MORE = tuple(np.geomspace(1 / 64, 4, 25).tolist())
 def runs(records: Sequence[RunRecord]) -> pd.DataFrame:
     """A row a run, the record's fields as columns; nested ones joined by dots."""
     names = [field.name for field in dataclasses.fields(RunRecord)]
-    rows = [flat(dataclasses.asdict(record)) for record in records]
+    rows = [flat(vars(record)) for record in records]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=names)
 
 

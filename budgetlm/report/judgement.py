@@ -15,7 +15,7 @@ PLACES_OF_A_WAY, MOST_WAYS = 20, 40
 """At how many times trials are followed on their way to the target, and how many of the best are, beside as many of all."""
 MOST_LENGTHS = 8
 """Rungs that are among these times, the longest ones."""
-MOST_FITTED = 500
+MOST_FITTED = 250
 """Trials that the surface is fitted to for a page: those that climbed highest, and an even sample of the rest."""
 
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from budgetlm.config import STUDIES
 from budgetlm.errors import BudgetlmError, ConfigError
 from budgetlm.records import CURVES, RUNS
-from budgetlm.report.embedded import as_values, facts_from, pack
+from budgetlm.report.embedded import pack
 from budgetlm.report.facts import collect
 from budgetlm.report.page import page, page_data
 from budgetlm.studies import IMPORTANCE
@@ -41,14 +41,14 @@ class Followed:
         with self._lock:
             began, version = self._now(), self._changed()
             if version != self._version and (not self._version or began >= self._not_before):
-                self._data = pack(page_data(facts_from(as_values(collect(self.name)))))
+                self._data = pack(page_data(collect(self.name)))
                 self._version = version
                 self._not_before = self._now() + max(LEAST_SECONDS, COST_SHARE * (self._now() - began))
             return self._version, self._data
 
     def page(self) -> str:
         """The page itself."""
-        return page(facts_from(as_values(collect(self.name))), live=True)
+        return page(collect(self.name), live=True)
 
     def _changed(self) -> str:
         """A fingerprint of what the page is made from: sizes of files that only grow, and their number."""

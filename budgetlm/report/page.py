@@ -12,7 +12,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pandas as pd
 from budgetlm.budget.clock import duration
 from budgetlm.budget.ledger import SEARCH
 from budgetlm.report import effects, frames, words
-from budgetlm.report.embedded import DIGITS, PLACE, as_values, pack
+from budgetlm.report.embedded import DIGITS, PLACE, as_values, pack, records_from
 from budgetlm.report.facts import Facts
 from budgetlm.report.judgement import Judgement, judge
 
@@ -159,19 +159,22 @@ def page(facts: Facts, *, live: bool = False) -> str:
 
 
 def page_data(facts: Facts) -> dict[str, Any]:
-    """What the scripts draw from: facts, frames that failed or not, and words."""
+    """What the scripts draw from: facts, frames that failed or not, and words.
+
+    All of it comes from what is embedded, rounded as that is, so that a page can make itself again to the byte.
+    """
+    values = as_values(facts)
+    facts = replace(facts, records=records_from(values["records"]))
     judgement = judge(facts.records, facts.target_seconds)
     made = make_frames(facts, judgement)
     shown = {name: _columns(frame) if isinstance(frame, pd.DataFrame) else {"error": frame} for name, frame in made.items()}
-    del shown["runs"], shown["oracle"]  # they are among the facts
-    return {"facts": as_values(facts), "frames": shown, "words": _words(facts, judgement, made)}
+    return {"facts": values, "frames": shown, "words": _words(facts, judgement, made)}
 
 
 def make_frames(facts: Facts, judgement: Judgement) -> dict[str, pd.DataFrame | str]:
-    """Every frame by name, or the traceback of one that could not be made."""
+    """Every frame that the page draws by name, or the traceback of one that could not be made."""
     records = facts.records
     makers: dict[str, Callable[[], pd.DataFrame]] = {
-        "runs": lambda: frames.runs(records),
         "trials": lambda: frames.trials(records, judgement),
         "spending": lambda: frames.spending(facts.accounts),
         "timeline": lambda: frames.timeline(records),
@@ -183,7 +186,6 @@ def make_frames(facts: Facts, judgement: Judgement) -> dict[str, pd.DataFrame | 
         "effects": lambda: effects.effects(facts, judgement),
         "rate_by_batch": lambda: effects.rate_by_batch(facts, judgement),
         "depth_by_width": lambda: effects.depth_by_width(facts, judgement),
-        "oracle": lambda: frames.oracle(records),
         "receipts": lambda: frames.all_receipts(facts.receipts),
         "compression": lambda: frames.compression(records),
         "final_parts": lambda: frames.final_parts(facts),
@@ -222,7 +224,7 @@ def _words(facts: Facts, judgement: Judgement, made: Mapping[str, pd.DataFrame |
         "another_hour": words.another_hour(known.get("worth", none), search.stopped_because if search else ""),
         "importance": words.importance(known.get("importances", none), facts.importance["trials"]),
         "reasons": words.reasons(facts.records),
-        "oracle": words.oracle(known["oracle"]) if "oracle" in known else "",
+        "oracle": words.oracle(frames.oracle(facts.records)),
         "receipts": words.receipts(facts),
         "final": words.final(facts),
         "reproduce": words.reproduce(facts),

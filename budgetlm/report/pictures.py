@@ -1,5 +1,6 @@
 """The figures of a page as PNG and SVG files: a browser without a window draws them, as it would on a screen."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def write_pictures(page: Path, folder: Path) -> list[Path]:
     written = []
     try:
         with sync_playwright() as player:
-            browser = player.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+            browser = player.chromium.launch(executable_path=find_browser(), args=sandbox())
             try:
                 window = browser.new_page(
                     viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE, color_scheme="light"
@@ -55,6 +56,11 @@ def write_pictures(page: Path, folder: Path) -> list[Path]:
             "chromium`, or `playwright install chromium`)."
         ) from error
     return written
+
+
+def sandbox() -> list[str]:
+    """Chromium refuses to begin as root with its sandbox on, as in most containers."""
+    return ["--no-sandbox"] if os.geteuid() == 0 else []
 
 
 def find_browser() -> str | None:

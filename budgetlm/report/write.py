@@ -1,12 +1,14 @@
 """A study -> its files: the page, and what papers and scripts want of it (CSV, JSON, pictures)."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from budgetlm.errors import StudyError
 from budgetlm.files import checked_name, write_atomic
-from budgetlm.report.embedded import as_values, facts_from, read_page
+from budgetlm.report import frames
+from budgetlm.report.embedded import read_page
 from budgetlm.report.facts import Facts, collect
 from budgetlm.report.judgement import judge
 from budgetlm.report.page import as_json, make_frames, page
@@ -37,31 +39,35 @@ def facts_of_page(path: Path) -> Facts:
 def write_page(facts: Facts) -> Path:
     """Write a page, whole or not at all."""
     path = REPORTS / f"{facts.name}.html"
-    # What is embedded is rounded and thinned, and the page is made from that, so that it can make itself again to the byte.
-    write_atomic(path, page(facts_from(as_values(facts))))
+    write_atomic(path, page(facts))
     return path
 
 
 def write_csv(facts: Facts, folder: Path) -> list[Path]:
-    """Write every frame as a CSV file of its own; columns are explained where they are made (`report/frames.py`, `report/effects.py`)."""
-    written = []
-    for name, frame in _frames(facts).items():
-        path = folder / f"{name}.csv"
-        write_atomic(path, frame.to_csv(index=False))
-        written.append(path)
-    return written
+    """Write every frame as a CSV file of its own; columns are explained where they are made (`report/frames.py`, `report/effects.py`).
+
+    Raises:
+        StudyError: one of them could not be made; the others are written.
+    """
+    made = _all_frames(facts)
+    written = {name: folder / f"{name}.csv" for name, frame in made.items() if isinstance(frame, pd.DataFrame)}
+    for name, path in written.items():
+        write_atomic(path, made[name].to_csv(index=False))
+    broken = [f"{name}: {frame}" for name, frame in made.items() if isinstance(frame, str)]
+    if broken:
+        raise StudyError(
+            f"{len(written)} files are in {folder}, but of study {facts.name!r} could not be made {'; '.join(broken)}"
+        )
+    return list(written.values())
 
 
 def write_json(facts: Facts, path: Path) -> Path:
-    """Write all frames into one file: name -> rows."""
-    write_atomic(path, as_json(make_frames(facts, judge(facts.records, facts.target_seconds))))
+    """Write all frames into one file: name -> rows, or the error of one that could not be made."""
+    write_atomic(path, as_json(_all_frames(facts)))
     return path
 
 
-def _frames(facts: Facts) -> dict[str, pd.DataFrame]:
-    made = make_frames(facts, judge(facts.records, facts.target_seconds))
-    broken = {name: frame for name, frame in made.items() if isinstance(frame, str)}
-    if broken:
-        name, error = next(iter(broken.items()))
-        raise StudyError(f"the frame {name!r} of study {facts.name!r} could not be made: {error}")
-    return {name: frame for name, frame in made.items() if isinstance(frame, pd.DataFrame)}
+def _all_frames(facts: Facts) -> dict[str, Any]:
+    """What the page draws, and what it has among its facts."""
+    own = {"runs": frames.runs(facts.records), "oracle": frames.oracle(facts.records)}
+    return own | make_frames(facts, judge(facts.records, facts.target_seconds))

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from budgetlm.report.page import page
-from budgetlm.report.pictures import find_browser, write_pictures
+from budgetlm.report.pictures import find_browser, sandbox, write_pictures
 from tests.report.made import evil_facts, facts
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (`pip install playwright`)")
@@ -16,7 +16,7 @@ if not find_browser():
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as player:
-        found = player.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        found = player.chromium.launch(executable_path=find_browser(), args=sandbox())
         yield found
         found.close()
 

@@ -5,7 +5,6 @@ import pytest
 
 from budgetlm.errors import StudyError
 from budgetlm.report.embedded import (
-    LEAST_POINTS,
     as_values,
     columns_of,
     curves_as_numbers,
@@ -19,6 +18,7 @@ from budgetlm.report.embedded import (
     thinned,
     unpack,
 )
+from budgetlm.report.facts import LEAST_POINTS
 from tests.report.made import EVIL, curve, facts
 
 
