@@ -7,19 +7,22 @@ time on the wall in a headless Chromium for the rest, as median of three.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from budgetlm.report.facts import Facts
+from budgetlm.records import curve_path, read_curve
+from budgetlm.report.facts import Facts, points_for_each
 from budgetlm.report.page import page
 from budgetlm.report.pictures import find_browser, sandbox
 from tests.report.made import facts
@@ -57,6 +60,12 @@ def row(trials: int, what: str, size: float, written: float, usable: float | Non
 def ours(made: Facts, trials: int, folder: Path) -> None:
     """The page of budgetlm."""
     path = folder / "page.html"
+    for run, points in made.curves.items():
+        curve_path(folder, run).parent.mkdir(exist_ok=True)
+        curve_path(folder, run).write_text("".join(f"{json.dumps(asdict(point))}\n" for point in points))
+    most = points_for_each(len(made.curves))
+    read, _ = timed(lambda: [read_curve(folder, run, most) for run in made.curves])
+    row(trials, "budgetlm, its curves read", 0, read, None)
     seconds, text = timed(lambda: page(made))
     path.write_text(text)
     times = in_browser(path.as_uri(), READY["budgetlm"], "document.querySelector('th[data-key=bpb] button').click()")

@@ -106,7 +106,7 @@ const equalParameters = (c, rows, xs, ys, x, y) => {
       }
     if (points.length < 2) continue;
     c.marks.append("path").attr("class", "equal").attr("d", draw(points));
-    B.say(c, points.at(-1)[0] + 4, points.at(-1)[1] - 9, B.si(Number(level.toPrecision(2))), "equal-label");
+    if (c.width > 560) B.say(c, points.at(-1)[0] + 4, points.at(-1)[1] - 9, B.si(Number(level.toPrecision(2))), "equal-label");
   }
 };
 figures.depth_by_width = { frames: ["depth_by_width"], draw: host => map(host, "depth_by_width", "depth", "width", { lines: equalParameters }) };
