@@ -97,7 +97,7 @@ def search(
     from budgetlm.budget.clock import Clock
     from budgetlm.progress import make_watcher
 
-    watcher = make_watcher()
+    watcher = make_watcher(config.name)
     try:
         from budgetlm.search.study import search as run_search
 
@@ -323,7 +323,7 @@ def final(
     name = resolve(study)
     config = open_config(name)
     begin_again(config.train.allocator)
-    watcher = make_watcher()
+    watcher = make_watcher(name)
     try:
         from budgetlm.final import final as run_final
 
@@ -399,7 +399,7 @@ def run(
     total = hours or config.budget.hours / SEARCH_SHARE
     if not total:
         raise ConfigError("how much may be spent on everything? Give `--hours`, e.g. `budgetlm run --hours 24`.")
-    spent = run_all(enveloped(config, total), total, cache_folder(), Clock(), make_watcher)
+    spent = run_all(enveloped(config, total), total, cache_folder(), Clock(), lambda: make_watcher(config.name))
     if spent.final is None:
         print(f"budgetlm: study {config.name!r} is interrupted and settled; the same command goes on.", file=sys.stderr)
         raise typer.Exit(spent.search.exit_code)
@@ -414,16 +414,62 @@ def run(
 @app.command()
 def report(
     study: Annotated[str, typer.Option(help="Name of the study, or `best`; all of them if left out.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="One page for each study here, as without `--study`.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--from", help="Make it from a page that carries its study, which need not be here.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="A folder for the numbers behind the figures, a CSV file each.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="A file for all these numbers.")] = None,
+    png: Annotated[Path | None, typer.Option(help="A folder for the figures as PNG and SVG; needs a browser.")] = None,
+    watch: Annotated[bool, typer.Option(help="Serve the page on this machine alone; it follows the running study.")] = False,
+    port: Annotated[int, typer.Option(help="Where it is served; 0 for any that is free.", min=0, max=65535)] = 8765,
+    price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
 ) -> None:
-    """Write one self-contained HTML file per study under reports/."""
-    from budgetlm.report.facts import report as write
-    from budgetlm.studies import begun_studies, resolve
+    """Write one self-contained HTML file per study under reports/.
 
-    names = [resolve(study)] if study else begun_studies()
-    if not names:
+    budgetlm report --study demo        budgetlm report --watch        budgetlm report --from page.html --csv numbers/
+    """
+    if (study and every) or (page and (study or every or watch)):
+        raise ConfigError("of `--study`, `--all` and `--from` only one can be meant, and `--watch` follows a study here.")
+    from budgetlm.studies import begun_studies, newest_study, resolve
+
+    if watch:
+        _serve(resolve(study) if study else newest_study(), port)
+        return
+    from budgetlm.report.facts import collect
+    from budgetlm.report.write import facts_of_page, write_csv, write_json, write_page
+
+    names = [] if page else [resolve(study)] if study else begun_studies()
+    if not names and not page:
         raise BudgetlmError("there is no study to report on. Run `budgetlm search --hours …` first.")
-    for name in names:
-        typer.echo(write(name))
+    if as_json and len(names) > 1:
+        raise ConfigError(f"there are {len(names)} studies, and `--json` names one file. Name a study with `--study`.")
+    for facts in [facts_of_page(page)] if page else (collect(name, price_per_hour) for name in names):
+        written = write_page(facts)
+        typer.echo(written)
+        within = Path(facts.name) if len(names) > 1 else Path()
+        if csv:
+            typer.echo(f"{len(write_csv(facts, csv / within))} files in {csv / within}")
+        if as_json:
+            typer.echo(write_json(facts, as_json))
+        if png:
+            from budgetlm.report.pictures import write_pictures
+
+            typer.echo(f"{len(write_pictures(written, png / within))} files in {png / within}")
+
+
+def _serve(name: str, port: int) -> None:
+    """Serve a study's page until Ctrl-C."""
+    from budgetlm.report.live import HERE, make_server
+
+    server = make_server(name, port)
+    print(f"study {name}: http://{HERE}:{server.server_address[1]}/ follows it; Ctrl-C ends this.", file=sys.stderr)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
 
 
 @app.command()
@@ -448,11 +494,20 @@ def forecast(
 
 
 @app.command()
-def status(as_json: JsonOption = False) -> None:
+def status(
+    watch: Annotated[bool, typer.Option(help="Follow a running study on the terminal until Ctrl-C.")] = False,
+    study: Annotated[str, typer.Option(help="Which one to follow; the newest if left out.")] = "",
+    as_json: JsonOption = False,
+) -> None:
     """Show all studies and how they stand."""
     import dataclasses
 
-    from budgetlm.studies import status_of, study_names
+    from budgetlm.studies import newest_study, resolve, status_of, study_names
+
+    if watch and sys.stdout.isatty():
+        from budgetlm.view import follow
+
+        follow(resolve(study) if study else newest_study())
 
     rows = [status_of(name) for name in study_names()]
     if as_json:

@@ -14,7 +14,7 @@ from budgetlm.budget.ledger import SEARCH
 from budgetlm.config import BudgetConfig, StudyConfig
 from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.final import FinalResult, final
-from budgetlm.report.facts import report
+from budgetlm.report.write import report
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.study import Hire, SearchResult, search
 from budgetlm.studies import ledger_of

@@ -161,6 +161,18 @@ def read_lines_from(path: Path, offset: int) -> tuple[list[Any], int]:
     return values, offset + len(whole) + len(end)
 
 
+def read_whole_lines(path: Path) -> list[Any]:
+    """As `read_lines`, several times as fast where all lines are sound."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().rpartition(b"\n")[0]
+    try:
+        values: list[Any] = json.loads(b"[" + text.replace(b"\n", b",") + b"]")
+    except ValueError:
+        return read_lines(path)
+    return values
+
+
 def digest(value: Any) -> str:
     """A short fingerprint of anything that JSON can hold; equal values have equal fingerprints."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

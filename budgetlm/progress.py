@@ -4,21 +4,24 @@ import sys
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from budgetlm.records import CurvePoint
+from budgetlm.view import StudyView, bar
 from budgetlm.watch import Watcher
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def make_watcher() -> Watcher:
-    """The watcher that suits where stderr goes."""
-    return LiveWatcher() if sys.stderr.isatty() else PlainWatcher()
+def make_watcher(study: str | None = None) -> Watcher:
+    """The watcher that suits where stderr goes.
+
+    Args:
+        study: what is being worked on, where that is a study.
+    """
+    return LiveWatcher(study) if sys.stderr.isatty() else PlainWatcher()
 
 
 class PlainWatcher(Watcher):
@@ -65,14 +68,18 @@ class PlainWatcher(Watcher):
 
 
 class LiveWatcher(Watcher):
-    """A panel that is redrawn four times a second."""
+    """A panel that is redrawn four times a second: what is being prepared, and the study as it stands once it has begun.
 
-    def __init__(self) -> None:
+    Args:
+        study: its name; None where there is none.
+    """
+
+    def __init__(self, study: str | None = None) -> None:
         self._console = Console(stderr=True)
         self._started = False
-        self._spent = self._total = self._run_started = self._planned = self._done = self._amount = 0.0
-        self._working = self._title = self._best = ""
-        self._point: CurvePoint | None = None
+        self._done = self._amount = 0.0
+        self._working = ""
+        self._study = StudyView(study) if study else None
         self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True)
 
     def note(self, text: str) -> None:
@@ -84,24 +91,10 @@ class LiveWatcher(Watcher):
         self._start()
         self._working, self._done, self._amount = what, done, total
 
-    def budget(self, spent_seconds: float, total_seconds: float) -> None:
-        """Show it as a bar."""
+    def run(self, title: str, planned_seconds: float) -> None:  # noqa: ARG002  # the study's own files say more
+        """Preparation is over."""
         self._start()
-        self._spent, self._total, self._run_started = spent_seconds, total_seconds, time.monotonic()
-
-    def run(self, title: str, planned_seconds: float) -> None:
-        """Show it as the current run."""
-        self._start()
-        self._working, self._title, self._planned, self._point = "", title, planned_seconds, None
-        self._run_started = time.monotonic()
-
-    def point(self, point: CurvePoint) -> None:
-        """Show it beside the current run."""
-        self._point = point
-
-    def best(self, text: str) -> None:
-        """Show it."""
-        self._best = text
+        self._working = ""
 
     def close(self) -> None:
         """Take the panel away."""
@@ -115,36 +108,10 @@ class LiveWatcher(Watcher):
             self._started = True
 
     def _draw(self) -> Group:
-        rows: list[Table | Text] = []
+        rows: list[RenderableType] = []
         if self._working:
             of = f" of {self._amount:.1f}" if self._amount else ""
-            rows.append(_bar(self._working, self._done, self._amount or None, f"{self._done:.1f}{of} MB"))
-        running = time.monotonic() - self._run_started if self._title else 0.0
-        if self._total:
-            spent = min(self._total, self._spent + running)
-            rows.append(
-                _bar("budget", spent, self._total, f"{spent:.0f} of {self._total:.0f} s, {_clock(self._total - spent)} left")
-            )
-        if self._title:
-            rows.append(Text(self._title, overflow="ellipsis", no_wrap=True))
-            text = f"{running:.0f} of {self._planned:.0f} s"
-            if point := self._point:
-                text += f", step {point.step}, loss {point.loss:.3f}, {point.tokens_per_second:,.0f} tokens/s"
-            rows.append(_bar("run", min(running, self._planned), self._planned, text))
-        if self._best:
-            rows.append(Text(f"best so far  {self._best}", style="bold"))
+            rows.append(bar(self._working, self._done, self._amount or None, f"{self._done:.1f}{of} MB"))
+        elif self._study:
+            rows.append(self._study.draw())
         return Group(*rows)
-
-
-def _bar(name: str, done: float, total: float | None, text: str) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(width=12)
-    table.add_column(width=30)
-    table.add_column()
-    table.add_row(name, ProgressBar(total=total, completed=done, width=30, pulse=total is None), text)
-    return table
-
-
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -5,11 +5,12 @@ read records, never a live study. A folder of records becomes a DataFrame here.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from budgetlm.files import append_line, read_lines, read_lines_from
+from budgetlm.files import append_line, read_lines_from, read_whole_lines
 
 State = Literal["done", "diverged", "failed", "interrupted"]
 
@@ -45,6 +46,8 @@ class CurvePoint:
     """Speed of the optimisation steps since the point before."""
     bpb: float | None = None
     """Bits per byte on the validation sample, where it was measured here."""
+    gradient_norm: float | None = None
+    """Norm of the last step's gradient before it was clipped; None in curves of old."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,10 @@ class RunRecord:
     predicted_peak_bytes: float = 0.0
     """Likewise."""
     passport: str = ""
+    place: int = 0
+    """Which of the search's devices it ran on."""
+    began_seconds: float | None = None
+    """How long the search had been at work when it began, pauses between two commands left out; None in records of old, and for finals."""
     why: str = ""
     """Why it was paid for, one of `REASONS`; empty in records of old."""
     cause: str = ""
@@ -144,12 +151,32 @@ def append_point(folder: Path, run: str, point: CurvePoint) -> None:
     append_line(curve_path(folder, run), dataclasses.asdict(point))
 
 
-def read_curve(folder: Path, run: str) -> list[CurvePoint]:
-    """A run's curve by step; empty if it left none. Where a resumed run went over old ground, the newer points count."""
-    points: list[CurvePoint] = []
-    for line in read_lines(curve_path(folder, run)):
-        point = CurvePoint(**line)
-        while points and points[-1].step >= point.step:
-            points.pop()
-        points.append(point)
-    return points
+def read_curve(folder: Path, run: str, most: int | None = None) -> list[CurvePoint]:
+    """A run's curve by step; empty if it left none. Where a resumed run went over old ground, the newer points count.
+
+    Args:
+        most: no more points than that, the extremes of the loss among them (`places_of_most_interest`).
+    """
+    lines: list[dict[str, Any]] = []
+    for line in read_whole_lines(curve_path(folder, run)):
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append(line)
+    if most and len(lines) > most:
+        lines = [lines[place] for place in places_of_most_interest([line["loss"] for line in lines], most)]
+    return [CurvePoint(**line) for line in lines]
+
+
+def places_of_most_interest(values: Sequence[float], most: int) -> list[int]:
+    """Places of at most so many values, the first, the last and the extremes among them.
+
+    They are cut into stretches of equally many, and of each the highest and the lowest stay. Of so few all stay.
+    """
+    count = len(values)
+    if count <= most:
+        return list(range(count))
+    kept, stretches = {0, count - 1}, max(1, (most - 2) // 2)
+    for i in range(stretches):
+        stretch = range(1 + i * (count - 2) // stretches, 1 + (i + 1) * (count - 2) // stretches)
+        kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)} if stretch else set()
+    return sorted(kept)

@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from budgetlm.budget.ledger import SEARCH, Balance, Ledger, open_database
+from budgetlm.budget.ledger import SEARCH, Balance, Ledger, open_for_reading
 from budgetlm.config import STUDIES, STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.errors import StudyError
 from budgetlm.files import checked_name, read_json
@@ -19,6 +20,8 @@ from budgetlm.records import RunRecord, read_records
 
 DATABASE, LOCK, PLAN, PLAN_TEXT, IMPORTANCE = "study.db", "search.lock", "plan.json", "plan.txt", "importance.json"
 """Files of a study's folder, beside its records."""
+UNFINISHED = "unfinished"
+"""Runs that were begun (`search/unfinished.py`)."""
 FORECAST = "forecast.json"
 """In a final's folder: what was expected of it before it began."""
 REPORTS = Path("reports")
@@ -50,6 +53,19 @@ def begun_studies() -> list[str]:
     return [name for name in study_names() if (STUDIES / name / PLAN).exists()]
 
 
+def newest_study() -> str:
+    """The study that was worked on last.
+
+    Raises:
+        StudyError: none has begun.
+    """
+    begun = begun_studies()
+    if not begun:
+        raise StudyError("no study here has begun. Run `budgetlm search --hours …` first.")
+    touched = {name: [p.stat().st_mtime for p in (STUDIES / name).glob("*") if p.is_file()] for name in begun}
+    return max(begun, key=lambda name: max(touched[name]))
+
+
 def open_config(name: str) -> StudyConfig:
     """The configuration that a study was begun with.
 
@@ -66,7 +82,7 @@ def open_config(name: str) -> StudyConfig:
 
 
 def ledger_of(name: str) -> Ledger:
-    """The ledger of an existing study.
+    """The ledger of an existing study, for reading.
 
     Raises:
         StudyError: there is no such study, or it has spent nothing yet.
@@ -74,7 +90,7 @@ def ledger_of(name: str) -> Ledger:
     path = open_config(name).folder / DATABASE
     if not path.exists():
         raise StudyError(f"study {name!r} has no ledger yet: nothing was spent. Run `budgetlm search --study {name}`.")
-    return Ledger(open_database(path))
+    return Ledger(open_for_reading(path))
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,47 @@ def balance_as_dict(name: str, balance: Balance) -> dict[str, Any]:
         "by_purpose": balance.by_purpose,
         "stopped_because": balance.stopped_because,
     }
+
+
+@dataclass(frozen=True)
+class RunningRun:
+    """A run that was begun and has no outcome yet."""
+
+    run: str
+    trial: int
+    rung: int
+    """-1 for a final."""
+    planned_seconds: float
+    why: str
+    recipe: dict[str, Any]
+
+
+def running_runs(folder: Path, records: Sequence[RunRecord] | None = None) -> list[RunningRun]:
+    """The runs under way in a study, or cut off and to be gone on with; finals too.
+
+    Args:
+        folder: of the study.
+        records: of the study, where they are known already.
+    """
+    records = read_records(folder) if records is None else records
+    ended = {r.run for r in records if r.state != "interrupted"}
+    found = []
+    for kept in sorted((folder / UNFINISHED).glob("*/run.json")):
+        try:
+            value = json.loads(kept.read_text())
+            label, seconds = value["label"], float(value["config"]["seconds"])
+            found.append(
+                RunningRun(label["run"], label["trial"], label["rung"], seconds, label.get("why", ""), label["recipe"])
+            )
+        except (OSError, ValueError, KeyError, TypeError):  # it is being written, or ends this moment
+            continue
+    for home in sorted((folder / "finals").glob("final-trial*")):
+        named = re.fullmatch(r"final-trial(\d+)-(\d+)s-seed\d+", home.name)
+        if named and home.name not in ended and (home / "config.json").exists():
+            trial = int(named[1])
+            recipe = next((r.recipe for r in records if r.trial == trial), {})
+            found.append(RunningRun(home.name, trial, -1, float(named[2]), "final", recipe))
+    return [run for run in found if run.run not in ended]
 
 
 def target_seconds(folder: Path) -> float | None:

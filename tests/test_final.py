@@ -52,7 +52,7 @@ def test_where_all_runs_are_on_one_rung_a_final_has_no_forecast_and_says_so(sear
     assert json.loads((result.folder / "forecast.json").read_text())["mean"] is None
     _tell_final("tiny", result)
     assert "no forecast (ranks only: all runs are on one rung)" in capsys.readouterr().out
-    assert collect("tiny").forecast_kept is None
+    assert not collect("tiny").forecasts_kept
     assert status_of("tiny").best_forecast_bpb is None
 
 

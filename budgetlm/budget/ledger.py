@@ -6,6 +6,7 @@ heartbeat as its use is charged, and is given back when its holder ends. What is
 a moment, so no change of date or time zone, no suspension and no restart can create or destroy budget.
 """
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import NullPool
 
 from budgetlm.budget.clock import PURPOSES, Purpose
 from budgetlm.budget.holder import Holder, this_process
@@ -127,11 +129,31 @@ def open_database(path: Path, *, durable: bool = True) -> Engine:
     try:
         _METADATA.create_all(engine)
     except DatabaseError as error:
-        raise StudyError(
-            f"{path} cannot be used as a study's database ({error.orig}). If it was damaged, move the study's folder "
-            "away and start again; the records in `runs.jsonl` there are still readable."
-        ) from error
+        raise _unusable(path, error) from error
     return engine
+
+
+def open_for_reading(path: Path) -> Engine:
+    """An engine that can only read a study's database, and so never keeps a search waiting.
+
+    Raises:
+        StudyError: it is no such database.
+    """
+    address = f"{path.resolve().as_uri()}?mode=ro"
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(address, uri=True, timeout=10), poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            connection.execute(select(_ACCOUNTS.c.account).limit(1))
+    except DatabaseError as error:
+        raise _unusable(path, error) from error
+    return engine
+
+
+def _unusable(path: Path, error: DatabaseError) -> StudyError:
+    return StudyError(
+        f"{path} cannot be used as a study's database ({error.orig}). If it was damaged, move the study's folder "
+        "away and start again; the records in `runs.jsonl` there are still readable."
+    )
 
 
 class Ledger:

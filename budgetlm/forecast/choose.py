@@ -20,6 +20,8 @@ PROMOTED_SHARE = 1 / 3
 WITHIN_NOISE = 0.25
 """Trials that beat the chosen one with at least this probability are told apart from it by nothing but luck."""
 
+MOST_RIVALS = 300
+"""Trials that are compared all with all for the probability of being best."""
 RANKS_ONLY = "ranks only: all runs are on one rung"
 """What is said in place of a forecast where nothing is known of how losses fall from rung to rung."""
 EQUAL = 0.25
@@ -67,6 +69,23 @@ def _probabilities_better(many: Sequence[Forecast], other: Forecast) -> list[flo
     gaps = (other.means - means) / np.hypot(spreads, other.apart)
     better: list[float] = (ndtr(gaps) @ other.weights).tolist()
     return better
+
+
+def probabilities_best(forecasts: Mapping[int, Forecast], draws: int = 64, seed: int = 0) -> dict[int, float]:
+    """Probability of each trial to end below all others; 0 for those far behind the best `MOST_RIVALS`, which are not drawn.
+
+    Args:
+        draws: for each component of the mixtures.
+    """
+    rivals = sorted(forecasts, key=lambda n: forecasts[n].mean)[:MOST_RIVALS]
+    if not rivals:
+        return {}
+    chance, wins = np.random.default_rng(seed), np.zeros(len(rivals))
+    means, apart = (np.stack([getattr(forecasts[n], name) for n in rivals], axis=1) for name in ("means", "apart"))
+    for component, weight in enumerate(forecasts[rivals[0]].weights):
+        drawn = means[component] + apart[component] * chance.standard_normal((draws, len(rivals)))
+        wins += weight * np.bincount(drawn.argmin(axis=1), minlength=len(rivals)) / draws
+    return dict.fromkeys(forecasts, 0.0) | dict(zip(rivals, wins.tolist(), strict=True))
 
 
 def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[RunRecord]) -> bool:

@@ -6,9 +6,10 @@ what the runs of a trial have in common is their own level and their own exponen
 log-normals: trials stopped at different rungs are comparable, and the shorter the ladder, the wider the interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -16,7 +17,7 @@ from scipy.special import ndtr
 from budgetlm.forecast.errors import Errors
 from budgetlm.forecast.importance import Draws
 from budgetlm.forecast.points import Kinds, Points, Prior
-from budgetlm.forecast.surface import Mixture, fit_surface
+from budgetlm.forecast.surface import Mixture, Surface, fit_surface
 from budgetlm.forecast.traits import traits_of
 from budgetlm.records import RunRecord
 
@@ -32,6 +33,8 @@ DEPTH, SLOPE, DRIFT, WORD = 0.015, 1.5, 0.15, 2.0
 SIZE, COMPONENTS = 512, 128
 """Of a sample of the surface's parameters, and of a forecast, in components. With half of them two fits to the same runs differed by
 up to 0.03 bits per byte in the chosen trial, with these by 0.01 (docs/LOG.md)."""
+AT_ONCE, HALVINGS = 1000, 30
+"""Of quantiles of many forecasts: so many forecasts together, and so many halvings of the interval that holds one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +111,14 @@ class Forecaster:
 
     def fit(self, records: Sequence[RunRecord]) -> dict[int, Forecast]:
         """As the function `fit`."""
+        fitted = self.surface(records)
+        return fitted.at(self._target_seconds) if fitted else {}
+
+    def surface(self, records: Sequence[RunRecord]) -> "Fitted | None":
+        """The surface behind the forecasts, for whoever asks it for more than the target; None when there is nothing to learn from."""
         runs = usable(records)
         if not runs:
-            return {}
+            return None
         numbers = list(dict.fromkeys(r.trial for r in runs))
         place = {number: i for i, number in enumerate(numbers)}
         trial = np.array([place[r.trial] for r in runs])
@@ -124,11 +132,59 @@ class Forecaster:
         fitted = partial(fit_surface, points, loss, kinds, _prior(), Errors.of_trials(trial, u))
         surface = fitted(size=SIZE, like=self._known or fitted(size=SIZE).draws)
         self._known = surface.draws
-        wanted = Points(np.zeros((len(numbers), 1)), knobs)
-        level = np.tile([1.0, 0.0], (len(numbers), 1))
-        return dict(
-            zip(numbers, _forecasts(surface.mixture(wanted, np.arange(len(numbers)), level, COMPONENTS)), strict=True)
-        )
+        return Fitted(surface, self._target_seconds, numbers, [recipes[number] for number in numbers], knobs)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A study's runs on the surface: what its trials reach at any time, and what recipes would that nobody has tried."""
+
+    surface: Surface
+    target_seconds: float
+    numbers: list[int]
+    """Of the trials."""
+    recipes: list[dict[str, Any]]
+    """Theirs."""
+    knobs: np.ndarray
+    """Likewise, as the surface takes them."""
+
+    def at(self, seconds: float, trials: Sequence[int] | None = None) -> dict[int, Forecast]:
+        """Forecasts of trials, all of them if left out, for runs of `seconds`."""
+        return self.along([seconds], trials)[0]
+
+    def along(self, times: Sequence[float], trials: Sequence[int] | None = None) -> list[dict[int, Forecast]]:
+        """Forecasts of trials, all of them if left out, for runs of each of some lengths in seconds."""
+        place = {number: i for i, number in enumerate(self.numbers)}
+        chosen = np.array([place[number] for number in (self.numbers if trials is None else trials)], dtype=int)
+        groups = np.tile(chosen, len(times))
+        u = np.repeat(np.log(np.array(times) / self.target_seconds), len(chosen))
+        level = np.stack([np.ones_like(u), -u], axis=1)
+        found = _forecasts(self.surface.mixture(Points(u[:, None], self.knobs[groups]), groups, level, COMPONENTS))
+        numbers = [self.numbers[i] for i in chosen]
+        return [dict(zip(numbers, found[i * len(chosen) : (i + 1) * len(chosen)], strict=True)) for i in range(len(times))]
+
+    def draws_of(self, recipes: Sequence[Mapping[str, Any]], count: int) -> np.ndarray:
+        """Joint draws of what recipes reach in truth at the target, bits per byte, shape (count, recipes); tried ones count as new."""
+        knobs = np.concatenate(traits_of(recipes, self.recipes), axis=1)
+        return self.surface.sample(Points(np.zeros((len(knobs), 1)), knobs), count)[0]
+
+
+def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndarray:
+    """What `Forecast.quantile` says of many at once, shape (forecasts, shares)."""
+    found = np.zeros((len(forecasts), len(shares)))
+    for start in range(0, len(forecasts), AT_ONCE):
+        many = forecasts[start : start + AT_ONCE]
+        floors, means = np.stack([f.floors for f in many]), np.stack([f.means for f in many])
+        widths, weights = np.stack([f._widths for f in many]), np.stack([f.weights for f in many])
+        for column, share in enumerate(shares):
+            low, high = floors.min(axis=1), (floors + np.exp(means + 6 * widths)).max(axis=1)
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                above = np.log(np.maximum(middle[:, None] - floors, 1e-300))
+                below = (weights * ndtr((above - means) / widths)).sum(axis=1) < share
+                low, high = np.where(below, middle, low), np.where(below, high, middle)
+            found[start : start + len(many), column] = (low + high) / 2
+    return found
 
 
 def _prior() -> Prior:

@@ -1,6 +1,5 @@
 """Recipes as numbers: what the forecast may explain differences between trials by."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,23 +9,33 @@ LEAST_SPREAD = 1e-9
 """A number that varies less than this is one that was not searched."""
 
 
-def traits_of(recipes: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def traits_of(
+    recipes: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """What tells recipes from one another, each in units of its own spread among them.
 
     Numbers that are never 0 are taken by their logarithm; of words, there is an indicator for each but the first.
 
+    Args:
+        recipes: whose traits are wanted.
+        known: whose spread is the unit, and whose words are the words; the same recipes if left out.
+
     Returns:
-        Numbers, shape (recipes, numbers), and indicators, shape (recipes, words); what all recipes share is in neither.
+        Numbers, shape (recipes, numbers), and indicators, shape (recipes, words); what all known recipes share is in neither.
     """
+    known = recipes if known is None else known
     numbers, words = [], []
-    for name in sorted(set().union(*recipes)):
-        values = [recipe.get(name) for recipe in recipes]
+    for name in sorted(set().union(*known)):
+        values, wanted = ([recipe.get(name) for recipe in many] for many in (known, recipes))
         if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            measured = _measure([float(v) for v in values if v is not None])
-            numbers += [_scaled(measured)] if np.ptp(measured) > LEAST_SPREAD else []
+            unit, asked = (np.array([float(v) for v in many if v is not None]) for many in (values, wanted))
+            if unit.min() > 0:
+                unit, asked = np.log(unit), np.log(np.maximum(asked, unit.min()))
+            numbers += [_scaled(asked, unit)] if np.ptp(unit) > LEAST_SPREAD else []
         else:
-            kinds = sorted({str(v) for v in values})[1:]
-            words += [_scaled(np.array([float(str(v) == kind) for v in values])) for kind in kinds]
+            for kind in sorted({str(v) for v in values})[1:]:
+                unit, asked = (np.array([float(str(v) == kind) for v in many]) for many in (values, wanted))
+                words.append(_scaled(asked, unit))
     return _columns(numbers, len(recipes)), _columns(words, len(recipes))
 
 
@@ -34,10 +43,6 @@ def _columns(columns: list[np.ndarray], count: int) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else np.zeros((count, 0))
 
 
-def _measure(values: list[float]) -> np.ndarray:
-    return np.array([math.log(v) for v in values] if min(values) > 0 else values)
-
-
-def _scaled(column: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = (column - column.mean()) / column.std()
+def _scaled(column: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    scaled: np.ndarray = (column - unit.mean()) / unit.std()
     return scaled

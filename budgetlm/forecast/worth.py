@@ -34,22 +34,45 @@ def improvement(one: Forecast, leader: Forecast) -> Improvement:
     return Improvement(float(leader.weights @ ndtr(gap / width)), float(leader.weights @ _positive_part(gap, width)))
 
 
+def gain_of_trials(forecasts: Mapping[int, Forecast], count: int) -> float:
+    """What so many more trials are expected to gain over the best, if they are like the newest ones.
+
+    The least of `count` independent draws from the distribution of `gain_of_a_trial`; the integral of the probability that it is below x,
+    over all x below the best.
+    """
+    mean, spread, best = _newest(forecasts)
+    x = np.linspace(min(best, mean) - 8 * spread, best, 2001)
+    return float(np.trapezoid(1 - (1 - ndtr((x - mean) / spread)) ** count, x))
+
+
 def gain_of_a_trial(forecasts: Mapping[int, Forecast]) -> float:
     """What one more trial is expected to gain over the best, if it is like the newest ones.
 
     It is as if the next trial's quality were drawn from a normal distribution with the mean and spread of those.
     """
+    mean, spread, best = _newest(forecasts)
+    return float(_positive_part(np.array(best - mean), np.array(spread)))
+
+
+def _newest(forecasts: Mapping[int, Forecast]) -> tuple[float, float, float]:
+    """Mean and spread of the expected losses of the newest trials, and the least of all."""
     newest = sorted(forecasts)[-max(LEAST_RECENT, round(RECENT_SHARE * len(forecasts))) :]
     means = np.array([forecasts[n].mean for n in newest])
     best = min(f.mean for f in forecasts.values())
     spread = max(float(np.std(means, ddof=1)), 1e-9) if len(means) > 1 else 1e-9
-    return float(_positive_part(np.array(best - means.mean()), np.array(spread)))
+    return float(means.mean()), spread, best
 
 
 def gain_of_seconds(forecast: Forecast, seconds: float, target_seconds: float) -> float:
     """What the final would gain from so many device-seconds more: the slope of its power law, loss above E falling as time^-0.2."""
     above = forecast.mean - float(forecast.weights @ forecast.floors)
     return EXPONENT * above * seconds / target_seconds
+
+
+def gain_of_a_longer_final(forecast: Forecast, seconds: float, target_seconds: float) -> float:
+    """The same where so many seconds are no small part of the target: along the power law rather than its slope."""
+    above = forecast.mean - float(forecast.weights @ forecast.floors)
+    return float(above * (1 - (1 + seconds / target_seconds) ** -EXPONENT))
 
 
 def _positive_part(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:

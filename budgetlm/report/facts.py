@@ -1,68 +1,135 @@
-"""A study's folder -> what its page is told. Reads files and the ledger; never a live study, neither torch nor optuna."""
+"""A study's folder -> everything that its page is told. Reads files and the ledger; never a live study, neither torch nor optuna."""
 
+import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budgetlm.budget.ledger import SEARCH
+from budgetlm.budget.ledger import Ledger
 from budgetlm.config import STUDIES, STUDY_FILE
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json
-from budgetlm.recipe.recipe import recipe_from
-from budgetlm.records import read_records
-from budgetlm.report.page import StudyFacts, write_report
-from budgetlm.studies import (
-    IMPORTANCE,
-    PLAN,
-    PLAN_TEXT,
-    REPORTS,
-    choice_of,
-    finals_of,
-    forecast_kept,
-    ledger_of,
-    target_seconds,
-)
+from budgetlm.forecast.history import Moment, read_moments
+from budgetlm.receipts import Receipt, receipts
+from budgetlm.records import CurvePoint, RunRecord, read_curve, read_records
+from budgetlm.studies import IMPORTANCE, PLAN, PLAN_TEXT, RunningRun, forecast_kept, ledger_of, running_runs
+
+MOST_POINTS, LEAST_POINTS, ALL_POINTS = 120, 10, 150_000
+"""Of a curve at most, of a curve at least, and of all curves together."""
+SOURCE = Path(__file__).resolve().parents[2]
 
 
-def report(name: str) -> Path:
-    """Write the report of a study, and return its path.
+@dataclass(frozen=True)
+class Account:
+    """One account of the study's ledger. Device-seconds."""
+
+    budget_seconds: float
+    by_purpose: dict[str, float]
+    stopped_because: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A study as its page knows it: plain values, so that they can be carried in the page itself (`embedded.py`)."""
+
+    name: str
+    records: list[RunRecord]
+    curves: dict[str, list[CurvePoint]]
+    """Of every run, thinned where there are many (`points_for_each`)."""
+    plan: dict[str, Any]
+    """`plan.json` without what only a scheduler needs."""
+    plan_text: str
+    study_file: str
+    accounts: dict[str, Account]
+    importance: dict[str, Any]
+    """`trials`, `importance` and `intervals`, as the search has left them."""
+    moments: list[Moment]
+    forecasts_kept: dict[str, dict[str, float]]
+    """Final -> what was expected of it before it began."""
+    samples: dict[str, list[dict[str, str]]]
+    """Final -> beginnings and how the model goes on."""
+    receipts: list[Receipt]
+    """Of all studies beside this one, its own included."""
+    written_by: str
+    """The version of budgetlm, and its commit where it is known."""
+    price_per_hour: float = 0.0
+    """Of one device; 0 where nobody said."""
+    running: list[RunningRun] = field(default_factory=list)
+    """Begun and not ended."""
+
+    @property
+    def target_seconds(self) -> float:
+        """Device-seconds of the final that is searched for."""
+        return float(self.plan["target_seconds"])
+
+    @property
+    def finals(self) -> list[RunRecord]:
+        """The finished finals, oldest first."""
+        return [r for r in self.records if r.kind == "final" and r.state == "done"]
+
+
+def points_for_each(curves: int) -> int:
+    """How many points each of so many curves may have in a page."""
+    return max(LEAST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, curves)))
+
+
+def collect(name: str, price_per_hour: float = 0.0) -> Facts:
+    """The facts of a study.
+
+    Args:
+        price_per_hour: of one device, in any currency; 0 where it is not known.
 
     Raises:
         StudyError: there is no such study, or it has not begun.
     """
-    return write_report(collect(name), REPORTS / f"{name}.html")
-
-
-def collect(name: str) -> StudyFacts:
-    """Everything that the page shows beside the records."""
     folder = STUDIES / name
     ledger = ledger_of(name)
-    target = target_seconds(folder)
-    if target is None:
+    if not (folder / PLAN).exists():
         raise StudyError(f"study {name!r} has not begun its search. Run `budgetlm search --study {name}` first.")
+    records = read_records(folder)
+    running = running_runs(folder, records)
+    finals = {r.run: folder / "finals" / r.run for r in records if r.kind == "final"}
+    kept = {run: forecast_kept(home) for run, home in finals.items()}
+    samples = {run: home / "samples.json" for run, home in finals.items() if (home / "samples.json").exists()}
     plan = read_json(folder / PLAN)
-    balance = ledger.balance(SEARCH)
-    choice = choice_of(folder)
-    finals = finals_of(folder)
-    home = folder / "finals" / finals[-1].run if finals else folder
-    importance: dict[str, Any] = {"trials": 0, "importance": {}}
-    if (folder / IMPORTANCE).exists():
-        importance = read_json(folder / IMPORTANCE)
-    chosen = next((r.recipe for r in read_records(folder) if choice and r.trial == choice.trial), None)
-    return StudyFacts(
+    names = dict.fromkeys([*(r.run for r in records), *(r.run for r in running)])
+    return Facts(
         name=name,
-        folder=folder,
-        target_seconds=target,
-        budget_seconds=balance.budget_seconds,
-        stopped_because=balance.stopped_because,
-        by_account={account: ledger.balance(account).by_purpose for account in ledger.accounts()},
-        importance=importance["importance"],
-        importance_trials=importance["trials"],
-        parameters=[n for n, d in plan["space"].items() if d["kind"] != "Fixed" and len(d.get("values", (0, 1))) > 1],
-        default=recipe_from(plan["default"]).summary(),
-        passport=plan["passport"],
-        plan=(folder / PLAN_TEXT).read_text(),
+        records=records,
+        curves={run: read_curve(folder, run, points_for_each(len(names))) for run in names},
+        plan={key: plan[key] for key in ("passport", "world", "rungs", "target_seconds", "space", "default", "data")},
+        plan_text=(folder / PLAN_TEXT).read_text(),
         study_file=(folder / STUDY_FILE).read_text(),
-        forecast_kept=forecast_kept(home),
-        samples=read_json(home / "samples.json") if (home / "samples.json").exists() else [],
-        chosen_recipe=recipe_from(chosen).summary() if chosen else "",
+        accounts={account: _account(ledger, account) for account in ledger.accounts()},
+        importance=read_json(folder / IMPORTANCE) if (folder / IMPORTANCE).exists() else {"trials": 0, "importance": {}},
+        moments=read_moments(folder),
+        forecasts_kept={run: forecast for run, forecast in kept.items() if forecast},
+        samples={run: read_json(path) for run, path in samples.items()},
+        receipts=receipts().finals,
+        written_by=_version(plan),
+        price_per_hour=price_per_hour,
+        running=running,
     )
+
+
+def _account(ledger: Ledger, name: str) -> Account:
+    balance = ledger.balance(name)
+    return Account(balance.budget_seconds, {p: s for p, s in balance.by_purpose.items() if s}, balance.stopped_because)
+
+
+def _version(plan: dict[str, Any]) -> str:
+    """The version that searched, and the commit of this code where it lies in a checkout of its own."""
+    version = f"budgetlm {plan['passport'].get('budgetlm', '')}".strip()
+    if not (SOURCE / ".git").exists():
+        return version
+    try:
+        asked = subprocess.run(  # noqa: S603  # no part of it is from outside
+            ["git", "-C", str(SOURCE), "rev-parse", "--short", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}, page written at commit {asked.stdout.strip()}"

@@ -18,6 +18,7 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
 from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, Forecaster
+from budgetlm.forecast.history import append_moment, moment
 from budgetlm.forecast.worth import improvement
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
@@ -110,11 +111,14 @@ class Seat:
 
     lease: Lease
     meter: Meter
+    place: int = 0
     held_seconds: float = 0.0
     """What the lease was last made to hold, and when."""
     held_at: float = 0.0
     step: Step | None = None
     run: Unfinished | None = None
+    began_at: float = 0.0
+    """The clock when the run was begun."""
     before: dict[Purpose, float] = field(default_factory=dict)
 
     def hold(self, seconds: float) -> bool:
@@ -153,6 +157,9 @@ class Scheduler:
         """Why there is nothing more to pay for."""
         self.stopping_since: float | None = None
         self._learnt = (-1, site.plan)
+        earlier = [r.began_seconds + r.seconds for r in site.records() if r.began_seconds is not None]
+        self.worked_since = site.clock.now() - max(earlier, default=0.0)
+        """When the search began on this clock, had it never paused."""
 
     def run(self) -> str:
         """Hand out work until there is a reason to stop; returns the reason.
@@ -251,7 +258,7 @@ class Scheduler:
             seat = self.seats[place]
             seat.step, seat.run = step, run
             seat.meter.bill(run.label.run)
-            seat.before = dict(seat.meter.spent)
+            seat.before, seat.began_at = dict(seat.meter.spent), self.site.clock.now()
             self.site.watcher.run(_title(step, run), run.config.seconds)
             curve_path(self.site.folder, run.label.run).parent.mkdir(parents=True, exist_ok=True)
             job = RungJob(
@@ -301,7 +308,7 @@ class Scheduler:
                 lease = self.site.ledger.lease(SEARCH, seconds)
             except BudgetExhausted:
                 return False
-            self.seats[place] = Seat(lease, Meter(self.site.clock, lease.charge))
+            self.seats[place] = Seat(lease, Meter(self.site.clock, lease.charge), place)
         return self.seats[place].hold(seconds)
 
     def _new_trial(self) -> Step:
@@ -408,7 +415,15 @@ class Scheduler:
         seat.meter.bill("study")
         spent: Mapping[str, float] = {str(p): s for p, s in seat.spent().items() if s}
         record = self._judge(run, outcome) if isinstance(outcome, Failure) else outcome
-        record = replace(record, seconds=sum(spent.values()), by_purpose=dict(spent), **run.predicted)
+        began = seat.began_at - self.worked_since
+        record = replace(
+            record,
+            seconds=sum(spent.values()),
+            by_purpose=dict(spent),
+            place=seat.place,
+            began_seconds=began,
+            **run.predicted,
+        )
         append_record(self.site.folder, record)
         seat.step = seat.run = None
         self.dry = False
@@ -491,9 +506,12 @@ class Scheduler:
         forget_all_but(self.site.trunks, configs)
 
     def _show_best(self) -> None:
-        choice = choose(self.site.records(), self.site.plan.target_seconds, self.site.forecasts())
+        forecasts = self.site.forecasts()
+        choice = choose(self.site.records(), self.site.plan.target_seconds, forecasts)
         if choice:
-            self.site.watcher.best(f"trial {choice.trial} of {len(self.site.forecasts())}: {choice.expected}")
+            self.site.watcher.best(f"trial {choice.trial} of {len(forecasts)}: {choice.expected}")
+            spent = self.site.ledger.balance(SEARCH).charged_seconds
+            append_moment(self.site.folder, moment(choice, forecasts, spent))
 
 
 def _title(step: Step, run: Unfinished) -> str:

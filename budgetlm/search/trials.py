@@ -5,6 +5,7 @@ the memory, an error that it would meet again) is infeasible: the sampler learns
 bad luck with its machine is failed, which teaches the sampler nothing.
 """
 
+import math
 import warnings
 from pathlib import Path
 
@@ -23,6 +24,8 @@ NEAR, EVEN = 9, 3
 """After the default recipe, as many trials as TPE would otherwise draw evenly from the whole space; and every which of them still is."""
 LEAST_FOR_IMPORTANCE = 8
 """Fewer trials than that say nothing of which parameter matters."""
+RESAMPLES, MOST_RESAMPLED = 30, 400
+"""For the intervals of importances: how often trials are drawn anew, and from how many at most."""
 
 
 def open_storage(folder: Path) -> optuna.storages.BaseStorage:
@@ -106,11 +109,38 @@ class Trials:
 
     def importance(self) -> tuple[int, dict[str, float]]:
         """How many trials have a value, and by PED-ANOVA (arXiv:2304.10255) each parameter's importance, if they are enough."""
+        trials, names = self._for_importance()
+        return len(trials), _importances(self._study, names) if names else {}
+
+    def importance_intervals(self) -> dict[str, tuple[float, float]]:
+        """Central 80 % of each parameter's importance over the trials drawn anew with replacement: how much it is chance.
+
+        Of many trials it takes an even excerpt, so that it stays a matter of seconds.
+        """
+        trials, names = self._for_importance()
+        if not names:
+            return {}
+        chance, found = np.random.default_rng(self._seed), []
+        trials = trials[:: math.ceil(len(trials) / MOST_RESAMPLED)]
+        for _ in range(RESAMPLES):
+            study = optuna.create_study(direction="minimize")
+            study.add_trials([trials[i] for i in chance.integers(len(trials), size=len(trials))])
+            if all(len({t.params.get(n) for t in study.get_trials(deepcopy=False)} - {None}) > 1 for n in names):
+                found.append(_importances(study, names))
+        if not found:
+            return {}
+        lows, highs = np.quantile([[one[name] for name in names] for one in found], (0.1, 0.9), axis=0).tolist()
+        return {name: (low, high) for name, low, high in zip(names, lows, highs, strict=True)}
+
+    def _for_importance(self) -> tuple[list[optuna.trial.FrozenTrial], list[str]]:
+        """Trials with a value, and the parameters that differ among them; none of these where that says nothing."""
         trials = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         names = [n for n in searched(self._space) if len({t.params.get(n) for t in trials} - {None}) > 1]
-        if len(trials) < LEAST_FOR_IMPORTANCE or len(names) < 2:
-            return len(trials), {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        return len(trials), dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator, params=names))
+        return trials, names if len(trials) >= LEAST_FOR_IMPORTANCE and len(names) > 1 else []
+
+
+def _importances(study: optuna.Study, names: list[str]) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=names))

@@ -12,9 +12,9 @@ from pathlib import Path
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json, write_json
 from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.studies import UNFINISHED
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 
-UNFINISHED = "unfinished"
 SETTLED = "run.json"
 
 

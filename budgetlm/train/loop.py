@@ -106,6 +106,9 @@ class Stepper:
     pieces = 1
     """Parts that each sequence is cut into."""
 
+    gradient_norm = math.nan
+    """Of the latest step, before it was clipped."""
+
     meanwhile: Callable[[], None] | None = None
     """Done in every step once the device has all its work, before it is waited for."""
 
@@ -151,8 +154,9 @@ class Stepper:
             optimizer.zero_grad(set_to_none=not config.cuda_graphs)
         if self.meanwhile:
             self.meanwhile()
-        mean, length = torch.stack([torch.stack(losses).sum(), norm]).tolist()  # the one time that the device is waited for
-        return mean if math.isfinite(length) else math.nan
+        losses_and_norm = torch.stack([torch.stack(losses).sum(), norm])
+        mean, self.gradient_norm = losses_and_norm.tolist()  # the one time that the device is waited for
+        return mean if math.isfinite(self.gradient_norm) else math.nan
 
 
 def train(
@@ -408,6 +412,7 @@ class _Run:
             lr=lr,
             tokens_per_second=tokens / seconds if seconds else 0.0,
             bpb=bpb,
+            gradient_norm=self.stepper.gradient_norm if math.isfinite(self.stepper.gradient_norm) else None,
         )
         self.pending = []
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step >= 5 else 0.0
