@@ -45,6 +45,12 @@ ProxyOption = Annotated[
     str | None,
     typer.Option(help="What stands for a recipe on a rung: miniature, or truncate for its own shape in less time."),
 ]
+LimitOption = Annotated[
+    float | None, typer.Option(help="Most that the final's weights may weigh on the disk, in megabytes; 0 for no limit.")
+]
+ObjectivesOption = Annotated[
+    str | None, typer.Option(help="What recipes are judged by: loss, or loss,size or loss,latency.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
 ]
@@ -83,12 +89,15 @@ def search(
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
 
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
-    config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, seed, proxy))
+    wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+    config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, **wanted))
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.search.ahead import load_ahead
@@ -131,15 +140,14 @@ def _sections(
     device: str | None,
     devices: int | None,
     threads: int | None,
-    seed: int | None = None,
-    proxy: str | None = None,
+    **search: object,
 ) -> dict[str, dict[str, object]]:
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": data},
         "train": {"device": device, "devices": devices, "threads": threads},
-        "search": {"seed": seed, "proxy": proxy},
+        "search": search,
     }
 
 
@@ -174,6 +182,8 @@ def doctor(
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -190,7 +200,8 @@ def doctor(
 
     watcher = make_watcher()
     try:
-        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, proxy=proxy))
+        wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, **wanted))
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
         checks = [Check("settings", "fault", str(error))]
@@ -219,6 +230,8 @@ def plan(
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
     price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -235,7 +248,8 @@ def plan(
 
     elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
     here = None if elsewhere else device
-    config = _search_config(study, file, _sections(hours, target_hours, data, here, devices, threads, proxy=proxy))
+    wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+    config = _search_config(study, file, _sections(hours, target_hours, data, here, devices, threads, **wanted))
     if config.budget.hours == 0:
         raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
     watcher = make_watcher()
@@ -359,6 +373,8 @@ def _tell_final(name: str, result: "FinalResult") -> None:
         said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
     typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
+    if record.model_bytes:
+        typer.echo(f"size: {result.size}")
     typer.echo(
         f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs"
     )
@@ -380,6 +396,8 @@ def run(
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
 ) -> None:
     """Search, train the final and report within one budget.
 
@@ -387,7 +405,8 @@ def run(
 
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
-    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed, proxy))
+    wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, **wanted))
     begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 

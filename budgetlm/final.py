@@ -24,7 +24,7 @@ from budgetlm.files import new_folder, read_json, write_json
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.interrupt import StopRequest
-from budgetlm.model.export import save_model
+from budgetlm.model.export import save_model, weights_bytes
 from budgetlm.model.generate import generate
 from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
@@ -62,6 +62,17 @@ class FinalResult:
     already_done: bool
     exit_code: int = 0
     """0, or what the process should end with because it was asked to stop (`interrupt.py`)."""
+    limit_bytes: int = 0
+    """Most that its weights were to weigh; 0 for no limit."""
+
+    @property
+    def size(self) -> str:
+        """What its weights weigh on the disk, beside the limit, in words."""
+        weighs = f"{self.record.model_bytes / 1e6:,.3f} MB of weights on the disk"
+        if not self.limit_bytes:
+            return weighs
+        kept = "is kept" if self.record.model_bytes <= self.limit_bytes else "is NOT kept"
+        return f"{weighs}; the limit of {self.limit_bytes / 1e6:,.4g} MB {kept}"
 
 
 def final(
@@ -97,6 +108,7 @@ def final(
     number, why = (choice.trial, "chosen") if trial is None else (trial, "asked for")
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
+    limit = plan.world.max_model_bytes
     name = f"final-trial{number:04d}-{seconds:.0f}s-seed{seed}"
     home = folder / "finals" / name
     home.mkdir(parents=True, exist_ok=True)
@@ -110,11 +122,11 @@ def final(
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (home / "samples.json").exists():
             samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
-            return FinalResult(recipe.summary(), done, home, forecast, samples, share, already_done=True)
+            return FinalResult(recipe.summary(), done, home, forecast, samples, share, True, limit_bytes=limit)
         run = _Final(config, plan, recipe, number, why, name, home, seconds, seed, cache, clock, watcher)
         record, samples, code = run.go(forecast)
         share = _utilisation(record, plan)
-        return FinalResult(recipe.summary(), record, home, forecast, samples, share, already_done=False, exit_code=code)
+        return FinalResult(recipe.summary(), record, home, forecast, samples, share, False, code, limit)
     finally:
         watcher.close()
         lock.release()
@@ -241,6 +253,7 @@ class _Final:
         if record.state == "done":
             with new_folder(self.home / "model") as new:
                 save_model(new, trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
+                record = replace(record, model_bytes=weights_bytes(new))
                 write_json(new / "recipe.json", asdict(record))
             samples = write_samples(trained.network, tokens, lambda: meter.clock.now() > deadline)
             write_json(self.home / "samples.json", samples)

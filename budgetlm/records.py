@@ -25,6 +25,11 @@ REASONS = {
 }
 """Why a run was paid for, in words."""
 
+COSTS = {"size": "predicted_model_bytes", "latency": "predicted_token_ms"}
+"""What a study may weigh against the loss, and the field of a record that says how much of it a recipe's artefact takes."""
+OBJECTIVES = ("loss", *(f"loss,{cost}" for cost in COSTS))
+"""What a study may be about."""
+
 RUNS = "runs.jsonl"
 CURVES = "curves"
 
@@ -91,6 +96,12 @@ class RunRecord:
     """What the oracle said before the run was paid for; 0 where it was not asked."""
     predicted_peak_bytes: float = 0.0
     """Likewise."""
+    predicted_model_bytes: float = 0.0
+    """Bytes of the recipe's artefact at the target, as foretold; 0 where nobody asked."""
+    predicted_token_ms: float = 0.0
+    """Milliseconds in which that artefact would write a token, alone and from nothing, as foretold."""
+    model_bytes: int = 0
+    """Bytes of the weights as they were written; finals only."""
     passport: str = ""
     why: str = ""
     """Why it was paid for, one of `REASONS`; empty in records of old."""

@@ -78,6 +78,11 @@ def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_tex
     write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50})
 
 
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the weights in a folder that `save_model` wrote: what a limit of size is about."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
     """A model that `save_model` wrote, its tokenizer, and its end-of-text id.
 

@@ -286,8 +286,19 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
 
 def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False, averaged: bool = False) -> int:
     """Bytes on the disk: a checkpoint's weights, their average and two moments (some optimizers keep fewer), an exported model's."""
+    return FP32 * parameters(model) * (3 + averaged) * checkpoints + exported * exported_bytes(model)
+
+
+TENSOR_HEADER_BYTES = 128
+"""What a tensor's name, shape and place take in the head of a safetensors file, at most."""
+
+
+def exported_bytes(model: ModelConfig) -> int:
+    """Bytes of the weights' file of an exported model, its head included; a norm after the embedding makes two embeddings of one."""
     parted = model.vocab_size * model.width if model.norm_embedding and model.tie_embeddings else 0
-    return FP32 * (parameters(model) * ((3 + averaged) * checkpoints + exported) + exported * parted)
+    tensors = model.depth * (len(block_matrices(model)) + 4) + 3
+    numbers = parameters(model) + parted - model.norm_embedding * model.width
+    return FP32 * numbers + TENSOR_HEADER_BYTES * tensors
 
 
 def _moments_of_a_pass(

@@ -31,6 +31,7 @@ from budgetlm.model.size import (
     parameters,
     training_memory,
 )
+from budgetlm.recipe.artefact import artefact_bytes
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
@@ -87,6 +88,10 @@ class World:
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents."""
     proxy: Proxy = "miniature"
+    objectives: str = "loss"
+    """What recipes are judged by (`records.OBJECTIVES`)."""
+    max_model_bytes: int = 0
+    """Most that the final's artefact may weigh; 0 for no limit."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
@@ -171,6 +176,11 @@ def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
     return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
 
 
+def size_violation(recipe: Recipe, world: World) -> float:
+    """Megabytes (1e6 bytes) by which the final's artefact would exceed the study's limit; 0 or less where it keeps it, or there is none."""
+    return (artefact_bytes(model_of(recipe, world), recipe) - world.max_model_bytes) / 1e6 if world.max_model_bytes else 0.0
+
+
 def fits(model: ModelConfig, world: World) -> bool:
     """Whether a shape can be trained at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
     return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], world, 1) <= world.usable_bytes
@@ -199,7 +209,12 @@ def _unchecked(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> R
 
 
 def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
-    """The run, if it fits the memory."""
+    """The run, if it fits the memory, and its artefact the limit."""
+    if too_large(config.model, recipe, world):
+        raise ConfigError(
+            f"{recipe.summary()} would weigh {artefact_bytes(config.model, recipe) / 1e6:,.3g} MB, but `search.max_model_mb` is "
+            f"{world.max_model_bytes / 1e6:,.3g}. Narrow `space.width` or `space.depth`, or raise it."
+        )
     needed = expected_peak_bytes(config, world)
     if needed > world.fitting_bytes(config.compact_heap):
         raise ConfigError(
@@ -207,6 +222,11 @@ def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
             f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
         )
     return config
+
+
+def too_large(model: ModelConfig, recipe: Recipe, world: World) -> bool:
+    """Whether a shape of the recipe's kind would weigh more than the study allows."""
+    return 0 < world.max_model_bytes < artefact_bytes(model, recipe)
 
 
 def at_rung(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:
@@ -229,8 +249,9 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
         return whole
     tokens_at_target = expected_tokens(recipe, whole.model, recipe.batch_tokens, target_seconds, world)
     kept = tokens_at_target / compute_parameters(whole.model)
+    shapes = _shapes(whole.model, seconds / target_seconds)
     shape = min(
-        _shapes(whole.model, seconds / target_seconds),
+        (s for s in shapes if not too_large(s, recipe, world)),  # a final may be longer than the target
         key=lambda s: _distance(s, kept, recipe, seconds, world),
     )
     tokens = expected_tokens(recipe, shape, _batch(recipe, seconds / target_seconds), seconds, world)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, round_width
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, exported_bytes, round_width
 from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
 from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS, World, fits
 from budgetlm.train.config import OPTIMIZERS
@@ -152,7 +152,10 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def default_recipe(target_seconds: float, world: World) -> Recipe:
-    """A sensible recipe by rule of thumb: compute-optimal size at the measured speed, the rest by Step Law."""
+    """A sensible recipe by rule of thumb: compute-optimal size at the measured speed, the rest by Step Law.
+
+    Where the artefact would weigh more than the study allows, it is the largest that does not, trained for longer.
+    """
     model, tokens = _optimal_model(target_seconds, world)
     n = body_parameters(model)
     batch = math.exp(-0.556) * tokens**BATCH_BY_TOKENS
@@ -162,43 +165,69 @@ def default_recipe(target_seconds: float, world: World) -> Recipe:
         width=model.width,
         batch_tokens=max(1, round(batch / world.context_length)) * world.context_length,
         peak_lr=float(f"{min(MOST_DEFAULT_LR, lr):.3g}"),
+        norm_embedding=model.norm_embedding,
     )
 
 
 def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, float]:
-    """The shape that reaches 20 tokens per parameter of its blocks in the target's time, of those that fit the memory; and those tokens."""
+    """The shape that reaches 20 tokens per parameter of its blocks in the target's time, of those that fit the memory; and those tokens.
+
+    Where it would weigh too much, the one of those that do not that comes nearest. There a norm after the embedding, which makes two embeddings of
+    one in the artefact, is done without, and the shape may be up to twice as deep.
+    """
     best: tuple[float, ModelConfig, float] | None = None
-    optimizer = str(PARAMETERS["optimizer"].default)
     for width in range(2 * WIDTH_STEP, 4096 + 1, WIDTH_STEP):
-        # Narrow models are best with an aspect of about 32, wide ones of 64 and more.
-        depth = max(1, round(width / min(96, 32 + width / 16)))
-        model = ModelConfig(
-            vocab_size=world.vocab_size,
-            context_length=world.context_length,
-            depth=depth,
-            width=width,
-            document_end=world.document_end,
-        )
-        speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, optimizer)
-        tokens = speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
-        miss = abs(math.log(tokens / body_parameters(model) / TOKENS_PER_PARAMETER))
+        model = _usual_model(width, world)
         if best and not fits(model, world):
             break
+        miss, tokens = _miss(model, target_seconds, world)
         if best is None or miss < best[0]:
             best = (miss, model, tokens)
         if tokens / body_parameters(model) < TOKENS_PER_PARAMETER / 4:
             break
     assert best is not None
-    return best[1], best[2]
+    if not 0 < world.max_model_bytes < exported_bytes(best[1]):
+        return best[1], best[2]
+    lean = [
+        replace(_usual_model(w, world), norm_embedding=False) for w in range(2 * WIDTH_STEP, best[1].width + 1, WIDTH_STEP)
+    ]
+    shapes = [replace(model, depth=depth) for model in lean for depth in range(model.depth, 2 * model.depth + 1)]
+    fitting = [model for model in shapes if exported_bytes(model) <= world.max_model_bytes and fits(model, world)] or lean[
+        :1
+    ]
+    _, tokens, model = min(((*_miss(model, target_seconds, world), model) for model in fitting), key=lambda found: found[0])
+    return model, tokens
+
+
+def _usual_model(width: int, world: World) -> ModelConfig:
+    """A shape of this width. Narrow models are best with an aspect of about 32, wide ones of 64 and more."""
+    return ModelConfig(
+        vocab_size=world.vocab_size,
+        context_length=world.context_length,
+        depth=max(1, round(width / min(96, 32 + width / 16))),
+        width=width,
+        norm_embedding=True,
+        document_end=world.document_end,
+    )
+
+
+def _miss(model: ModelConfig, target_seconds: float, world: World) -> tuple[float, float]:
+    """How far a shape is from 20 tokens per parameter in the target's time, in logarithms; and its tokens."""
+    optimizer = str(PARAMETERS["optimizer"].default)
+    speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, optimizer)
+    tokens = speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
+    return abs(math.log(tokens / body_parameters(model) / TOKENS_PER_PARAMETER)), tokens
 
 
 def default_space(default: Recipe, world: World) -> Space:
-    """Ranges around the default recipe."""
+    """Ranges around the default recipe; where size or latency count, down to a quarter of it, and with what makes artefacts light."""
     step = max(WIDTH_STEP, 2 ** int(math.log2(max(1, default.width // 8))))
-    low_width = max(2 * WIDTH_STEP, default.width // 2 // step * step)
+    down = 2 if world.objectives == "loss" else 4
+    low_width = max(2 * WIDTH_STEP, default.width // down // step * step)
+    counts = world.max_model_bytes > 0 or world.objectives != "loss"
     context = world.context_length
     return {
-        "depth": Range(low=max(1, default.depth // 2), high=max(3, 2 * default.depth)),
+        "depth": Range(low=max(1, default.depth // down), high=max(3, 2 * default.depth)),
         "width": Range(low=low_width, high=max(low_width + step, 2 * default.width // step * step), step=step),
         "batch_tokens": Range(
             low=max(context, default.batch_tokens // 4), high=max(4 * context, 4 * default.batch_tokens), log=True
@@ -218,7 +247,7 @@ def default_space(default: Recipe, world: World) -> Space:
         "ema": Fixed(0.0),
         "kv_groups": Fixed(1),
         "mlp_ratio": Fixed(3.0),
-        "norm_embedding": Fixed(True),
+        "norm_embedding": Choices((True, False)) if counts else Fixed(True),
         "tie_embeddings": Fixed(True),
     }
 

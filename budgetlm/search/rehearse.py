@@ -14,6 +14,7 @@ from budgetlm.config import StudyConfig
 from budgetlm.data.tokens import Tokens
 from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
+from budgetlm.recipe.artefact import artefact_bytes, token_milliseconds
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed, model_of
 from budgetlm.records import RunRecord
@@ -50,6 +51,10 @@ class Stage:
     """Predicted memory of a run."""
     disk_bytes: int
     """Most that its checkpoints take at a time, and for a final the exported model."""
+    model_bytes: int
+    """That the weights of its artefact would weigh."""
+    token_ms: float
+    """Milliseconds in which it would write a token, as foretold."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,11 @@ class Rehearsal:
     target_hours: float
     trials: int
     refused: int
-    """Trials that the oracle refused: their finals would not fit the memory."""
+    """Trials that the oracle refused: their finals would not fit the memory, or their artefacts not keep the limit."""
+    objectives: str
+    """What recipes are judged by."""
+    max_model_bytes: int
+    """Most that the final's artefact may weigh; 0 for no limit."""
     rungs: list[Stage]
     final: Stage
     epochs: float
@@ -106,6 +115,8 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
         target_hours=config.budget.target_hours,
         trials=len({r.trial for r in records}),
         refused=simulation.refused,
+        objectives=world.objectives,
+        max_model_bytes=world.max_model_bytes,
         rungs=stages,
         final=final,
         epochs=final.tokens / world.train_tokens,
@@ -141,6 +152,8 @@ def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
         disk_bytes=saved_bytes(
             model, checkpoints=KEEP + 1, exported=seconds == plan.target_seconds, averaged=config.ema > 0
         ),
+        model_bytes=artefact_bytes(model, recipe),
+        token_ms=token_milliseconds(model, recipe, plan.world.speed),
     )
 
 

@@ -9,6 +9,7 @@ from their checkpoints, and trials that Optuna still calls running are told what
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, Forecaster
 from budgetlm.forecast.worth import improvement
 from budgetlm.model.size import compute_parameters, parameters
+from budgetlm.recipe.artefact import artefact_bytes, token_milliseconds
+from budgetlm.recipe.limit import fitted
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import at_rung, expected_peak_bytes, expected_speed, memory_violation
+from budgetlm.recipe.scale import at_rung, expected_peak_bytes, expected_speed, memory_violation, model_of, size_violation
 from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
 from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
@@ -161,7 +164,8 @@ class Scheduler:
             StudyError: what went wrong would go wrong with every trial.
         """
         self._take_over()
-        self.trials.begin_with(self.site.plan.default)
+        plan = self.site.plan
+        self.trials.begin_with(plan.default, partial(fitted, space=plan.space, world=plan.world))
         self._show_best()
         try:
             while self._hand_out():
@@ -305,7 +309,7 @@ class Scheduler:
         return self.seats[place].hold(seconds)
 
     def _new_trial(self) -> Step:
-        """A new trial, of a recipe whose final fits the memory; the sampler learns from those that would not.
+        """A new trial, of a recipe whose final fits the memory and the limit of size; the sampler learns from those that would not.
 
         Raises:
             StudyError: hardly any recipe of the space fits.
@@ -313,14 +317,20 @@ class Scheduler:
         plan = self.plan()
         for _ in range(MOST_REFUSED):
             number, recipe = self.trials.ask()
-            excess = memory_violation(recipe, plan.target_seconds, plan.world)
-            if excess <= 0:
+            memory = memory_violation(recipe, plan.target_seconds, plan.world)
+            size = size_violation(recipe, plan.world)
+            if max(memory, size) <= 0:
                 self.untold.add(number)
                 return Step(number, recipe, 0, why="new" if number else "default")
-            self.trials.tell_infeasible(number, "memory_gib", excess)
+            self.trials.tell_infeasible(number, {"memory_gib": memory, "size_mb": size})
+        what = (
+            f"need more memory than the {plan.world.usable_bytes / 2**30:.1f} GiB that there are for a run, the last one by {memory:.1f} GiB"
+            if memory > 0
+            else f"weigh more than `search.max_model_mb` = {plan.world.max_model_bytes / 1e6:.3g} allows, the last one by {size:.3g} MB"
+        )
         raise StudyError(
-            f"{MOST_REFUSED} recipes in a row need more memory than the {plan.world.usable_bytes / 2**30:.1f} GiB that there are "
-            f"for a run, the last one by {excess:.1f} GiB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
+            f"{MOST_REFUSED} recipes in a row {what}. Narrow `space.width` or `space.depth`, or raise "
+            f"{'`train.memory_gb`' if memory > 0 else 'the limit'}."
         )
 
     def plan(self) -> Plan:
@@ -370,9 +380,13 @@ class Scheduler:
             append_record(self.site.folder, record)
             self._decide(step, record)
             return None
+        # By the plan as it was settled: what is weighed against each other must not depend on when it was asked for.
+        model = model_of(step.recipe, plan.world)
         predicted = {
             "predicted_tokens_per_second": expected_speed(config, plan.world),
             "predicted_peak_bytes": expected_peak_bytes(config, plan.world),
+            "predicted_model_bytes": artefact_bytes(model, step.recipe),
+            "predicted_token_ms": token_milliseconds(model, step.recipe, self.site.plan.world.speed),
         }
         return begin(self.site.folder, label, config, predicted)
 
@@ -468,7 +482,7 @@ class Scheduler:
             # As bad as knowing nothing: a finite value teaches the sampler to stay away, which a failure would not.
             self.trials.tell(trial, self.site.tokens.facts.uniform_bpb)
         elif record and record.state == "failed" and record.cause not in TRANSIENT:
-            self.trials.tell_infeasible(trial, record.cause, 1.0)
+            self.trials.tell_infeasible(trial, {record.cause: 1.0})
         else:
             self.trials.tell_failed(trial)
         self.untold.discard(trial)

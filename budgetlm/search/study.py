@@ -32,7 +32,17 @@ from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.ladder import plan_rungs
-from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, usual_shape, vocabulary_of
+from budgetlm.search.plan import (
+    Measure,
+    Plan,
+    check_limit,
+    describe,
+    load_plan,
+    make_plan,
+    memory_of,
+    usual_shape,
+    vocabulary_of,
+)
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
@@ -78,7 +88,8 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
     """
     folder = config.folder
     check_settings(config)
-    _rungs(config, load_plan(folder))  # an impossible budget is refused before anything is paid for or written
+    _rungs(config, load_plan(folder))  # an impossible budget or limit is refused before anything is paid for or written
+    check_limit(config)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)

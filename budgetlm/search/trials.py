@@ -6,6 +6,7 @@ bad luck with its machine is failed, which teaches the sampler nothing.
 """
 
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,21 +52,26 @@ class Trials:
         self._study.sampler = make_sampler(seed * 100_003 + len(self._study.get_trials(deepcopy=False)), sampler)
         self._asked: dict[int, optuna.Trial] = {}
         self._first: Recipe | None = None
+        self._fit: Callable[[Recipe], Recipe] = lambda recipe: recipe
 
-    def begin_with(self, recipe: Recipe) -> None:
+    def begin_with(self, recipe: Recipe, fit: Callable[[Recipe], Recipe] | None = None) -> None:
         """Make a recipe the first trial, and recipes near it two of every three of the next ones.
 
         TPE draws its first trials evenly from the whole space, most of which the laws know to be bad. A third of them still are, in case the
         laws are wrong here; later ones come from a mixture that always holds that even density too.
+
+        Args:
+            recipe: the first one.
+            fit: brings one near it within the study's limits.
         """
-        self._first = recipe
+        self._first, self._fit = recipe, fit or self._fit
 
     def ask(self) -> tuple[int, Recipe]:
         """A new trial: its number and its recipe."""
         known = len(self._study.get_trials(deepcopy=False))
         if self._first and known <= NEAR and known % EVEN != EVEN - 1:
             chance = np.random.default_rng((self._seed, known))
-            begun = near(self._first, self._space, chance) if known else self._first
+            begun = self._fit(near(self._first, self._space, chance)) if known else self._first
             self._study.enqueue_trial(parameters_of(begun, self._space))
         trial = self._study.ask()
         recipe = suggest(trial, self._space)
@@ -84,15 +90,15 @@ class Trials:
         """The trial is worth so much, in bits per byte at the target."""
         self._study.tell(self._asked.pop(number), bpb)
 
-    def tell_infeasible(self, number: int, what: str, excess: float) -> None:
+    def tell_infeasible(self, number: int, violations: Mapping[str, float]) -> None:
         """The trial's recipe cannot be.
 
         Args:
-            what: is exceeded, e.g. `memory_gb`.
-            excess: by how much; above 0.
+            violations: of each constraint, e.g. `memory_gib`, by how much it is broken; 0 or less where it is kept.
         """
         trial = self._asked.pop(number)
-        trial.set_constraint(what, excess)
+        for what, excess in violations.items():
+            trial.set_constraint(what, excess)
         self._study.tell(trial, state=TrialState.PRUNED)
 
     def tell_failed(self, number: int) -> None:

@@ -34,7 +34,7 @@ class Simulation:
     records: list[RunRecord]
     """Of its runs, in the order in which they ended."""
     refused: int
-    """Trials that the oracle refused: their finals would not fit the memory."""
+    """Trials that the oracle refused: their finals would not fit the memory, or their artefacts not keep the limit."""
     stopped_because: str
 
 

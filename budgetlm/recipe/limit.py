@@ -1,0 +1,142 @@
+"""Recipes under a limit on what their artefacts weigh: the smallest that a space has, and the nearest of a recipe that keeps the limit."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from budgetlm.errors import ConfigError
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters
+from budgetlm.recipe.artefact import artefact_bytes
+from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.scale import World, model_of, size_violation
+from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space
+
+SWITCHES = ("norm_embedding", "tie_embeddings", "kv_groups", "mlp_ratio")
+"""What changes an artefact's weight beside depth and width."""
+
+
+def fitted(recipe: Recipe, space: Space, world: World) -> Recipe:
+    """The recipe itself where it keeps the limit; else the one of the space that is nearest to it and does.
+
+    Depth and width shrink together as far as they must, the aspect kept as well as can be; only where the smallest shape does not help, what else
+    weighs something takes its lightest value.
+
+    Raises:
+        ConfigError: nothing in the space is that small; the message says how small it gets.
+    """
+    if size_violation(recipe, world) <= 0:
+        return recipe
+    for one in (recipe, _lightest(recipe, space, world)):
+        shrunk = [
+            replace(one, depth=d, width=w)
+            for d, w in itertools.product(*(_up_to(one, n, space) for n in ("depth", "width")))
+        ]
+        fitting = [s for s in shrunk if _keeps(s, world)]
+        if fitting:
+            aspect = math.log(recipe.width / recipe.depth)
+            return max(fitting, key=lambda r: _size(r, world) - 0.5 * abs(math.log(r.width / r.depth) - aspect))
+    raise too_small(_least_bytes(recipe, space, world), world.max_model_bytes)
+
+
+def limited(space: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:
+    """A space without depths and widths of which no recipe keeps the limit, and the default recipe fitted to it.
+
+    Raises:
+        ConfigError: as `fitted`.
+    """
+    if not world.max_model_bytes:
+        return space, default
+    default, narrowed = fitted(default, space, world), dict(space)
+    lightest = _lightest(default, space, world)
+    least = replace(lightest, depth=_least(space["depth"]), width=_least(space["width"]))
+    for name, domain in space.items():
+        if isinstance(domain, Range) and name in ("depth", "width"):
+            widest = _sized(least, name, int(domain.high))
+            possible = [v for v in _up_to(widest, name, space) if _keeps(_sized(least, name, v), world)]
+            narrowed[name] = replace(domain, high=max(possible, default=domain.low))
+    return narrowed, default
+
+
+def _sized(recipe: Recipe, name: str, value: int) -> Recipe:
+    return replace(recipe, depth=value) if name == "depth" else replace(recipe, width=value)
+
+
+def _keeps(recipe: Recipe, world: World) -> bool:
+    return _possible(recipe, world) and size_violation(recipe, world) <= 0
+
+
+def too_small(least: int, limit: int) -> ConfigError:
+    """What to say of a limit that nothing in a space keeps."""
+    return ConfigError(
+        f"`search.max_model_mb` is {limit / 1e6:,.3g}, but the smallest model that the space allows weighs {math.ceil(least / 1e3) / 1e3:,.6g} MB. Raise the "
+        "limit, widen `[space]` downwards (`depth`, `width`), or take a smaller vocabulary (`data.vocab_size`)."
+    )
+
+
+def least_artefact_bytes(space: Space, vocab_size: int, context_length: int) -> int:
+    """Bytes of the smallest artefact that a space allows, which may be unfinished: what it leaves open is as small as it would be made."""
+    open_ones: Space = {"depth": Fixed(1), "width": Fixed(2 * WIDTH_STEP), "norm_embedding": Choices((True, False))}
+    whole = open_ones | space
+    start = Recipe(depth=1, width=WIDTH_STEP, batch_tokens=1, peak_lr=1e-3)
+    sizes = []
+    for recipe in _corners(replace(start, depth=_least(whole["depth"]), width=_least(whole["width"])), whole):
+        try:
+            model = ModelConfig(
+                vocab_size=vocab_size,
+                context_length=context_length,
+                **{n: getattr(recipe, n) for n in ("depth", "width", *SWITCHES)},
+            )
+        except ConfigError:  # too few heads for the groups
+            continue
+        sizes.append(artefact_bytes(model, recipe))
+    return min(sizes, default=0)
+
+
+def _least_bytes(recipe: Recipe, space: Space, world: World) -> int:
+    smallest = _lightest(replace(recipe, depth=_least(space["depth"]), width=_least(space["width"])), space, world)
+    return artefact_bytes(model_of(smallest, world), smallest)
+
+
+def _lightest(recipe: Recipe, space: Space, world: World) -> Recipe:
+    """The recipe with whatever else weighs something at its lightest."""
+    possible = [r for r in _corners(recipe, space) if _possible(r, world)]
+    return min(possible, key=lambda r: artefact_bytes(model_of(r, world), r), default=recipe)
+
+
+def _corners(recipe: Recipe, space: Space) -> Iterator[Recipe]:
+    """The recipe with every combination of extreme values of the switches."""
+    names = [name for name in SWITCHES if name in space]
+    for values in itertools.product(*(_extremes(space[name]) for name in names)):
+        yield replace(recipe, **dict(zip(names, values, strict=True)))
+
+
+def _extremes(domain: Domain) -> Sequence[Any]:
+    if isinstance(domain, Range):
+        return (domain.low, domain.high)
+    return domain.values if isinstance(domain, Choices) else (domain.value,)
+
+
+def _least(domain: Domain) -> int:
+    return int(min(_extremes(domain)))
+
+
+def _up_to(recipe: Recipe, name: str, space: Space) -> list[int]:
+    """The values of a size that the space has, up to the recipe's."""
+    domain, most = space[name], getattr(recipe, name)
+    if not isinstance(domain, Range):
+        return [v for v in _extremes(domain) if v <= most]
+    return list(range(int(domain.low), most + 1, domain.step or 1))
+
+
+def _possible(recipe: Recipe, world: World) -> bool:
+    try:
+        model_of(recipe, world)
+    except ConfigError:
+        return False
+    return True
+
+
+def _size(recipe: Recipe, world: World) -> float:
+    return math.log(body_parameters(model_of(recipe, world)))
