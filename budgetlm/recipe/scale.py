@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
+from budgetlm.compress.apply import Compression
+from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import (
     WIDTH_STEP,
@@ -87,6 +89,8 @@ class World:
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents."""
     proxy: Proxy = "miniature"
+    teacher: str = ""
+    """Folder or Hugging Face id of the model that `distil` learns from."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
@@ -133,6 +137,31 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         tie_embeddings=recipe.tie_embeddings,
         document_end=world.document_end,
     )
+
+
+def compression_of(recipe: Recipe, world: World) -> Compression:
+    """How the recipe compresses its model.
+
+    Raises:
+        ConfigError: its options make no sense together.
+    """
+    return Compression(
+        option=recipe.compression,
+        sparsity=recipe.sparsity,
+        scope=recipe.prune_scope,  # type: ignore[arg-type]  # checked by Compression
+        start=recipe.prune_start,
+        end=recipe.prune_end,
+        qat_share=recipe.qat_share,
+        teacher=world.teacher,
+        distil_weight=recipe.distil_weight,
+        distil_temperature=recipe.distil_temperature,
+        distil_top_k=recipe.distil_top_k,
+    )
+
+
+def deployed_bytes(recipe: Recipe, world: World) -> int:
+    """Bytes of the recipe's model at the target as it would be deployed, compressed (`compress/layout.py`)."""
+    return artefact_bytes(model_of(recipe, world), compression_of(recipe, world))
 
 
 def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
@@ -304,6 +333,7 @@ def _run_config(
         bf16_is_fast=world.bf16_is_fast,
         compile=world.compiles(seconds),
         cuda_graphs=world.compile == "graphs",
+        compression=compression_of(recipe, world),
         device=world.device,
         seed=seed,
     )

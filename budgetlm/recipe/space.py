@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from budgetlm.compress.apply import BY_NAME, SCOPES, canonical
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, round_width
 from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
@@ -34,8 +35,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "weight_decay_schedule": DECAY_SCHEDULES,
     "norm_embedding": (True, False),
     "tie_embeddings": (True, False),
+    "prune_scope": SCOPES,
 }
-INTEGERS = ("depth", "width", "batch_tokens", "kv_groups")
+INTEGERS = ("depth", "width", "batch_tokens", "kv_groups", "distil_top_k")
 LIMITS: dict[str, tuple[float, float]] = {
     "depth": (1, 256),
     "width": (WIDTH_STEP, 32_768),
@@ -51,7 +53,26 @@ LIMITS: dict[str, tuple[float, float]] = {
     "ema": (0, 1),
     "kv_groups": (1, 64),
     "mlp_ratio": (0.25, 16),
+    "sparsity": (0, 0.99),
+    "prune_start": (0, 1),
+    "prune_end": (0, 1),
+    "qat_share": (0, 1),
+    "distil_weight": (0, 1),
+    "distil_temperature": (0.01, 100),
+    "distil_top_k": (0, 2**20),
 }
+COMPRESSION = (
+    "compression",
+    "sparsity",
+    "prune_scope",
+    "prune_start",
+    "prune_end",
+    "qat_share",
+    "distil_weight",
+    "distil_temperature",
+    "distil_top_k",
+)
+"""What of a recipe says how its model is compressed; nothing of it is searched by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +134,9 @@ def read_space(table: Mapping[str, Any]) -> Space:
 
 
 def _read_range(name: str, table: Mapping[str, Any]) -> Range:
-    if name in CHOICES:
-        raise ConfigError(f"space.{name} is a choice, not a range. Give a list of {', '.join(map(str, CHOICES[name]))}.")
+    if name in CHOICES or name == "compression":
+        known = CHOICES.get(name, ("none", *BY_NAME))
+        raise ConfigError(f"space.{name} is a choice, not a range. Give a list of {', '.join(map(str, known))}.")
     for key in table:
         if key not in ("low", "high", "log", "step"):
             raise unknown_key(key, ["low", "high", "log", "step"], f"space.{name}")
@@ -132,6 +154,8 @@ def _read_range(name: str, table: Mapping[str, Any]) -> Range:
 
 
 def _checked(name: str, value: Any) -> Any:
+    if name == "compression":
+        return canonical(str(value))
     if name in CHOICES:
         if value not in CHOICES[name] or isinstance(value, bool) != isinstance(CHOICES[name][0], bool):
             known = ", ".join(map(str, CHOICES[name]))
@@ -220,6 +244,7 @@ def default_space(default: Recipe, world: World) -> Space:
         "mlp_ratio": Fixed(3.0),
         "norm_embedding": Fixed(True),
         "tie_embeddings": Fixed(True),
+        **{name: Fixed(PARAMETERS[name].default) for name in COMPRESSION},
     }
 
 
