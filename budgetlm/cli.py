@@ -373,7 +373,7 @@ def _tell_final(name: str, result: "FinalResult") -> None:
         said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
     typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
-    if record.model_bytes:
+    if record.artefact_bytes:
         typer.echo(f"size: {result.size}")
     typer.echo(
         f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs"

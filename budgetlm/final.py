@@ -68,10 +68,10 @@ class FinalResult:
     @property
     def size(self) -> str:
         """What its weights weigh on the disk, beside the limit, in words."""
-        weighs = f"{self.record.model_bytes / 1e6:,.3f} MB of weights on the disk"
+        weighs = f"{self.record.artefact_bytes / 1e6:,.3f} MB of weights on the disk"
         if not self.limit_bytes:
             return weighs
-        kept = "is kept" if self.record.model_bytes <= self.limit_bytes else "is NOT kept"
+        kept = "is kept" if self.record.artefact_bytes <= self.limit_bytes else "is NOT kept"
         return f"{weighs}; the limit of {self.limit_bytes / 1e6:,.4g} MB {kept}"
 
 
@@ -253,7 +253,7 @@ class _Final:
         if record.state == "done":
             with new_folder(self.home / "model") as new:
                 save_model(new, trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
-                record = replace(record, model_bytes=weights_bytes(new))
+                record = replace(record, artefact_bytes=weights_bytes(new))
                 write_json(new / "recipe.json", asdict(record))
             samples = write_samples(trained.network, tokens, lambda: meter.clock.now() > deadline)
             write_json(self.home / "samples.json", samples)

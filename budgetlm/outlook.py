@@ -65,7 +65,7 @@ def describe(outlook: Rehearsal) -> str:
     limit = f" of {outlook.max_model_bytes / 1e6:,.4g} MB that are allowed" if outlook.max_model_bytes else ""
     judged = f"; recipes are judged by {outlook.objectives.replace(',', ' and ')}" if "," in outlook.objectives else ""
     rows.append(
-        f"artefact  {outlook.final.model_bytes / 1e6:,.4g} MB{limit}, a token in about {outlook.final.token_ms:,.2g} ms by the "
+        f"artefact  {outlook.model_bytes / 1e6:,.4g} MB{limit}, a token in about {outlook.token_ms:,.2g} ms by the "
         f"throughput model, not measured{judged}"
     )
     many = (

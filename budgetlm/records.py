@@ -100,7 +100,7 @@ class RunRecord:
     """Bytes of the recipe's artefact at the target, as foretold; 0 where nobody asked."""
     predicted_token_ms: float = 0.0
     """Milliseconds in which that artefact would write a token, alone and from nothing, as foretold."""
-    model_bytes: int = 0
+    artefact_bytes: int = 0
     """Bytes of the weights as they were written; finals only."""
     passport: str = ""
     why: str = ""

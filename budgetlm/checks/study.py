@@ -12,10 +12,17 @@ from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import parameters
-from budgetlm.recipe.artefact import artefact_bytes
 from budgetlm.recipe.limit import limited
-from budgetlm.recipe.scale import MANY_EPOCHS, at_target, epochs_at_target, expected_tokens, model_of, size_violation
-from budgetlm.recipe.space import complete_space, default_recipe, read_space, searched, suggest
+from budgetlm.recipe.scale import (
+    MANY_EPOCHS,
+    at_target,
+    deployed_bytes,
+    epochs_at_target,
+    expected_tokens,
+    model_of,
+    size_violation,
+)
+from budgetlm.recipe.space import complete_space, default_recipe, only_compression, read_space, searched, suggest
 from budgetlm.records import read_records
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import DATABASE, LOCK
@@ -119,7 +126,7 @@ def recipe(case: Case) -> Finding:
     limit = f" of {world.max_model_bytes / 1e6:,.3g} that are allowed" if world.max_model_bytes else ""
     return "ok", (
         f"the default final of {duration(target)} would be depth {default.depth} x width {default.width}, "
-        f"{parameters(model) / 1e6:,.2f} M parameters, {artefact_bytes(model, default) / 1e6:,.3g} MB{limit}, "
+        f"{parameters(model) / 1e6:,.2f} M parameters, {deployed_bytes(default, world) / 1e6:,.3g} MB{limit}, "
         f"{tokens / 1e6:,.1f} M tokens ({basis})"
     )
 
@@ -134,8 +141,9 @@ def _estimate(case: Case) -> Expected:
 
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
     world = world_of(config, passport, tokens, guessed_calibration(config, passport))
-    whole = complete_space(read_space(config.space), default_recipe(config.budget.target_seconds, world), world)
-    space, default = limited(*whole, world)
+    wanted = read_space(config.space)
+    default = default_recipe(config.budget.target_seconds, world, only_compression(wanted))
+    space, default = limited(*complete_space(wanted, default, world), world)
     return Expected(world, space, default)
 
 

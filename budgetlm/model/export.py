@@ -5,6 +5,7 @@ the embedding, which is worked into it: what is loaded has two embeddings and no
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
             tie_embeddings=config["tie_word_embeddings"],
             rope_theta=config["rope_theta"],
         )
+        if config["num_attention_heads"] != model.heads:
+            model = replace(model, kept_heads=config["num_attention_heads"])
         network = LanguageModel(model)
         weights = load_file(folder / WEIGHTS)
         if model.tie_embeddings:

@@ -41,6 +41,8 @@ class ModelConfig:
     the normalised vectors for its input embedding, apart from the head, and is a Qwen3 as ever."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (arXiv:2104.09864)."""
+    kept_heads: int = 0
+    """Query heads that are left where some were taken away (`compress/prune.py`); 0 for all that the width holds."""
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents (`model/documents.py`); None lets it cross them."""
 
@@ -65,12 +67,17 @@ class ModelConfig:
     @property
     def heads(self) -> int:
         """Query heads."""
-        return self.width // self.head_size
+        return self.kept_heads or self.width // self.head_size
 
     @property
     def kv_heads(self) -> int:
         """Key/value heads."""
         return self.heads // self.kv_groups
+
+    @property
+    def query_width(self) -> int:
+        """Size of all query heads together: the width, unless heads were taken away."""
+        return self.heads * self.head_size
 
     @property
     def hidden(self) -> int:
@@ -93,9 +100,9 @@ def round_width(width: float) -> int:
 @lru_cache(4096)
 def block_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
     """Shapes (out, in) of the weight matrices in one block."""
-    kv = model.kv_heads * model.head_size
+    kv, queries = model.kv_heads * model.head_size, model.query_width
     width, hidden = model.width, model.hidden
-    return ((width, width), (kv, width), (kv, width), (width, width), (hidden, width), (hidden, width), (width, hidden))
+    return ((queries, width), (kv, width), (kv, width), (width, queries), (hidden, width), (hidden, width), (width, hidden))
 
 
 @lru_cache(4096)
@@ -124,7 +131,7 @@ def flops_per_token(model: ModelConfig) -> int:
 
     Source: Chowdhery et al. 2022, PaLM, appendix B (arXiv:2204.02311).
     """
-    return 6 * compute_parameters(model) + 12 * model.depth * model.width * model.context_length
+    return 6 * compute_parameters(model) + 12 * model.depth * model.query_width * model.context_length
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -194,11 +201,11 @@ def block_activation_bytes(model: ModelConfig, precision: str, products_length: 
     Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
     """
     c, inputs, kept_by_a_norm = (FP32, 2, 1) if precision == "fp32" else (BF16, 5, 2)
-    width, hidden, kv_width = model.width, model.hidden, model.kv_heads * model.head_size
+    width, hidden, kv_width, queries = model.width, model.hidden, model.kv_heads * model.head_size, model.query_width
     norms = 2 * FP32 * (kept_by_a_norm * width + 1) + inputs * c * width
-    heads = FP32 * (kept_by_a_norm * (width + kv_width) + model.heads + model.kv_heads)
+    heads = FP32 * (kept_by_a_norm * (queries + kv_width) + model.heads + model.kv_heads)
     weights = model.heads * (c * products_length or FP32)
-    return norms + heads + weights + 2 * c * (width + kv_width) + 4 * c * hidden
+    return norms + heads + weights + 2 * c * (queries + kv_width) + 4 * c * hidden
 
 
 def block_copy_bytes(model: ModelConfig, precision: str) -> int:
@@ -286,19 +293,8 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
 
 def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False, averaged: bool = False) -> int:
     """Bytes on the disk: a checkpoint's weights, their average and two moments (some optimizers keep fewer), an exported model's."""
-    return FP32 * parameters(model) * (3 + averaged) * checkpoints + exported * exported_bytes(model)
-
-
-TENSOR_HEADER_BYTES = 128
-"""What a tensor's name, shape and place take in the head of a safetensors file, at most."""
-
-
-def exported_bytes(model: ModelConfig) -> int:
-    """Bytes of the weights' file of an exported model, its head included; a norm after the embedding makes two embeddings of one."""
     parted = model.vocab_size * model.width if model.norm_embedding and model.tie_embeddings else 0
-    tensors = model.depth * (len(block_matrices(model)) + 4) + 3
-    numbers = parameters(model) + parted - model.norm_embedding * model.width
-    return FP32 * numbers + TENSOR_HEADER_BYTES * tensors
+    return FP32 * (parameters(model) * ((3 + averaged) * checkpoints + exported) + exported * parted)
 
 
 def _moments_of_a_pass(

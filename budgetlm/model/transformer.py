@@ -44,10 +44,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_size = model.head_size
         kv_width = model.kv_heads * model.head_size
-        self.q_proj = nn.Linear(model.width, model.width, bias=False)
+        self.q_proj = nn.Linear(model.width, model.query_width, bias=False)
         self.k_proj = nn.Linear(model.width, kv_width, bias=False)
         self.v_proj = nn.Linear(model.width, kv_width, bias=False)
-        self.o_proj = nn.Linear(model.width, model.width, bias=False)
+        self.o_proj = nn.Linear(model.query_width, model.width, bias=False)
         self.q_norm = HeadNorm(model.head_size, eps=1e-6)
         self.k_norm = HeadNorm(model.head_size, eps=1e-6)
 

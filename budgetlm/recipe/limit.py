@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from budgetlm.compress.apply import Compression
+from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters
-from budgetlm.recipe.artefact import artefact_bytes
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import World, model_of, size_violation
+from budgetlm.recipe.scale import World, deployed_bytes, model_of, size_violation
 from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space
 
-SWITCHES = ("norm_embedding", "tie_embeddings", "kv_groups", "mlp_ratio")
+SHAPE, SWITCHES = ("kv_groups", "mlp_ratio", "tie_embeddings", "norm_embedding"), ("compression", "sparsity")
 """What changes an artefact's weight beside depth and width."""
 
 
@@ -28,16 +29,14 @@ def fitted(recipe: Recipe, space: Space, world: World) -> Recipe:
     """
     if size_violation(recipe, world) <= 0:
         return recipe
-    for one in (recipe, _lightest(recipe, space, world)):
-        shrunk = [
-            replace(one, depth=d, width=w)
-            for d, w in itertools.product(*(_up_to(one, n, space) for n in ("depth", "width")))
-        ]
-        fitting = [s for s in shrunk if _keeps(s, world)]
+    aspect = math.log(recipe.width / recipe.depth)
+    for lighter in (False, True):
+        base = _lightest(recipe, space, world) if lighter else recipe
+        sizes = itertools.product(*(_up_to(recipe, name, space) for name in ("depth", "width")))
+        fitting = [one for d, w in sizes if _keeps(one := replace(base, depth=d, width=w), world)]
         if fitting:
-            aspect = math.log(recipe.width / recipe.depth)
             return max(fitting, key=lambda r: _size(r, world) - 0.5 * abs(math.log(r.width / r.depth) - aspect))
-    raise too_small(_least_bytes(recipe, space, world), world.max_model_bytes)
+    raise too_small(deployed_bytes(_least_recipe(recipe, space, world), world), world.max_model_bytes)
 
 
 def limited(space: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:
@@ -49,8 +48,7 @@ def limited(space: Space, default: Recipe, world: World) -> tuple[Space, Recipe]
     if not world.max_model_bytes:
         return space, default
     default, narrowed = fitted(default, space, world), dict(space)
-    lightest = _lightest(default, space, world)
-    least = replace(lightest, depth=_least(space["depth"]), width=_least(space["width"]))
+    least = _least_recipe(default, space, world)
     for name, domain in space.items():
         if isinstance(domain, Range) and name in ("depth", "width"):
             widest = _sized(least, name, int(domain.high))
@@ -75,10 +73,14 @@ def too_small(least: int, limit: int) -> ConfigError:
     )
 
 
-def least_artefact_bytes(space: Space, vocab_size: int, context_length: int) -> int:
-    """Bytes of the smallest artefact that a space allows, which may be unfinished: what it leaves open is as small as it would be made."""
-    open_ones: Space = {"depth": Fixed(1), "width": Fixed(2 * WIDTH_STEP), "norm_embedding": Choices((True, False))}
-    whole = open_ones | space
+def least_artefact_bytes(space: Space, vocab_size: int, context_length: int, options: tuple[str, ...]) -> int:
+    """Bytes of the smallest artefact that a space allows, which may be unfinished: what it leaves open is as small as it would be made.
+
+    Args:
+        options: compressions that it would be completed with.
+    """
+    lean: Space = {"depth": Fixed(1), "width": Fixed(2 * WIDTH_STEP), "norm_embedding": Choices((True, False))}
+    whole = lean | {"compression": Choices(options)} | space
     start = Recipe(depth=1, width=WIDTH_STEP, batch_tokens=1, peak_lr=1e-3)
     sizes = []
     for recipe in _corners(replace(start, depth=_least(whole["depth"]), width=_least(whole["width"])), whole):
@@ -86,28 +88,27 @@ def least_artefact_bytes(space: Space, vocab_size: int, context_length: int) -> 
             model = ModelConfig(
                 vocab_size=vocab_size,
                 context_length=context_length,
-                **{n: getattr(recipe, n) for n in ("depth", "width", *SWITCHES)},
+                **{n: getattr(recipe, n) for n in ("depth", "width", *SHAPE)},
             )
         except ConfigError:  # too few heads for the groups
             continue
-        sizes.append(artefact_bytes(model, recipe))
+        sizes.append(artefact_bytes(model, Compression(option=recipe.compression, sparsity=recipe.sparsity)))
     return min(sizes, default=0)
 
 
-def _least_bytes(recipe: Recipe, space: Space, world: World) -> int:
-    smallest = _lightest(replace(recipe, depth=_least(space["depth"]), width=_least(space["width"])), space, world)
-    return artefact_bytes(model_of(smallest, world), smallest)
+def _least_recipe(recipe: Recipe, space: Space, world: World) -> Recipe:
+    return _lightest(replace(recipe, depth=_least(space["depth"]), width=_least(space["width"])), space, world)
 
 
 def _lightest(recipe: Recipe, space: Space, world: World) -> Recipe:
     """The recipe with whatever else weighs something at its lightest."""
     possible = [r for r in _corners(recipe, space) if _possible(r, world)]
-    return min(possible, key=lambda r: artefact_bytes(model_of(r, world), r), default=recipe)
+    return min(possible, key=lambda r: deployed_bytes(r, world), default=recipe)
 
 
 def _corners(recipe: Recipe, space: Space) -> Iterator[Recipe]:
     """The recipe with every combination of extreme values of the switches."""
-    names = [name for name in SWITCHES if name in space]
+    names = [name for name in (*SHAPE, *SWITCHES) if name in space]
     for values in itertools.product(*(_extremes(space[name]) for name in names)):
         yield replace(recipe, **dict(zip(names, values, strict=True)))
 

@@ -21,8 +21,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
+from budgetlm.compress.apply import Compression, shrunk
+from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import (
+    FP32,
     WIDTH_STEP,
     ModelConfig,
     TrainingMemory,
@@ -31,7 +34,6 @@ from budgetlm.model.size import (
     parameters,
     training_memory,
 )
-from budgetlm.recipe.artefact import artefact_bytes
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
@@ -52,6 +54,9 @@ arXiv:2209.11895) one cannot, so a single block is another kind of model rather 
 MOST_ASPECT = 4.0
 """How far a miniature's aspect may be from the recipe's. With a factor of 2, small miniatures of two blocks had no shape
 narrow enough to keep their tokens per parameter (2 instead of 27)."""
+FORWARD, BYTES_OF_AN_UPDATE = 1 / 3, 28
+"""Share of a step that is its forward pass; and what AdamW reads and writes of a weight, from which the price of a byte of memory is read off: the
+weight, its gradient and two moments in, all but the gradient out, in fp32."""
 START_SECONDS = 0.1
 """What building a model and its optimizer takes of a run."""
 USABLE_MEMORY, USABLE_BY_A_LOOSE_HEAP = 0.9, 0.7
@@ -92,6 +97,8 @@ class World:
     """What recipes are judged by (`records.OBJECTIVES`)."""
     max_model_bytes: int = 0
     """Most that the final's artefact may weigh; 0 for no limit."""
+    teacher: str = ""
+    """Folder or Hugging Face id of the model that `distil` learns from."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
@@ -140,6 +147,31 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
     )
 
 
+def compression_of(recipe: Recipe, world: World) -> Compression:
+    """How the recipe compresses its model.
+
+    Raises:
+        ConfigError: its options make no sense together.
+    """
+    return Compression(
+        option=recipe.compression,
+        sparsity=recipe.sparsity,
+        scope=recipe.prune_scope,  # type: ignore[arg-type]  # checked by Compression
+        start=recipe.prune_start,
+        end=recipe.prune_end,
+        qat_share=recipe.qat_share,
+        teacher=world.teacher,
+        distil_weight=recipe.distil_weight,
+        distil_temperature=recipe.distil_temperature,
+        distil_top_k=recipe.distil_top_k,
+    )
+
+
+def deployed_bytes(recipe: Recipe, world: World) -> int:
+    """Bytes of the recipe's model at the target as it would be deployed, compressed (`compress/layout.py`)."""
+    return artefact_bytes(model_of(recipe, world), compression_of(recipe, world))
+
+
 def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
     """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off.
 
@@ -178,7 +210,26 @@ def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
 
 def size_violation(recipe: Recipe, world: World) -> float:
     """Megabytes (1e6 bytes) by which the final's artefact would exceed the study's limit; 0 or less where it keeps it, or there is none."""
-    return (artefact_bytes(model_of(recipe, world), recipe) - world.max_model_bytes) / 1e6 if world.max_model_bytes else 0.0
+    return (deployed_bytes(recipe, world) - world.max_model_bytes) / 1e6 if world.max_model_bytes else 0.0
+
+
+def too_large(model: ModelConfig, recipe: Recipe, world: World) -> bool:
+    """Whether a shape that the recipe is carried to would weigh more than the study allows."""
+    return 0 < world.max_model_bytes < artefact_bytes(model, compression_of(recipe, world))
+
+
+def token_milliseconds(recipe: Recipe, world: World) -> float:
+    """Milliseconds in which the final's artefact would write one token, alone and from nothing.
+
+    Nothing of it is measured: by the prices of the throughput model it is a forward pass of one token through every block, for which all weights
+    are read once as they are stored. It is for telling recipes of one study apart; what a final measures is another figure.
+    """
+    prices, compression = world.speed.prices, compression_of(recipe, world)
+    model = shrunk(model_of(recipe, world), compression)
+    count = compute_parameters(model)
+    bits = compression.quantised.bits if compression.quantised else 8 * FP32
+    begun = FORWARD * prices.passes * (model.depth + 1)
+    return 1e3 * (begun + max(count * bits / 8 * prices.updates / BYTES_OF_AN_UPDATE, 2 * count * prices.products))
 
 
 def fits(model: ModelConfig, world: World) -> bool:
@@ -212,7 +263,7 @@ def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
     """The run, if it fits the memory, and its artefact the limit."""
     if too_large(config.model, recipe, world):
         raise ConfigError(
-            f"{recipe.summary()} would weigh {artefact_bytes(config.model, recipe) / 1e6:,.3g} MB, but `search.max_model_mb` is "
+            f"{recipe.summary()} would weigh {artefact_bytes(config.model, config.compression) / 1e6:,.4g} MB, but `search.max_model_mb` is "
             f"{world.max_model_bytes / 1e6:,.3g}. Narrow `space.width` or `space.depth`, or raise it."
         )
     needed = expected_peak_bytes(config, world)
@@ -222,11 +273,6 @@ def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
             f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
         )
     return config
-
-
-def too_large(model: ModelConfig, recipe: Recipe, world: World) -> bool:
-    """Whether a shape of the recipe's kind would weigh more than the study allows."""
-    return 0 < world.max_model_bytes < artefact_bytes(model, recipe)
 
 
 def at_rung(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:
@@ -325,6 +371,7 @@ def _run_config(
         bf16_is_fast=world.bf16_is_fast,
         compile=world.compiles(seconds),
         cuda_graphs=world.compile == "graphs",
+        compression=compression_of(recipe, world),
         device=world.device,
         seed=seed,
     )

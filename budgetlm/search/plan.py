@@ -20,7 +20,18 @@ from budgetlm.passport import Passport
 from budgetlm.recipe.limit import least_artefact_bytes, limited, too_small
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed
-from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete_space, default_recipe, read_space
+from budgetlm.recipe.space import (
+    Choices,
+    Domain,
+    Fixed,
+    Range,
+    Space,
+    complete_space,
+    default_recipe,
+    offered,
+    only_compression,
+    read_space,
+)
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
@@ -172,7 +183,7 @@ def vocabulary_of(config: StudyConfig, passport: Passport) -> int:
 def _leaves_room(vocabulary: int, limit: int, config: StudyConfig) -> bool:
     """Whether an embedding leaves half of the limit to the blocks, which then are 12·depth·width² at a depth of width/32 or so."""
     width = max(2 * WIDTH_STEP, (limit / FP32 / 2 * 32 / 12) ** (1 / 3))
-    least = least_artefact_bytes(read_space(config.space), vocabulary, context_of(config, "cpu"))
+    least = least_artefact_bytes(read_space(config.space), vocabulary, context_of(config, "cpu"), offered("cpu"))
     return FP32 * vocabulary * width <= limit / 2 and least <= limit
 
 
@@ -183,7 +194,7 @@ def check_limit(config: StudyConfig) -> None:
         ConfigError: the message says how small they get.
     """
     limit, vocabulary = config.search.max_model_bytes, config.data.vocab_size or LEAST_VOCABULARY
-    least = least_artefact_bytes(read_space(config.space), vocabulary, context_of(config, "cpu"))
+    least = least_artefact_bytes(read_space(config.space), vocabulary, context_of(config, "cpu"), offered("cpu"))
     if 0 < limit < least:
         raise too_small(least, limit)
 
@@ -291,7 +302,7 @@ def make_plan(
     shapes = [replace(shape, document_end=_document_end(config, tokens)) for shape in shapes]
     measured = measure(shapes, optimizers)
     world = world_of(config, passport, tokens, measured)
-    space, default = limited(*complete_space(wanted, default_recipe(target, world), world), world)
+    space, default = limited(*complete_space(wanted, default_recipe(target, world, only_compression(wanted)), world), world)
     sample, full = _evaluation_sizes(default, rungs[0], target, world, tokens)
     world = replace(world, eval_tokens=sample, full_eval_tokens=full)
     plan = Plan(passport, world, rungs, target, space, default, measured.points, tokens.facts.fingerprint)

@@ -14,9 +14,16 @@ from budgetlm.config import StudyConfig
 from budgetlm.data.tokens import Tokens
 from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
-from budgetlm.recipe.artefact import artefact_bytes, token_milliseconds
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed, model_of
+from budgetlm.recipe.scale import (
+    World,
+    at_rung,
+    deployed_bytes,
+    expected_peak_bytes,
+    expected_speed,
+    model_of,
+    token_milliseconds,
+)
 from budgetlm.records import RunRecord
 from budgetlm.search.engines.simulated import simulate
 from budgetlm.search.jobs import RungJob
@@ -51,10 +58,6 @@ class Stage:
     """Predicted memory of a run."""
     disk_bytes: int
     """Most that its checkpoints take at a time, and for a final the exported model."""
-    model_bytes: int
-    """That the weights of its artefact would weigh."""
-    token_ms: float
-    """Milliseconds in which it would write a token, as foretold."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ class Rehearsal:
     """What recipes are judged by."""
     max_model_bytes: int
     """Most that the final's artefact may weigh; 0 for no limit."""
+    model_bytes: int
+    """That the default recipe's would."""
+    token_ms: float
+    """Milliseconds in which that would write a token, as foretold."""
     rungs: list[Stage]
     final: Stage
     epochs: float
@@ -117,6 +124,8 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
         refused=simulation.refused,
         objectives=world.objectives,
         max_model_bytes=world.max_model_bytes,
+        model_bytes=deployed_bytes(plan.default, world),
+        token_ms=token_milliseconds(plan.default, world),
         rungs=stages,
         final=final,
         epochs=final.tokens / world.train_tokens,
@@ -152,8 +161,6 @@ def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
         disk_bytes=saved_bytes(
             model, checkpoints=KEEP + 1, exported=seconds == plan.target_seconds, averaged=config.ema > 0
         ),
-        model_bytes=artefact_bytes(model, recipe),
-        token_ms=token_milliseconds(model, recipe, plan.world.speed),
     )
 
 

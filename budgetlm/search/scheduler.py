@@ -21,10 +21,17 @@ from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, Forecaster
 from budgetlm.forecast.worth import improvement
 from budgetlm.model.size import compute_parameters, parameters
-from budgetlm.recipe.artefact import artefact_bytes, token_milliseconds
 from budgetlm.recipe.limit import fitted
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import at_rung, expected_peak_bytes, expected_speed, memory_violation, model_of, size_violation
+from budgetlm.recipe.scale import (
+    at_rung,
+    deployed_bytes,
+    expected_peak_bytes,
+    expected_speed,
+    memory_violation,
+    size_violation,
+    token_milliseconds,
+)
 from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
 from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
@@ -381,12 +388,12 @@ class Scheduler:
             self._decide(step, record)
             return None
         # By the plan as it was settled: what is weighed against each other must not depend on when it was asked for.
-        model = model_of(step.recipe, plan.world)
+        settled = self.site.plan.world
         predicted = {
             "predicted_tokens_per_second": expected_speed(config, plan.world),
             "predicted_peak_bytes": expected_peak_bytes(config, plan.world),
-            "predicted_model_bytes": artefact_bytes(model, step.recipe),
-            "predicted_token_ms": token_milliseconds(model, step.recipe, self.site.plan.world.speed),
+            "predicted_model_bytes": deployed_bytes(step.recipe, settled),
+            "predicted_token_ms": token_milliseconds(step.recipe, settled),
         }
         return begin(self.site.folder, label, config, predicted)
 
