@@ -18,8 +18,11 @@ from budgetlm.errors import BudgetlmError, ConfigError
 from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from budgetlm.config import StudyConfig
     from budgetlm.final import FinalResult
+    from budgetlm.forecast.front import FrontPoint
     from budgetlm.search.replay import TableReplay
     from budgetlm.search.replay_study import StudyReplay
 
@@ -128,9 +131,18 @@ def search(
     if result.choice:
         typer.echo(f"chosen: trial {result.choice.trial}, {result.choice.why}.")
         typer.echo(f"recipe: {result.recipe}")
+        _tell_front(result.choice.front)
         typer.echo(f"next: budgetlm report --study {name}; budgetlm final --study {name}")
     else:
         typer.echo("no trial has finished a rung, so there is nothing to choose from.")
+
+
+def _tell_front(points: "Sequence[FrontPoint]", indent: str = "") -> None:
+    """Print what there is to pick from, where more than the loss counts."""
+    from budgetlm.forecast.front import describe
+
+    for line in describe(points):
+        typer.echo(f"{indent}front: {line}")
 
 
 def _sections(
@@ -327,6 +339,9 @@ def final(
     study: StudyOption = "best",
     hours: Annotated[float, typer.Option(help="Device-hours of the final; 0 for the study's target.", min=0)] = 0.0,
     trial: Annotated[int | None, typer.Option(help="Train this trial's recipe instead of the chosen one.", min=0)] = None,
+    pick: Annotated[
+        str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial.")
+    ] = "best",
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
 ) -> None:
     """Train the chosen recipe for the full target; run it again to resume."""
@@ -334,6 +349,8 @@ def final(
     from budgetlm.progress import make_watcher
     from budgetlm.studies import open_config, resolve
 
+    if trial is not None and pick != "best":
+        raise ConfigError(f"`--trial {trial}` and `--pick {pick}` name two recipes. Give one of them.")
     name = resolve(study)
     config = open_config(name)
     begin_again(config.train.allocator)
@@ -341,7 +358,9 @@ def final(
     try:
         from budgetlm.final import final as run_final
 
-        result = run_final(name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed)
+        result = run_final(
+            name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed, which=pick
+        )
     finally:
         watcher.close()
     _tell_final(name, result)
@@ -484,6 +503,7 @@ def status(as_json: JsonOption = False) -> None:
         typer.echo(
             f"{row.name:20} {row.state:10} {row.trials:4} trials   forecast {numbers[0]:>7}   final {numbers[1]:>7}   {row.report or ''}"
         )
+        _tell_front(row.front, "  ")
 
 
 @app.command()
@@ -522,10 +542,10 @@ def budget(
     """
     import dataclasses
 
-    from budgetlm.studies import balance_as_dict, ledger_of, resolve, trial_costs
+    from budgetlm.studies import balance_as_dict, ledger_of, resolve, status_of, trial_costs
 
     name = resolve(study)
-    ledger = ledger_of(name)
+    ledger, front = ledger_of(name), status_of(name).front
     search_account = balance_as_dict(name, ledger.balance())
     costs = trial_costs(name, ledger)
     finals = {
@@ -533,7 +553,12 @@ def budget(
     }
     if as_json:
         dear = [dataclasses.asdict(cost) for cost in costs]
-        typer.echo(json.dumps({**search_account, "trials": dear, "finals": finals}, indent=1))
+        typer.echo(
+            json.dumps(
+                {**search_account, "trials": dear, "finals": finals, "front": [dataclasses.asdict(p) for p in front]},
+                indent=1,
+            )
+        )
         return
     for title, account in {"search": search_account, **finals}.items():
         charged, total = account["charged_seconds"], account["budget_seconds"]
@@ -545,6 +570,7 @@ def budget(
                 continue
             typer.echo(f"  {purpose:10} {seconds:10.1f} s  {100 * seconds / max(charged, 1e-9):5.1f} %")
         typer.echo(f"  stopped because: {account['stopped_because'] or 'it has not stopped'}")
+    _tell_front(front)
     shown = costs[: trials or None]
     if shown:
         typer.echo(f"{'the dearest' if len(shown) < len(costs) else 'all'} {len(shown)} of {len(costs)} trials:")

@@ -23,6 +23,7 @@ from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
+from budgetlm.forecast.front import BEST, pick
 from budgetlm.interrupt import StopRequest
 from budgetlm.model.export import save_model, weights_bytes
 from budgetlm.model.generate import generate
@@ -85,13 +86,15 @@ def final(
     hours: float = 0.0,
     trial: int | None = None,
     seed: int = 0,
+    which: str = BEST,
 ) -> FinalResult:
     """Train a study's chosen recipe, or that of a given trial, for the target; repeat the call to resume.
 
     Args:
         config: of the study.
         hours: device-hours; 0 for the study's target.
-        trial: whose recipe; None for the chosen one.
+        trial: whose recipe; None for the chosen one, or the picked one.
+        which: of the front, where more than the loss counts: `smallest`, `fastest`, `best`, or a trial's number.
         seed: initialisation and data order.
 
     Raises:
@@ -100,12 +103,13 @@ def final(
     folder = config.folder
     plan = load_plan(folder)
     records = read_records(folder)
-    choice = choose(records, plan.target_seconds) if plan else None
+    choice = choose(records, plan.target_seconds, objectives=plan.world.objectives) if plan else None
     if plan is None or choice is None:
         raise StudyError(
             f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
         )
-    number, why = (choice.trial, "chosen") if trial is None else (trial, "asked for")
+    number, why = (trial, "asked for") if trial is not None else (pick(which, choice.front, choice.trial), "picked")
+    why = "chosen" if which == BEST and trial is None else why
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
     limit = plan.world.max_model_bytes

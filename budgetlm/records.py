@@ -22,6 +22,7 @@ REASONS = {
     "gate": "one of the last candidates, to tell them apart",
     "chosen": "the study's choice",
     "asked for": "somebody named its trial",
+    "picked": "somebody's pick of the front",
 }
 """Why a run was paid for, in words."""
 

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from budgetlm.forecast.fit import EXPONENT, Forecast
+from budgetlm.forecast.front import behind
 
 SAVED = "the rest of the budget is saved"
 """How the reason ends why a search ended before its budget did."""
@@ -34,16 +35,19 @@ def improvement(one: Forecast, leader: Forecast) -> Improvement:
     return Improvement(float(leader.weights @ ndtr(gap / width)), float(leader.weights @ _positive_part(gap, width)))
 
 
-def gain_of_a_trial(forecasts: Mapping[int, Forecast]) -> float:
+def gain_of_a_trial(forecasts: Mapping[int, Forecast], costs: Mapping[int, float] | None = None) -> float:
     """What one more trial is expected to gain over the best, if it is like the newest ones.
 
     It is as if the next trial's quality were drawn from a normal distribution with the mean and spread of those.
+
+    Args:
+        costs: of each trial's artefact (`forecast/front.py`); where there are any, the best is that of those that cost no more.
     """
     newest = sorted(forecasts)[-max(LEAST_RECENT, round(RECENT_SHARE * len(forecasts))) :]
-    means = np.array([forecasts[n].mean for n in newest])
-    best = min(f.mean for f in forecasts.values())
-    spread = max(float(np.std(means, ddof=1)), 1e-9) if len(means) > 1 else 1e-9
-    return float(_positive_part(np.array(best - means.mean()), np.array(spread)))
+    gaps = behind({n: f.mean for n, f in forecasts.items()}, costs or {})
+    recent = np.array([gaps[n] for n in newest])
+    spread = max(float(np.std(recent, ddof=1)), 1e-9) if len(recent) > 1 else 1e-9
+    return float(_positive_part(np.array(-recent.mean()), np.array(spread)))
 
 
 def gain_of_seconds(forecast: Forecast, seconds: float, target_seconds: float) -> float:

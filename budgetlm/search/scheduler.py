@@ -19,6 +19,7 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
 from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, Forecaster
+from budgetlm.forecast.front import costs_of
 from budgetlm.forecast.worth import improvement
 from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.limit import fitted
@@ -91,6 +92,10 @@ class Site:
         if self._fitted[0] != len(records):
             self._fitted = len(records), self._forecaster.fit(records)
         return self._fitted[1]
+
+    def costs(self) -> dict[int, float]:
+        """Of the trials' artefacts, where more than the loss counts."""
+        return costs_of(self.records(), self.plan.world.objectives)
 
     def remaining(self) -> float:
         """Device-seconds that nobody has used or leased."""
@@ -363,6 +368,7 @@ class Scheduler:
                 site.seed,
                 site.stops_early,
                 MARGIN_SECONDS,
+                site.costs(),
             )
         )
 
@@ -468,7 +474,8 @@ class Scheduler:
             higher = step.rung + 1 < len(self.site.plan.rungs)
             # The default recipe is the measure of all others, so it climbs to the top in any case.
             climbs = higher and not step.repeat
-            if climbs and (step.trial == 0 or can_win(step.trial, self.site.forecasts(), self.site.records())):
+            site = self.site
+            if climbs and (step.trial == 0 or can_win(step.trial, site.forecasts(), site.records(), site.costs())):
                 why = "climb" if step.trial else "default"
                 self.waiting.append(replace(step, rung=step.rung + 1, run=None, why=why))
                 return
@@ -482,12 +489,13 @@ class Scheduler:
         """Tell Optuna, once, what a trial has come to."""
         if trial not in self.untold:
             return
-        forecasts = self.site.forecasts()
+        forecasts, costs = self.site.forecasts(), self.site.costs()
+        cost = (costs[trial],) if trial in costs else ()
         if trial in forecasts:
-            self.trials.tell(trial, forecasts[trial].mean)
+            self.trials.tell(trial, forecasts[trial].mean, *cost)
         elif record and record.state == "diverged":
             # As bad as knowing nothing: a finite value teaches the sampler to stay away, which a failure would not.
-            self.trials.tell(trial, self.site.tokens.facts.uniform_bpb)
+            self.trials.tell(trial, self.site.tokens.facts.uniform_bpb, *cost)
         elif record and record.state == "failed" and record.cause not in TRANSIENT:
             self.trials.tell_infeasible(trial, {record.cause: 1.0})
         else:
@@ -512,9 +520,11 @@ class Scheduler:
         forget_all_but(self.site.trunks, configs)
 
     def _show_best(self) -> None:
-        choice = choose(self.site.records(), self.site.plan.target_seconds, self.site.forecasts())
+        site = self.site
+        choice = choose(site.records(), site.plan.target_seconds, site.forecasts(), site.plan.world.objectives)
         if choice:
-            self.site.watcher.best(f"trial {choice.trial} of {len(self.site.forecasts())}: {choice.expected}")
+            front = f"; {len(choice.front)} on the front" if choice.front else ""
+            site.watcher.best(f"trial {choice.trial} of {len(site.forecasts())}: {choice.expected}{front}")
 
 
 def _title(step: Step, run: Unfinished) -> str:

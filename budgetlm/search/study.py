@@ -215,14 +215,16 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             config.train.checkpoint_seconds,
             config.search.stop_early,
         )
-        trials, before_runs = Trials(open_storage(folder), config.name, plan.space, config.search.seed), len(site.records())
+        objectives, before_runs = config.search.objectives, len(site.records())
+        storage = open_storage(folder)
+        trials = Trials(storage, config.name, plan.space, config.search.seed, objectives=objectives)
         with stop, rest_being_read(config.data, cache, tokens, watcher.note):
             because = Scheduler(site, trials, workers).run()
     ledger.stop(SEARCH, because)
     counted, importance = trials.importance()
     write_json(folder / IMPORTANCE, {"trials": counted, "importance": importance})
     records = site.records()
-    choice = choose(records, plan.target_seconds, site.forecasts())
+    choice = choose(records, plan.target_seconds, site.forecasts(), objectives)
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
     left = ledger.balance().remaining_seconds
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)

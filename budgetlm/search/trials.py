@@ -40,13 +40,22 @@ class Trials:
         space: what recipes are sampled from.
         seed: decides what is sampled.
         sampler: a name that `make_sampler` knows.
+        objectives: of the study (`records.OBJECTIVES`).
     """
 
     def __init__(
-        self, storage: optuna.storages.BaseStorage, name: str, space: Space, seed: int, sampler: str = "tpe"
+        self,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        space: Space,
+        seed: int,
+        sampler: str = "tpe",
+        objectives: str = "loss",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
+        self._study = optuna.create_study(
+            study_name=name, storage=storage, directions=["minimize"] * len(objectives.split(",")), load_if_exists=True
+        )
         self._space, self._seed = space, seed
         # A continued search must not draw the same random numbers again, so the seed moves with the trials.
         self._study.sampler = make_sampler(seed * 100_003 + len(self._study.get_trials(deepcopy=False)), sampler)
@@ -86,9 +95,9 @@ class Trials:
             found[trial.number] = recipe_of(trial.params, self._space)
         return found
 
-    def tell(self, number: int, bpb: float) -> None:
-        """The trial is worth so much, in bits per byte at the target."""
-        self._study.tell(self._asked.pop(number), bpb)
+    def tell(self, number: int, bpb: float, *cost: float) -> None:
+        """The trial is worth so much, in bits per byte at the target, and its artefact costs so much, where the study minds."""
+        self._study.tell(self._asked.pop(number), [bpb, *cost])
 
     def tell_infeasible(self, number: int, violations: Mapping[str, float]) -> None:
         """The trial's recipe cannot be.
@@ -118,5 +127,8 @@ class Trials:
             return len(trials), {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", message=".*low `target` values")  # which is what the loss is
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        return len(trials), dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator, params=names))
+            loss = (lambda trial: trial.values[0]) if len(self._study.directions) > 1 else None
+            found = optuna.importance.get_param_importances(self._study, evaluator=evaluator, params=names, target=loss)
+        return len(trials), dict(found)
