@@ -1,7 +1,8 @@
 """Rungs -> a distribution of bits per byte at the target, for every trial. No torch, no optuna.
 
 A study's runs on the response surface that serves any table of runs (`forecast/surface.py`): its one axis of scale is device time,
-u = log(seconds / target seconds) <= 0, its knobs are what tells the study's recipes from one another (`forecast/traits.py`), and
+u = log(seconds / target seconds) <= 0, its knobs are what tells the study's recipes from one another (`forecast/traits.py`, and
+`forecast/doses.py` for how they are compressed), and
 what the runs of a trial have in common is their own level and their own exponent. A forecast is a mixture of (shifted)
 log-normals: trials stopped at different rungs are comparable, and the shorter the ladder, the wider the interval.
 """
@@ -13,6 +14,7 @@ from functools import partial
 import numpy as np
 from scipy.special import ndtr
 
+from budgetlm.forecast.doses import doses_of
 from budgetlm.forecast.errors import Errors
 from budgetlm.forecast.importance import Draws
 from budgetlm.forecast.points import Kinds, Points, Prior
@@ -115,16 +117,18 @@ class Forecaster:
         place = {number: i for i, number in enumerate(numbers)}
         trial = np.array([place[r.trial] for r in runs])
         u = np.log(np.array([r.planned_seconds for r in runs]) / self._target_seconds)
-        recipes = {r.trial: r.recipe for r in runs}
+        recipes = {r.trial: {k: v for k, v in r.recipe.items() if k != "compression"} for r in runs}
         traits, words = traits_of([recipes[number] for number in numbers])
+        doses, final_doses = doses_of(runs, numbers, self._target_seconds, EXPONENT)
         knobs = np.concatenate([traits, words], axis=1)
-        curved = np.repeat([True, False], [traits.shape[1], words.shape[1]])
+        curved = np.repeat([True, False], [traits.shape[1], words.shape[1] + doses.shape[1]])
         kinds = Kinds(curved, np.zeros_like(curved), np.zeros_like(curved))
-        points, loss = Points(u[:, None], knobs[trial]), np.array([r.bpb for r in runs], dtype=float)
+        points = Points(u[:, None], np.concatenate([knobs[trial], doses], axis=1))
+        loss = np.array([r.bpb for r in runs], dtype=float)
         fitted = partial(fit_surface, points, loss, kinds, _prior(), Errors.of_trials(trial, u))
         surface = fitted(size=SIZE, like=self._known or fitted(size=SIZE).draws)
         self._known = surface.draws
-        wanted = Points(np.zeros((len(numbers), 1)), knobs)
+        wanted = Points(np.zeros((len(numbers), 1)), np.concatenate([knobs, final_doses], axis=1))
         level = np.tile([1.0, 0.0], (len(numbers), 1))
         return dict(
             zip(numbers, _forecasts(surface.mixture(wanted, np.arange(len(numbers)), level, COMPONENTS)), strict=True)
