@@ -177,9 +177,9 @@ class Compression:
         return next((o.name for o in self.options if o.kind == "sparse"), "")
 
     @property
-    def kept(self) -> float:
-        """Share of the blocks' weights that are not pruned."""
-        return {"prune": 1 - self.sparsity, "prune24": 0.5}.get(self.prunes, 1.0)
+    def pruned(self) -> float:
+        """Share of the blocks' weights that are pruned."""
+        return {"prune": self.sparsity, "prune24": 0.5}.get(self.prunes, 0.0)
 
     @property
     def quantised(self) -> Option | None:

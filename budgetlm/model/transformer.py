@@ -112,8 +112,12 @@ class Trunk(nn.Module):
         self.embed_norm = Norm(model.width, eps=1e-6) if model.norm_embedding else None
         self.layers = nn.ModuleList(Block(model) for _ in range(model.depth))
         self.norm = Norm(model.width, eps=1e-6)
-        cos_LS, sin_LS = rotary_tables(model, model.context_length)
         self._compiled: list[Callable[..., Tensor]] = []
+        self.fill_positions()
+
+    def fill_positions(self) -> None:
+        """Make the rotary tables; again, where the module was built without memory."""
+        cos_LS, sin_LS = rotary_tables(self.model, self.model.context_length)
         self.register_buffer("cos_LS", cos_LS, persistent=False)
         self.register_buffer("sin_LS", sin_LS, persistent=False)
 
