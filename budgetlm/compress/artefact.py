@@ -58,10 +58,7 @@ def make_artefact(network: LanguageModel, compression: Compression) -> Artefact:
     if option is None:
         tensors = _contiguous(plain)
     elif option.bits == 4:
-        tensors, config = (
-            _packed(quantised(plain, option)),
-            {"quantization_config": _compressed_tensors_config(plain.config)},
-        )
+        tensors, config = _packed(quantised(plain, option)), {BITS: 4}
     else:
         tensors, noted = _flattened(quantised(plain, option))
         metadata |= noted

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from budgetlm.compress.apply import Compression
+from budgetlm.compress.teacher import check_teacher, seconds_of, teacher_folder
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json
 from budgetlm.model.size import LOGIT_ROWS
@@ -34,26 +34,8 @@ class Teacher:
     """Token ids (B, L) -> what its head reads, (B, L, D)."""
     head: Callable[[Tensor], Tensor]
     """Those, (R, D) -> logits (R, V)."""
-
-
-def teacher_folder(name: str) -> Path:
-    """The folder of a teacher: `name` itself, its `model/` where it is a final's folder, or a download from the Hugging Face Hub.
-
-    Raises:
-        ConfigError: there is no such folder, and no such repository.
-    """
-    for folder in (Path(name), Path(name) / "model"):
-        if (folder / "config.json").exists():
-            return folder
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # whatever a missing repository or network makes it raise
-        raise ConfigError(
-            f"train.teacher {name!r} is neither a folder with a config.json nor a repository of Hugging Face that can be read "
-            f"({type(error).__name__}). Give the `model` folder of a final, or check the name."
-        ) from error
+    seconds: float = 0.0
+    """Device-seconds that it was trained for; 0 where its folder does not say."""
 
 
 def load_teacher(name: str, tokenizer_file: Path, device: str) -> Teacher:
@@ -63,7 +45,7 @@ def load_teacher(name: str, tokenizer_file: Path, device: str) -> Teacher:
         ConfigError: it cannot be loaded, or its tokens are not the student's.
     """
     folder = teacher_folder(name)
-    _check_tokenizer(name, folder, tokenizer_file)
+    check_teacher(name, tokenizer_file)
     if "budgetlm_mlp_ratio" in read_json(folder / "config.json"):
         from budgetlm.compress.artefact import load_artefact
 
@@ -72,7 +54,9 @@ def load_teacher(name: str, tokenizer_file: Path, device: str) -> Teacher:
         except StudyError as error:
             raise ConfigError(f"train.teacher: {error}") from error
         network = network.to(device).requires_grad_(False)
-        return Teacher(network.model, lambda rows: torch.nn.functional.linear(rows, network.lm_head.weight))
+        return Teacher(
+            network.model, lambda rows: torch.nn.functional.linear(rows, network.lm_head.weight), seconds_of(folder)
+        )
     return _from_transformers(name, folder, device)
 
 
@@ -91,37 +75,6 @@ def _from_transformers(name: str, folder: Path, device: str) -> Teacher:
         raise ConfigError(f"train.teacher {name!r} could not be loaded: {error}") from error
     model = cast(Any, model).to(device).eval().requires_grad_(False)
     return Teacher(lambda tokens: model(tokens).logits, lambda rows: rows)
-
-
-def _check_tokenizer(name: str, folder: Path, tokenizer_file: Path) -> None:
-    path = folder / "tokenizer.json"
-    remedy = f'Set `data.tokenizer = "{path}"`, so that the study uses the teacher\'s, or choose another teacher.'
-    if not path.exists():
-        raise ConfigError(
-            f"train.teacher {name!r} has no tokenizer.json, so its tokens cannot be compared. Choose another teacher."
-        )
-    theirs, ours = Tokenizer.from_file(str(path)).get_vocab(), Tokenizer.from_file(str(tokenizer_file)).get_vocab()
-    if theirs != ours:
-        same = len(theirs.items() & ours.items())
-        raise ConfigError(
-            f"train.teacher {name!r} has {len(theirs):,} tokens and the study {len(ours):,}, of which {same:,} are the same: its "
-            f"probabilities would be of other tokens. {remedy}"
-        )
-
-
-def teacher_parameters(name: str) -> int:
-    """Parameters of a teacher, by its file: what its forward pass costs and holds."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in teacher_folder(name).glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # it is no mapping
-                size = 1
-                for length in file.get_slice(key).get_shape():
-                    size *= length
-                total += size
-    return total
 
 
 def distil_loss(

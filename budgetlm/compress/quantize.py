@@ -9,8 +9,11 @@ sections 2 and 3 (arXiv:1712.05877); Bengio et al. 2013 for the gradient (arXiv:
 """
 
 import copy
+import importlib.util
+import logging
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,7 +49,8 @@ def rounded_twin(network: LanguageModel, option: Option) -> LanguageModel:
 
     Where a norm follows the embedding, it is the normalised vectors that are deployed, and so rounded.
     """
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    shared[id(network.model.compiled)] = []  # those would compute by the network's own blocks
     twin = copy.deepcopy(network, shared)
     weights = _StraightThrough(rounding(option, network.config, activations=False))
     for module in twin.modules():
@@ -77,10 +81,24 @@ def rounding(option: Option, model: ModelConfig, *, activations: bool) -> Roundi
     return lambda weight: ao.Int8Tensor.from_hp(weight, ao.PerRow(), act_quant_kwargs=kwargs, reduce_range=reduced)
 
 
-def torchao_tensors() -> Any:
-    """What we use of torchao, which warns about itself when it is first imported."""
-    from types import SimpleNamespace
+def import_torchao() -> None:
+    """Import torchao, if it is there, without its remarks on what else it would like to find."""
+    if importlib.util.find_spec("torchao") is None:
+        return
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    noisy = logging.getLogger("torch.utils._pytree")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torchao.prototype.safetensors.safetensors_support
+        import torchao.quantization  # noqa: F401
+    noisy.setLevel(level)
 
+
+def torchao_tensors() -> Any:
+    """What we use of torchao to hold rounded numbers."""
+    import_torchao()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor, PerRow
