@@ -603,10 +603,10 @@ def generate(
                 f"study {folder.name!r} has no trained final. Run `budgetlm final --study {folder.name}` first."
             )
         model = folder / "finals" / finals[-1].run / "model"
-    from budgetlm.model.export import load_model
+    from budgetlm.compress.artefact import load_artefact
     from budgetlm.model.generate import generate as sample
 
-    network, tokenizer, end = load_model(model)
+    network, tokenizer, end = load_artefact(model)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
     shown = ""
     made: list[int] = []

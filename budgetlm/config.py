@@ -103,6 +103,9 @@ class TrainSettings:
     its time back, or `graphs` for `on` with CUDA graphs (`mode="reduce-overhead"`)."""
     clip: float = 1.0
     """Largest norm of a gradient."""
+    teacher: str = ""
+    """What `distil` learns from: a final's `model` folder, another folder that transformers loads, or a Hugging Face id; with the
+    study's tokenizer (`compress/distill.py`)."""
     eval_tokens: int = 0
     """Tokens of the validation sample; 0 for as many as about 2 % of the cheapest rung can pay for."""
 

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.compress.artefact import load_artefact, save_artefact
+from budgetlm.compress.measure import measure_apart, speed
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import validation_windows
 from budgetlm.data.rest import rest_being_read
@@ -39,11 +42,14 @@ from budgetlm.studies import DATABASE, FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
-from budgetlm.train.loop import Checkpoints, train, warm_up
+from budgetlm.train.loop import Checkpoints, train
+from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
+MEASURING_SECONDS, APART_SECONDS = 0.5, 20.0
+"""What must be left before the deadline for measuring how fast the model reads and writes, and for doing so in a process of its own."""
 SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
 
 
@@ -256,14 +262,30 @@ class _Final:
         record, samples = trained.record, []
         if record.state == "done":
             with new_folder(self.home / "model") as new:
-                save_model(new, trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
+                parts = (trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
+                if trained.artefact:
+                    save_artefact(new, trained.artefact, *parts)
+                else:
+                    save_model(new, *parts)
                 record = replace(record, artefact_bytes=weights_bytes(new))
                 write_json(new / "recipe.json", asdict(record))
-            samples = write_samples(trained.network, tokens, lambda: meter.clock.now() > deadline)
+            deployed, _, _ = load_artefact(self.home / "model")  # what is on the disk, not what was trained
+            samples = write_samples(deployed, tokens, lambda: meter.clock.now() > deadline)
             write_json(self.home / "samples.json", samples)
+            record = self._measured(record, deployed, deadline, meter)
         record = replace(record, seconds=meter.clock.now() - deadline + self.seconds, planned_seconds=self.seconds)
         append_record(folder, record)
         return record, samples
+
+    def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
+        """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
+        if deadline - meter.clock.now() >= APART_SECONDS:
+            found = measure_apart(self.home / "model", torch.get_num_threads())
+        elif deadline - meter.clock.now() >= MEASURING_SECONDS:
+            found = speed(deployed, meter.clock.now)
+        else:
+            return record
+        return replace(record, **asdict(found))
 
     def _config(self) -> RunConfig:
         """The run as it was first settled: a resumed final must not be another one because more is known by now."""

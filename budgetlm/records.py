@@ -89,6 +89,18 @@ class RunRecord:
     """Bits per byte on the study's validation sample, at the end. None if the run did not get there."""
     bpb_full: float | None = None
     """Bits per byte on a larger part of the validation split; finals only."""
+    dense_bpb: float | None = None
+    """Bits per byte on the validation sample before weights were quantised; `bpb` is that of what would be deployed. None where they are one."""
+    artefact_bytes: int = 0
+    """Bytes of the weights as they would be deployed; 0 in records of old."""
+    resident_bytes: int = 0
+    """Memory that a process of its own holds once the model is loaded, beyond what it held before; finals only, 0 if not measured."""
+    prefill_tokens_per_second: float = 0.0
+    """Tokens read a second, one sequence of the context's length at a time; finals only, 0 if not measured."""
+    decode_tokens_per_second: float = 0.0
+    """Tokens written a second, one sequence at a time, as `budgetlm generate` does; likewise."""
+    teacher_seconds: float = 0.0
+    """Device-seconds that the teacher had been trained for, where it says so: not charged again, but part of what the student cost."""
     epochs: float = 0.0
     """How often each training token that the run could see was read."""
     peak_bytes: int = 0
@@ -101,8 +113,6 @@ class RunRecord:
     """Bytes of the recipe's artefact at the target, as foretold; 0 where nobody asked."""
     predicted_token_ms: float = 0.0
     """Milliseconds in which that artefact would write a token, alone and from nothing, as foretold."""
-    artefact_bytes: int = 0
-    """Bytes of the weights as they were written; finals only."""
     passport: str = ""
     why: str = ""
     """Why it was paid for, one of `REASONS`; empty in records of old."""

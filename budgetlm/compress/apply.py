@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import ModelConfig
+from budgetlm.model.size import FP32, ModelConfig, body_parameters, parameters
 
 Kind = Literal["teacher", "smaller", "sparse", "bits"]
 """What an option works on: what is learnt from, the shape, which weights are zero, or how they are stored."""
@@ -145,6 +145,8 @@ class Compression:
     """What both models' logits are divided by for it (Hinton et al. 2015, section 2, arXiv:1503.02531)."""
     distil_top_k: int = 0
     """Likeliest tokens of the teacher that count; 0 for all."""
+    teacher_parameters: int = 0
+    """Of the teacher, which decide what it costs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "option", canonical(self.option))
@@ -177,9 +179,9 @@ class Compression:
         return next((o.name for o in self.options if o.kind == "sparse"), "")
 
     @property
-    def kept(self) -> float:
-        """Share of the blocks' weights that are not pruned."""
-        return {"prune": 1 - self.sparsity, "prune24": 0.5}.get(self.prunes, 1.0)
+    def pruned(self) -> float:
+        """Share of the blocks' weights that are pruned."""
+        return {"prune": self.sparsity, "prune24": 0.5}.get(self.prunes, 0.0)
 
     @property
     def quantised(self) -> Option | None:
@@ -190,6 +192,16 @@ class Compression:
     def shrinks(self) -> bool:
         """Whether the model becomes a smaller one on the way."""
         return any(o.kind == "smaller" for o in self.options)
+
+    @property
+    def rounded_share(self) -> float:
+        """Share of the run that trains with rounded weights."""
+        return self.qat_share if self.quantised and self.quantised.rounds_in_training else 0.0
+
+    @property
+    def changes_training(self) -> bool:
+        """Whether steps are other ones than without it, not only what comes after the last."""
+        return self.distils or self.shrinks or bool(self.prunes) or self.rounded_share > 0
 
     @property
     def distils(self) -> bool:
@@ -212,13 +224,20 @@ def shrunk(model: ModelConfig, compression: Compression) -> ModelConfig:
     return model
 
 
+def extra_bytes(model: ModelConfig, compression: Compression) -> int:
+    """Memory that training needs for it all the time: masks, rounded copies of the matrices, the teacher."""
+    pruned = FP32 * body_parameters(model) if compression.prunes else 0
+    rounded = 2 * FP32 * parameters(model) if compression.rounded_share else 0
+    return pruned + rounded + (FP32 * compression.teacher_parameters if compression.distils else 0)
+
+
 def check_compression(option: str, device: str, teacher: str = "", capability: tuple[int, int] | None = None) -> None:
     """Refuse a compression that cannot be had here, before anything is paid for.
 
     Args:
         device: `cpu` or `cuda`.
         teacher: what `train.teacher` says.
-        capability: the GPU's compute capability.
+        capability: the GPU's compute capability, where it is known already.
 
     Raises:
         ConfigError: a package, a unit of the device, or the teacher is missing; the message says which, and what to do.
@@ -226,8 +245,8 @@ def check_compression(option: str, device: str, teacher: str = "", capability: t
     for chosen in parse(option):
         if chosen.kind == "bits" and importlib.util.find_spec("torchao") is None:
             raise ConfigError(f"compression {chosen.name} needs {TORCHAO}. Install it, or leave it out of [space].")
-        if chosen.rounds_activations and device == "cuda" and (capability or (0, 0)) < LEAST_INT8_CAPABILITY:
-            found = ".".join(map(str, capability or (0, 0)))
+        if chosen.rounds_activations and device == "cuda" and capability and capability < LEAST_INT8_CAPABILITY:
+            found = ".".join(map(str, capability))
             raise ConfigError(
                 f"compression {chosen.name} multiplies 8-bit integers, which needs a GPU of compute capability 8.0, but this one has {found}. Use int8."
             )

@@ -61,7 +61,7 @@ def artefact_tensors(model: ModelConfig, compression: Compression) -> tuple[Tens
             }
         if compression.prunes and ".layers." in name:
             dense = next(iter(stored))
-            kept = kept_of(rows, columns, compression.kept)
+            kept = rows * columns - pruned_of(rows * columns, compression.pruned)
             stored |= {
                 f"{dense}.bits": ("U8", [math.ceil(rows * columns / 8)]),
                 f"{dense}.kept": (stored.pop(dense)[0], [kept]),
@@ -74,9 +74,9 @@ def artefact_tensors(model: ModelConfig, compression: Compression) -> tuple[Tens
     return tensors, metadata
 
 
-def kept_of(rows: int, columns: int, kept: float) -> int:
-    """Weights of a matrix that are left by pruning."""
-    return rows * columns - round(rows * columns * (1 - kept))
+def pruned_of(weights: int, share: float) -> int:
+    """How many of a matrix's weights are pruned."""
+    return round(weights * share)
 
 
 def group_of(model: ModelConfig) -> int:

@@ -247,6 +247,7 @@ def training_memory(
     muon_in_bf16: bool = False,
     averaged: bool = False,
     products_length: int = 0,
+    beside: int = 0,
 ) -> TrainingMemory:
     """What training holds from the second step on.
 
@@ -259,9 +260,10 @@ def training_memory(
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
         averaged: whether a second set of weights holds their average.
         products_length: length of the longest sequences whose attention is computed by plain products; 0 for none.
+        beside: bytes that are held all the time beside the model and its optimizer.
     """
     facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
-    state = optimizer_state_bytes(model, optimizer)
+    state = optimizer_state_bytes(model, optimizer) + beside
     moments = _moments_of_a_pass(*facts, state)
     rounding = "bf16" if precision == "bf16-master" else precision  # an evaluation rounds the fp32 weights
     moments += _moments_of_an_evaluation(model, micro_batch_sequences, rounding, state)

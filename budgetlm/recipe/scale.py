@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
-from budgetlm.compress.apply import Compression, shrunk
+from budgetlm.compress.apply import Compression, extra_bytes, shrunk
 from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import (
@@ -39,7 +39,7 @@ from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
 from budgetlm.train.schedule import ScheduleConfig, longest_up_to, mean_batch_share
-from budgetlm.train.throughput import SpeedModel
+from budgetlm.train.throughput import SpeedModel, paced
 
 Proxy = Literal["miniature", "truncate"]
 """What stands for a recipe on a rung: a smaller model by the rule, or the recipe's own shape, batch and rate in less time."""
@@ -99,6 +99,9 @@ class World:
     """Most that the final's artefact may weigh; 0 for no limit."""
     teacher: str = ""
     """Folder or Hugging Face id of the model that `distil` learns from."""
+    teacher_parameters: int = 0
+    paces: dict[str, float] = field(default_factory=dict)
+    """Measured speed of options that change training, as a multiple of what was foretold."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
@@ -161,6 +164,7 @@ def compression_of(recipe: Recipe, world: World) -> Compression:
         end=recipe.prune_end,
         qat_share=recipe.qat_share,
         teacher=world.teacher,
+        teacher_parameters=world.teacher_parameters,
         distil_weight=recipe.distil_weight,
         distil_temperature=recipe.distil_temperature,
         distil_top_k=recipe.distil_top_k,
@@ -180,7 +184,7 @@ def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, sec
     sequences, thrift = _forward_pass(model, _sequences(batch_tokens, world), recipe, world)
     micro, again = sequences * world.context_length, thrift.checkpoint_activations
     mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
-    speed = world.speed.tokens_per_second(model, mean_batch, micro, recipe.optimizer, again)
+    speed = _speed(model, mean_batch, micro, recipe.optimizer, again, compression_of(recipe, world), world)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
     if world.compiles(seconds):
         speed, training = speed * world.compilation.gain, training - world.compilation.seconds
@@ -193,7 +197,24 @@ def expected_speed(config: RunConfig, world: World) -> float:
     name, again = config.optimizer.name, config.checkpoint_activations
     mean_batch = config.batch_tokens * mean_batch_share(config.schedule.batch_ramp)
     gain = world.compilation.gain if config.compile else 1.0
-    return gain * world.speed.tokens_per_second(model, mean_batch, micro, name, again)
+    return gain * _speed(model, mean_batch, micro, name, again, config.compression, world)
+
+
+def _speed(
+    model: ModelConfig,
+    batch_tokens: float,
+    micro_batch_tokens: float,
+    optimizer: str,
+    again: bool,
+    compression: Compression,
+    world: World,
+) -> float:
+    """Tokens per second in the mean over a run, which compression may make faster or slower on the way."""
+    plain = partial(world.speed.tokens_per_second, batch_tokens=batch_tokens, micro_batch_tokens=micro_batch_tokens)
+    whole, small = (
+        plain(shape, optimizer=optimizer, checkpoint_activations=again) for shape in (model, shrunk(model, compression))
+    )
+    return world.paces.get(compression.option, 1.0) * paced(whole, small, compression, world.speed)
 
 
 def expected_peak_bytes(config: RunConfig, world: World) -> float:
@@ -234,7 +255,7 @@ def token_milliseconds(recipe: Recipe, world: World) -> float:
 
 def fits(model: ModelConfig, world: World) -> bool:
     """Whether a shape can be trained at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
-    return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], world, 1) <= world.usable_bytes
+    return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], 0, world, 1) <= world.usable_bytes
 
 
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -412,7 +433,8 @@ def _forward_pass(model: ModelConfig, batch_sequences: int, recipe: Recipe, worl
         averaged, products = _averaging_time(recipe) > 0, 0
         if not thrift.checkpoint_activations:
             products = longest_up_to(world.products_up_to, model.context_length, recipe.short_sequences)
-        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, averaged, products, thrift, world)
+        beside = extra_bytes(model, compression_of(recipe, world))
+        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, averaged, products, thrift, beside, world)
         room = world.fitting_bytes(thrift.compact_heap)
         # Memory grows with the micro-batch, but the whole batch at once is apart: it accumulates no gradients.
         fitting = most if peak(most) <= room else bisect_right(range(1, most), room, key=peak)
@@ -428,6 +450,7 @@ def _pass_bytes(
     averaged: bool,
     products_length: int,
     thrift: Thrift,
+    beside: int,
     world: World,
     micro_batch_sequences: int,
 ) -> float:
@@ -441,6 +464,7 @@ def _pass_bytes(
         muon_in_bf16=world.bf16_is_fast,
         averaged=averaged,
         products_length=products_length,
+        beside=beside,
     )
     return _priced(counted, thrift.compact_heap, world)
 

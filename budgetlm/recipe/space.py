@@ -175,6 +175,12 @@ def _checked(name: str, value: Any) -> Any:
     return wanted(value)
 
 
+def compressions(space: Space) -> tuple[str, ...]:
+    """The option strings that a space may give a recipe."""
+    domain = space.get("compression", Fixed("none"))
+    return domain.values if isinstance(domain, Choices) else (domain.value,) if isinstance(domain, Fixed) else ()
+
+
 # --- defaults that follow from the target ----------------------------------------------------------------------------
 
 

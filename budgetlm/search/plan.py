@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from budgetlm.compress.apply import check_compression
+from budgetlm.compress.teacher import check_teacher, teacher_parameters
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
@@ -27,6 +29,7 @@ from budgetlm.recipe.space import (
     Range,
     Space,
     complete_space,
+    compressions,
     default_recipe,
     offered,
     only_compression,
@@ -38,7 +41,7 @@ from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import PRECISIONS, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
-from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work
+from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work, learnt_paces
 
 UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
@@ -94,7 +97,7 @@ class Plan:
                 c.checkpoint_activations,
             )
             for r, c in runs
-            if r.tokens_per_second > 0 and not c.compile
+            if r.tokens_per_second > 0 and not c.compile and not c.compression.changes_training
         ]
         speed = _speed_model([*self.points, *speeds], self.passport, self.world.precision)
         memory = memory_model(
@@ -107,7 +110,15 @@ class Plan:
             for r, c in runs
             if r.tokens_per_second > 0 and c.compile
         ]
-        return replace(self, world=replace(world, compilation=world.compilation.learning(compiled)))
+        plain = replace(world, paces={})
+        paces = learnt_paces(
+            [
+                (c.compression.option, r.tokens_per_second, expected_speed(c, plain))
+                for r, c in runs
+                if r.tokens_per_second > 0 and not c.compile and c.compression.changes_training
+            ]
+        )
+        return replace(self, world=replace(world, compilation=world.compilation.learning(compiled), paces=paces))
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -266,6 +277,8 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         proxy=config.search.proxy,
         objectives=config.search.objectives,
         max_model_bytes=config.search.max_model_bytes,
+        teacher=config.train.teacher,
+        teacher_parameters=teacher_parameters(config.train.teacher) if config.train.teacher else 0,
     )
 
 
@@ -297,6 +310,7 @@ def make_plan(
     Batches(tokens.split("train"), context, config.search.seed)
     validation_windows(tokens.split("validation"), context, context)
     wanted = read_space(config.space)
+    _check_compressions(wanted, config, passport, tokens)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
     shapes = [replace(shape, document_end=_document_end(config, tokens)) for shape in shapes]
@@ -307,6 +321,13 @@ def make_plan(
     world = replace(world, eval_tokens=sample, full_eval_tokens=full)
     plan = Plan(passport, world, rungs, target, space, default, measured.points, tokens.facts.fingerprint)
     return plan, measured
+
+
+def _check_compressions(wanted: Space, config: StudyConfig, passport: Passport, tokens: Tokens) -> None:
+    for option in compressions(wanted):
+        check_compression(option, passport.device, config.train.teacher)
+    if config.train.teacher:
+        check_teacher(config.train.teacher, tokens.tokenizer_file)
 
 
 def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World, tokens: Tokens) -> tuple[int, int]:
