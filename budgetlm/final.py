@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_database
 from budgetlm.compress.artefact import load_artefact, save_artefact
-from budgetlm.compress.measure import measure_apart, speed
+from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import validation_windows
 from budgetlm.data.rest import rest_being_read
@@ -48,8 +48,8 @@ from budgetlm.watch import Watcher
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
-MEASURING_SECONDS, APART_SECONDS = 0.5, 20.0
-"""What must be left before the deadline for measuring how fast the model reads and writes, and for doing so in a process of its own."""
+APART_SECONDS = 20.0
+"""What must be left before the deadline for measuring the model in a process of its own, beside the measuring."""
 SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
 
 
@@ -279,13 +279,10 @@ class _Final:
 
     def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
         """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
-        if deadline - meter.clock.now() >= APART_SECONDS:
-            found = measure_apart(self.home / "model", torch.get_num_threads())
-        elif deadline - meter.clock.now() >= MEASURING_SECONDS:
-            found = speed(deployed, meter.clock.now)
-        else:
-            return record
-        return replace(record, **asdict(found))
+        left, takes = deadline - meter.clock.now(), tokens_read(deployed.config.context_length) / record.tokens_per_second
+        if left >= takes + APART_SECONDS:
+            return replace(record, **asdict(measure_apart(self.home / "model", torch.get_num_threads())))
+        return replace(record, **asdict(speed(deployed, meter.clock.now))) if left >= takes else record
 
     def _config(self) -> RunConfig:
         """The run as it was first settled: a resumed final must not be another one because more is known by now."""

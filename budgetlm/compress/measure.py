@@ -35,6 +35,11 @@ class Deployed:
     """What loading and using the model added to its process; 0 where it was not measured."""
 
 
+def tokens_read(context_length: int) -> int:
+    """Tokens that go through the model while its speed is measured."""
+    return (REPEATS + 1) * context_length + DECODED * (context_length // 4 + DECODED)
+
+
 @torch.no_grad()
 def speed(network: LanguageModel, now: Callable[[], float] = time.perf_counter) -> Deployed:
     """Tokens a second at batch 1: reading a sequence of the context's length, and writing as `budgetlm generate` does."""

@@ -152,6 +152,12 @@ class _Run:
         parts = (self.network, self.stepper.optimizers, self.average)
         self.compressor = Compressor(config.compression, *parts, tokens.tokenizer_file, config.device)
         self.stepper.loss = self.compressor.loss
+        self.compresses = config.compression.option != "none"
+        self.compress_seconds = parameters(config.model) / WEIGHTS_A_SECOND if self.compresses else 0.0
+        self.slowdown = SLOWDOWN if config.compression.quantised else 1.0
+        self.rehearsed = bool(config.steps) or not self.compresses
+        self.artefact: Artefact | None = None
+        self.dense_bpb: float | None = None
         self.position, self.notes = Position(), list[str]()
         if checkpoints:
             parts_and_config = (self.network, self.stepper.optimizers, as_dict(config), self.average)
@@ -179,12 +185,6 @@ class _Run:
         # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None
-        self.compresses = config.compression.option != "none"
-        self.compress_seconds = parameters(config.model) / WEIGHTS_A_SECOND if self.compresses else 0.0
-        self.slowdown = SLOWDOWN if config.compression.quantised else 1.0
-        self.rehearsed = bool(config.steps) or not self.compresses
-        self.artefact: Artefact | None = None
-        self.dense_bpb: float | None = None
         self.averaged_until = self._progress()
         self.leaves_trunk = bool(checkpoints and checkpoints.trunks) and self._progress_of_next_step() < trunk_share(config)
 
