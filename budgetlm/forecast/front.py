@@ -8,6 +8,7 @@ of the loss alone is the case in which all costs are equal, and every rule here 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from budgetlm.errors import StudyError
 from budgetlm.forecast.fit import Forecast
@@ -30,7 +31,9 @@ class FrontPoint:
     megabytes: float
     """That its artefact would weigh (1e6 bytes)."""
     token_ms: float
-    """Milliseconds in which it would write a token, as foretold."""
+    """Milliseconds in which it would write a token: by the throughput model, corrected by what finals of the study were measured to take."""
+    measured_ms: float | None = None
+    """What its own final was measured to take; None where it has none."""
 
 
 def costs_of(records: Iterable[RunRecord], objectives: str) -> dict[int, float]:
@@ -78,11 +81,18 @@ def front_of(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast], ob
     if not costs:
         return []
     priced = {r.trial: r for r in records if r.kind == "rung"}
+    measured = {
+        r.trial: 1e3 / r.decode_tokens_per_second
+        for r in records
+        if r.kind == "final" and r.decode_tokens_per_second > 0 and r.target_seconds == priced[r.trial].target_seconds
+    }
+    pace = median([ms / priced[n].predicted_token_ms for n, ms in measured.items()] or [1.0])
     points = []
     for trial in front({n: f.mean for n, f in forecasts.items()}, costs):
         forecast, run = forecasts[trial], priced[trial]
         low, high = forecast.interval
-        points.append(FrontPoint(trial, forecast.mean, low, high, run.predicted_model_bytes / 1e6, run.predicted_token_ms))
+        megabytes, foretold = run.predicted_model_bytes / 1e6, pace * run.predicted_token_ms
+        points.append(FrontPoint(trial, forecast.mean, low, high, megabytes, foretold, measured.get(trial)))
     return points
 
 
@@ -116,6 +126,6 @@ def describe(points: Sequence[FrontPoint]) -> list[str]:
     """A line for each point of a front, for people."""
     return [
         f"trial {p.trial:4}: {p.bpb:.4f} bits per byte ({p.low:.4f} to {p.high:.4f}), {p.megabytes:,.3f} MB, "
-        f"a token in {p.token_ms:,.3g} ms as foretold"
+        f"a token in {p.token_ms:,.3g} ms as foretold{f', {p.measured_ms:,.3g} measured' if p.measured_ms else ''}"
         for p in points
     ]

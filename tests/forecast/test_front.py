@@ -60,6 +60,27 @@ def test_a_choice_of_a_study_of_size_knows_its_front_with_intervals():
     assert [p.trial for p in choose(records, 1000, objectives="loss,latency").front] == [0]
 
 
+def test_measured_latencies_correct_what_is_foretold_of_the_others():
+    records = of((0.0, 4.0), (0.3, 1.0))
+    final = {
+        "kind": "final",
+        "rung": -1,
+        "run": "final",
+        "decode_tokens_per_second": 1000 / 12,
+    }  # twice the 6 ms that were foretold
+    trained = [*records, dataclasses.replace(records[0], **final)]
+    points = choose(trained, 1000, objectives="loss,size").front
+    assert [(p.trial, p.token_ms, p.measured_ms) for p in points] == [
+        (1, pytest.approx(18.0), None),
+        (0, pytest.approx(12.0), pytest.approx(12.0)),
+    ]
+    other = [
+        *records,
+        dataclasses.replace(records[0], **final, target_seconds=50.0),
+    ]  # another model, for it is as long as that
+    assert [p.token_ms for p in choose(other, 1000, objectives="loss,size").front] == [9.0, 6.0]
+
+
 def test_a_small_trial_climbs_where_only_larger_ones_are_better():
     records = of((0.0, 4.0), (-0.1, 3.0), (0.05, 5.0))
     new = sized(3, 0.5, 0.5, shares=(1 / 64,))
