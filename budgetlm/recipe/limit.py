@@ -12,8 +12,10 @@ from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import World, deployed_bytes, model_of, size_violation
-from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space
+from budgetlm.recipe.space import INTEGERS, Choices, Domain, Fixed, Range, Space, default_recipe, nearest
 
+MOVED = ("depth", "width", "batch_tokens", "peak_lr")
+"""What of a default recipe follows from how much its weights weigh."""
 SHAPE, SWITCHES = ("kv_groups", "mlp_ratio", "tie_embeddings", "norm_embedding"), ("compression", "sparsity")
 """What changes an artefact's weight beside depth and width."""
 
@@ -37,6 +39,23 @@ def fitted(recipe: Recipe, space: Space, world: World) -> Recipe:
         if fitting:
             return max(fitting, key=lambda r: _size(r, world) - 0.5 * abs(math.log(r.width / r.depth) - aspect))
     raise too_small(deployed_bytes(_least_recipe(recipe, space, world), world), world.max_model_bytes)
+
+
+def starts(space: Space, default: Recipe, target_seconds: float, world: World) -> dict[str, Recipe]:
+    """For every compression of a space, what the default recipe would be if that were the only one: the lighter its weights, the more of them."""
+    found = {default.compression: default}
+    for compression in map(str, _extremes(space.get("compression", Fixed("none")))):
+        if compression not in found:
+            own = default_recipe(target_seconds, world, compression)
+            found[compression] = replace(default, **{n: getattr(own, n) for n in (*MOVED, "compression")})
+    return found
+
+
+def moved(recipe: Recipe, default: Recipe, start: Recipe, space: Space) -> Recipe:
+    """A recipe near the default, as far from `start` instead: what its compression saves goes into its shape, and rate and batch follow."""
+    values = {name: getattr(recipe, name) * getattr(start, name) / getattr(default, name) for name in MOVED}
+    values = {name: round(v) if name in INTEGERS else v for name, v in values.items()}
+    return replace(recipe, **{name: nearest(space[name], value) for name, value in values.items()})
 
 
 def limited(space: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:

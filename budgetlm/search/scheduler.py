@@ -9,7 +9,6 @@ from their checkpoints, and trials that Optuna still calls running are told what
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from budgetlm.forecast.fit import Forecast, Forecaster
 from budgetlm.forecast.front import costs_of
 from budgetlm.forecast.worth import improvement
 from budgetlm.model.size import compute_parameters, parameters
-from budgetlm.recipe.limit import fitted
+from budgetlm.recipe.limit import fitted, moved, starts
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import (
     at_rung,
@@ -177,7 +176,13 @@ class Scheduler:
         """
         self._take_over()
         plan = self.site.plan
-        self.trials.begin_with(plan.default, partial(fitted, space=plan.space, world=plan.world))
+        begun = starts(plan.space, plan.default, plan.target_seconds, plan.world)
+
+        def fit(recipe: Recipe) -> Recipe:
+            recipe = moved(recipe, plan.default, begun[recipe.compression], plan.space)
+            return fitted(recipe, plan.space, plan.world)
+
+        self.trials.begin_with(plan.default, fit)
         self._show_best()
         try:
             while self._hand_out():

@@ -8,7 +8,7 @@ from budgetlm.compress.apply import Compression
 from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import ModelConfig, body_parameters
-from budgetlm.recipe.limit import fitted, least_artefact_bytes, limited
+from budgetlm.recipe.limit import fitted, least_artefact_bytes, limited, moved, starts
 from budgetlm.recipe.near import near
 from budgetlm.recipe.scale import (
     at_target,
@@ -82,6 +82,24 @@ def test_the_smallest_size_is_that_of_the_smallest_recipe(world):
     assert least_artefact_bytes({**space, "compression": Fixed("none")}, 512, 64, ("int8",)) == artefact_bytes(
         model, Compression()
     )
+
+
+def test_what_a_compression_saves_goes_into_the_shape_of_the_first_recipes_that_have_it(world):
+    world, space, default = planned(world, 1.0, compression=["none", "int8"])
+    begun = starts(space, default, TARGET, world)
+    assert begun["none"] == default
+    for seed in range(40):
+        drawn = near(default, space, np.random.default_rng(seed))
+        recipe = fitted(moved(drawn, default, begun[drawn.compression], space), space, world)
+        assert size_violation(recipe, world) <= 0
+        for name, domain in space.items():
+            assert not isinstance(domain, Range) or domain.low <= getattr(recipe, name) <= domain.high
+        if drawn.compression == "none":
+            assert (drawn.batch_tokens, drawn.peak_lr) == pytest.approx((recipe.batch_tokens, recipe.peak_lr))
+    same = dataclasses.replace(default, compression="int8")
+    larger = fitted(moved(same, default, begun["int8"], space), space, world)
+    assert body_parameters(model_of(larger, world)) > 2 * body_parameters(model_of(default, world))
+    assert deployed_bytes(larger, world) > deployed_bytes(same, world)
 
 
 def test_most_recipes_that_are_asked_for_keep_the_limit(world):
