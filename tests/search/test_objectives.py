@@ -135,7 +135,7 @@ def test_a_study_of_size_is_not_replayed_and_says_why(front_study, cache, monkey
 
 
 def test_under_a_limit_nothing_is_trained_that_would_weigh_more(tiny_study, cache, clock):
-    config = limited(tiny_study, 0.15)
+    config = limited(tiny_study, 0.15, 5.0)
     search(config, cache, clock, Notes())
     records, trials = read_records(config.folder), optuna_study(config).trials
     assert all(0 < r.predicted_model_bytes <= 0.15e6 for r in records)
@@ -146,9 +146,7 @@ def test_under_a_limit_nothing_is_trained_that_would_weigh_more(tiny_study, cach
     assert len(refused) <= len(trials) / 2
     plan = load_plan(config.folder)
     assert (plan.world.max_model_bytes, records[0].recipe) == (150_000, dataclasses.asdict(plan.default))
-    result = final(
-        config.name, cache, clock, Watcher(), config=config, hours=4 * 3.2 / 3600
-    )  # longer than what was searched for
+    result = final(config.name, cache, clock, Watcher(), config=config)
     assert 0 < result.record.artefact_bytes <= 150_000
     assert result.size.endswith("the limit of 0.15 MB is kept")
 
