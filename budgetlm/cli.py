@@ -18,8 +18,11 @@ from budgetlm.errors import BudgetlmError, ConfigError
 from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from budgetlm.config import StudyConfig
     from budgetlm.final import FinalResult
+    from budgetlm.forecast.front import FrontPoint
     from budgetlm.search.replay import TableReplay
     from budgetlm.search.replay_study import StudyReplay
 
@@ -44,6 +47,12 @@ DevicesOption = Annotated[
 ProxyOption = Annotated[
     str | None,
     typer.Option(help="What stands for a recipe on a rung: miniature, or truncate for its own shape in less time."),
+]
+LimitOption = Annotated[
+    float | None, typer.Option(help="Most that the final's weights may weigh on the disk, in megabytes; 0 for no limit.")
+]
+ObjectivesOption = Annotated[
+    str | None, typer.Option(help="What recipes are judged by: loss, or loss,size or loss,latency.")
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
@@ -83,12 +92,15 @@ def search(
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
 
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
-    config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, seed, proxy))
+    wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+    config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, **wanted))
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.search.ahead import load_ahead
@@ -119,9 +131,18 @@ def search(
     if result.choice:
         typer.echo(f"chosen: trial {result.choice.trial}, {result.choice.why}.")
         typer.echo(f"recipe: {result.recipe}")
+        _tell_front(result.choice.front)
         typer.echo(f"next: budgetlm report --study {name}; budgetlm final --study {name}")
     else:
         typer.echo("no trial has finished a rung, so there is nothing to choose from.")
+
+
+def _tell_front(points: "Sequence[FrontPoint]", indent: str = "") -> None:
+    """Print what there is to pick from, where more than the loss counts."""
+    from budgetlm.forecast.front import describe
+
+    for line in describe(points):
+        typer.echo(f"{indent}front: {line}")
 
 
 def _sections(
@@ -131,15 +152,14 @@ def _sections(
     device: str | None,
     devices: int | None,
     threads: int | None,
-    seed: int | None = None,
-    proxy: str | None = None,
+    **search: object,
 ) -> dict[str, dict[str, object]]:
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": data},
         "train": {"device": device, "devices": devices, "threads": threads},
-        "search": {"seed": seed, "proxy": proxy},
+        "search": search,
     }
 
 
@@ -174,6 +194,8 @@ def doctor(
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -190,7 +212,8 @@ def doctor(
 
     watcher = make_watcher()
     try:
-        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, proxy=proxy))
+        wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+        config = _search_config(study, file, _sections(hours, target_hours, data, device, devices, threads, **wanted))
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
         checks = [Check("settings", "fault", str(error))]
@@ -219,6 +242,8 @@ def plan(
     devices: DevicesOption = None,
     threads: ThreadsOption = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
     price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -235,7 +260,8 @@ def plan(
 
     elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
     here = None if elsewhere else device
-    config = _search_config(study, file, _sections(hours, target_hours, data, here, devices, threads, proxy=proxy))
+    wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+    config = _search_config(study, file, _sections(hours, target_hours, data, here, devices, threads, **wanted))
     if config.budget.hours == 0:
         raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
     watcher = make_watcher()
@@ -313,6 +339,9 @@ def final(
     study: StudyOption = "best",
     hours: Annotated[float, typer.Option(help="Device-hours of the final; 0 for the study's target.", min=0)] = 0.0,
     trial: Annotated[int | None, typer.Option(help="Train this trial's recipe instead of the chosen one.", min=0)] = None,
+    pick: Annotated[
+        str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial.")
+    ] = "best",
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
 ) -> None:
     """Train the chosen recipe for the full target; run it again to resume."""
@@ -320,6 +349,8 @@ def final(
     from budgetlm.progress import make_watcher
     from budgetlm.studies import open_config, resolve
 
+    if trial is not None and pick != "best":
+        raise ConfigError(f"`--trial {trial}` and `--pick {pick}` name two recipes. Give one of them.")
     name = resolve(study)
     config = open_config(name)
     begin_again(config.train.allocator)
@@ -327,7 +358,9 @@ def final(
     try:
         from budgetlm.final import final as run_final
 
-        result = run_final(name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed)
+        result = run_final(
+            name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed, which=pick
+        )
     finally:
         watcher.close()
     _tell_final(name, result)
@@ -359,6 +392,8 @@ def _tell_final(name: str, result: "FinalResult") -> None:
         said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
     typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
+    if record.artefact_bytes:
+        typer.echo(f"size: {result.size}")
     typer.echo(
         f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs"
     )
@@ -380,6 +415,8 @@ def run(
     threads: ThreadsOption = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is sampled and how runs are initialised.")] = None,
     proxy: ProxyOption = None,
+    max_model_mb: LimitOption = None,
+    objectives: ObjectivesOption = None,
 ) -> None:
     """Search, train the final and report within one budget.
 
@@ -387,7 +424,8 @@ def run(
 
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
-    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, seed, proxy))
+    wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+    config = _search_config(study, file, _sections(None, None, data, device, devices, threads, **wanted))
     begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 
@@ -520,6 +558,7 @@ def status(
         typer.echo(
             f"{row.name:20} {row.state:10} {row.trials:4} trials   forecast {numbers[0]:>7}   final {numbers[1]:>7}   {row.report or ''}"
         )
+        _tell_front(row.front, "  ")
 
 
 @app.command()
@@ -558,10 +597,10 @@ def budget(
     """
     import dataclasses
 
-    from budgetlm.studies import balance_as_dict, ledger_of, resolve, trial_costs
+    from budgetlm.studies import balance_as_dict, ledger_of, resolve, status_of, trial_costs
 
     name = resolve(study)
-    ledger = ledger_of(name)
+    ledger, front = ledger_of(name), status_of(name).front
     search_account = balance_as_dict(name, ledger.balance())
     costs = trial_costs(name, ledger)
     finals = {
@@ -569,7 +608,12 @@ def budget(
     }
     if as_json:
         dear = [dataclasses.asdict(cost) for cost in costs]
-        typer.echo(json.dumps({**search_account, "trials": dear, "finals": finals}, indent=1))
+        typer.echo(
+            json.dumps(
+                {**search_account, "trials": dear, "finals": finals, "front": [dataclasses.asdict(p) for p in front]},
+                indent=1,
+            )
+        )
         return
     for title, account in {"search": search_account, **finals}.items():
         charged, total = account["charged_seconds"], account["budget_seconds"]
@@ -581,6 +625,7 @@ def budget(
                 continue
             typer.echo(f"  {purpose:10} {seconds:10.1f} s  {100 * seconds / max(charged, 1e-9):5.1f} %")
         typer.echo(f"  stopped because: {account['stopped_because'] or 'it has not stopped'}")
+    _tell_front(front)
     shown = costs[: trials or None]
     if shown:
         typer.echo(f"{'the dearest' if len(shown) < len(costs) else 'all'} {len(shown)} of {len(costs)} trials:")
@@ -613,10 +658,10 @@ def generate(
                 f"study {folder.name!r} has no trained final. Run `budgetlm final --study {folder.name}` first."
             )
         model = folder / "finals" / finals[-1].run / "model"
-    from budgetlm.model.export import load_model
+    from budgetlm.compress.artefact import load_artefact
     from budgetlm.model.generate import generate as sample
 
-    network, tokenizer, end = load_model(model)
+    network, tokenizer, end = load_artefact(model)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
     shown = ""
     made: list[int] = []

@@ -18,6 +18,7 @@ from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
 from budgetlm.recipe.scale import PROXIES, Proxy
 from budgetlm.recipe.space import read_space, unknown_key
+from budgetlm.records import OBJECTIVES
 from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
 
 STUDIES = Path("studies")
@@ -102,6 +103,9 @@ class TrainSettings:
     its time back, or `graphs` for `on` with CUDA graphs (`mode="reduce-overhead"`)."""
     clip: float = 1.0
     """Largest norm of a gradient."""
+    teacher: str = ""
+    """What `distil` learns from: a final's `model` folder, another folder that transformers loads, or a Hugging Face id; with the
+    study's tokenizer (`compress/distill.py`)."""
     eval_tokens: int = 0
     """Tokens of the validation sample; 0 for as many as about 2 % of the cheapest rung can pay for."""
 
@@ -131,6 +135,11 @@ class SearchSettings:
     """Decides what is sampled and how the runs are initialised."""
     proxy: Proxy = "miniature"
     """What stands for a recipe on a rung: its `miniature`, or its own shape in less time, `truncate` (`recipe/scale.py`)."""
+    objectives: str = "loss"
+    """What recipes are judged by: the `loss` at the target, or `loss,size` or `loss,latency`, where no recipe is kept back that is the best
+    of its size, or of its time for a token."""
+    max_model_mb: float = 0.0
+    """Most that the final's weights may weigh on the disk, in 1e6 bytes; 0 for no limit. Recipes beyond it are not trained."""
     least_rung_seconds: float = 4.0
     """Shorter rungs than this measure start-up rather than learning."""
     stop_early: bool = True
@@ -144,10 +153,21 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.proxy not in PROXIES:
             raise ConfigError(f"search.proxy cannot be {self.proxy!r}. Use {' or '.join(PROXIES)}.")
+        if self.objectives not in OBJECTIVES:
+            raise ConfigError(f"search.objectives cannot be {self.objectives!r}. Use {' or '.join(OBJECTIVES)}.")
+        if not 0 <= self.max_model_mb < 1e9:
+            raise ConfigError(
+                f"search.max_model_mb is {self.max_model_mb}, but it is a number of megabytes, or 0 for no limit."
+            )
         if min(self.least_rung_seconds, self.hang_seconds) <= 0:
             raise ConfigError("search.least_rung_seconds and search.hang_seconds must be above 0.")
         if min(self.seed, self.max_restarts) < 0:
             raise ConfigError("search.seed and search.max_restarts must not be negative.")
+
+    @property
+    def max_model_bytes(self) -> int:
+        """The limit of size in bytes; 0 for none."""
+        return round(self.max_model_mb * 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.compress.artefact import load_artefact, save_artefact
+from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import validation_windows
 from budgetlm.data.rest import rest_being_read
@@ -23,8 +26,9 @@ from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
+from budgetlm.forecast.front import BEST, pick
 from budgetlm.interrupt import StopRequest
-from budgetlm.model.export import save_model
+from budgetlm.model.export import save_model, weights_bytes
 from budgetlm.model.generate import generate
 from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
@@ -38,11 +42,14 @@ from budgetlm.studies import DATABASE, FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
-from budgetlm.train.loop import Checkpoints, train, warm_up
+from budgetlm.train.loop import Checkpoints, train
+from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
+APART_SECONDS = 20.0
+"""What must be left before the deadline for measuring the model in a process of its own, beside the measuring."""
 SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
 
 
@@ -62,6 +69,17 @@ class FinalResult:
     already_done: bool
     exit_code: int = 0
     """0, or what the process should end with because it was asked to stop (`interrupt.py`)."""
+    limit_bytes: int = 0
+    """Most that its weights were to weigh; 0 for no limit."""
+
+    @property
+    def size(self) -> str:
+        """What its weights weigh on the disk, beside the limit, in words."""
+        weighs = f"{self.record.artefact_bytes / 1e6:,.3f} MB of weights on the disk"
+        if not self.limit_bytes:
+            return weighs
+        kept = "is kept" if self.record.artefact_bytes <= self.limit_bytes else "is NOT kept"
+        return f"{weighs}; the limit of {self.limit_bytes / 1e6:,.4g} MB {kept}"
 
 
 def final(
@@ -74,13 +92,15 @@ def final(
     hours: float = 0.0,
     trial: int | None = None,
     seed: int = 0,
+    which: str = BEST,
 ) -> FinalResult:
     """Train a study's chosen recipe, or that of a given trial, for the target; repeat the call to resume.
 
     Args:
         config: of the study.
         hours: device-hours; 0 for the study's target.
-        trial: whose recipe; None for the chosen one.
+        trial: whose recipe; None for the chosen one, or the picked one.
+        which: of the front, where more than the loss counts: `smallest`, `fastest`, `best`, or a trial's number.
         seed: initialisation and data order.
 
     Raises:
@@ -89,14 +109,16 @@ def final(
     folder = config.folder
     plan = load_plan(folder)
     records = read_records(folder)
-    choice = choose(records, plan.target_seconds) if plan else None
+    choice = choose(records, plan.target_seconds, objectives=plan.world.objectives) if plan else None
     if plan is None or choice is None:
         raise StudyError(
             f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
         )
-    number, why = (choice.trial, "chosen") if trial is None else (trial, "asked for")
+    number, why = (trial, "asked for") if trial is not None else (pick(which, choice.front, choice.trial), "picked")
+    why = "chosen" if which == BEST and trial is None else why
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
+    limit = plan.world.max_model_bytes
     name = f"final-trial{number:04d}-{seconds:.0f}s-seed{seed}"
     home = folder / "finals" / name
     home.mkdir(parents=True, exist_ok=True)
@@ -110,11 +132,11 @@ def final(
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (home / "samples.json").exists():
             samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
-            return FinalResult(recipe.summary(), done, home, forecast, samples, share, already_done=True)
+            return FinalResult(recipe.summary(), done, home, forecast, samples, share, True, limit_bytes=limit)
         run = _Final(config, plan, recipe, number, why, name, home, seconds, seed, cache, clock, watcher)
         record, samples, code = run.go(forecast)
         share = _utilisation(record, plan)
-        return FinalResult(recipe.summary(), record, home, forecast, samples, share, already_done=False, exit_code=code)
+        return FinalResult(recipe.summary(), record, home, forecast, samples, share, False, code, limit)
     finally:
         watcher.close()
         lock.release()
@@ -240,13 +262,27 @@ class _Final:
         record, samples = trained.record, []
         if record.state == "done":
             with new_folder(self.home / "model") as new:
-                save_model(new, trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
+                parts = (trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
+                if trained.artefact:
+                    save_artefact(new, trained.artefact, *parts)
+                else:
+                    save_model(new, *parts)
+                record = replace(record, artefact_bytes=weights_bytes(new))
                 write_json(new / "recipe.json", asdict(record))
-            samples = write_samples(trained.network, tokens, lambda: meter.clock.now() > deadline)
+            deployed, _, _ = load_artefact(self.home / "model")  # what is on the disk, not what was trained
+            samples = write_samples(deployed, tokens, lambda: meter.clock.now() > deadline)
             write_json(self.home / "samples.json", samples)
+            record = self._measured(record, deployed, deadline, meter)
         record = replace(record, seconds=meter.clock.now() - deadline + self.seconds, planned_seconds=self.seconds)
         append_record(folder, record)
         return record, samples
+
+    def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
+        """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
+        left, takes = deadline - meter.clock.now(), tokens_read(deployed.config.context_length) / record.tokens_per_second
+        if left >= takes + APART_SECONDS:
+            return replace(record, **asdict(measure_apart(self.home / "model", torch.get_num_threads())))
+        return replace(record, **asdict(speed(deployed, meter.clock.now))) if left >= takes else record
 
     def _config(self) -> RunConfig:
         """The run as it was first settled: a resumed final must not be another one because more is known by now."""

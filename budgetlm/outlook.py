@@ -49,7 +49,8 @@ def _passport(config: StudyConfig, device: str | None, cache: Path) -> Passport:
 
 def describe(outlook: Rehearsal) -> str:
     """A rehearsal for people."""
-    refused = f", {outlook.refused} more refused because their finals would not fit the memory" if outlook.refused else ""
+    beyond = "fit the memory or keep the limit of size" if outlook.max_model_bytes else "fit the memory"
+    refused = f", {outlook.refused} more refused because their finals would not {beyond}" if outlook.refused else ""
     rows = [
         f"device    {outlook.device}" + (f", {outlook.devices} at once" if outlook.devices > 1 else ""),
         f"search    {duration(3600 * outlook.search_hours)} of device time: about {outlook.trials} trials, "
@@ -61,6 +62,12 @@ def describe(outlook: Rehearsal) -> str:
     ]
     if outlook.final.checkpoint_activations:
         rows.append(f"{'':10}the final checkpoints its activations, or it would not fit the memory")
+    limit = f" of {outlook.max_model_bytes / 1e6:,.4g} MB that are allowed" if outlook.max_model_bytes else ""
+    judged = f"; recipes are judged by {outlook.objectives.replace(',', ' and ')}" if "," in outlook.objectives else ""
+    rows.append(
+        f"artefact  {outlook.model_bytes / 1e6:,.4g} MB{limit}, a token in about {outlook.token_ms:,.2g} ms by the "
+        f"throughput model, not measured{judged}"
+    )
     many = (
         f"; beyond about {MANY_EPOCHS:.0f} times repeated text teaches clearly less" if outlook.epochs > MANY_EPOCHS else ""
     )

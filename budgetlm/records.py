@@ -23,8 +23,14 @@ REASONS = {
     "gate": "one of the last candidates, to tell them apart",
     "chosen": "the study's choice",
     "asked for": "somebody named its trial",
+    "picked": "somebody's pick of the front",
 }
 """Why a run was paid for, in words."""
+
+COSTS = {"size": "predicted_model_bytes", "latency": "predicted_token_ms"}
+"""What a study may weigh against the loss, and the field of a record that says how much of it a recipe's artefact takes."""
+OBJECTIVES = ("loss", *(f"loss,{cost}" for cost in COSTS))
+"""What a study may be about."""
 
 RUNS = "runs.jsonl"
 CURVES = "curves"
@@ -86,6 +92,18 @@ class RunRecord:
     """Bits per byte on the study's validation sample, at the end. None if the run did not get there."""
     bpb_full: float | None = None
     """Bits per byte on a larger part of the validation split; finals only."""
+    dense_bpb: float | None = None
+    """Bits per byte on the validation sample before weights were quantised; `bpb` is that of what would be deployed. None where they are one."""
+    artefact_bytes: int = 0
+    """Bytes of the weights as they would be deployed; 0 in records of old."""
+    resident_bytes: int = 0
+    """Memory that a process of its own holds once the model is loaded, beyond what it held before; finals only, 0 if not measured."""
+    prefill_tokens_per_second: float = 0.0
+    """Tokens read a second, one sequence of the context's length at a time; finals only, 0 if not measured."""
+    decode_tokens_per_second: float = 0.0
+    """Tokens written a second, one sequence at a time, as `budgetlm generate` does; likewise."""
+    teacher_seconds: float = 0.0
+    """Device-seconds that the teacher had been trained for, where it says so: not charged again, but part of what the student cost."""
     epochs: float = 0.0
     """How often each training token that the run could see was read."""
     peak_bytes: int = 0
@@ -94,6 +112,10 @@ class RunRecord:
     """What the oracle said before the run was paid for; 0 where it was not asked."""
     predicted_peak_bytes: float = 0.0
     """Likewise."""
+    predicted_model_bytes: float = 0.0
+    """Bytes of the recipe's artefact at the target, as foretold; 0 where nobody asked."""
+    predicted_token_ms: float = 0.0
+    """Milliseconds in which that artefact would write a token, alone and from nothing, as foretold."""
     passport: str = ""
     place: int = 0
     """Which of the search's devices it ran on."""

@@ -14,6 +14,7 @@ from budgetlm.config import STUDIES, STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.errors import StudyError
 from budgetlm.files import checked_name, read_json
 from budgetlm.forecast.choose import Choice, choose
+from budgetlm.forecast.front import FrontPoint
 from budgetlm.forecast.worth import SAVED
 from budgetlm.passport import Passport
 from budgetlm.records import RunRecord, read_records
@@ -41,6 +42,12 @@ class StudyStatus:
     """The best of its finals."""
     report: str | None
     """Path of its report, if one was written."""
+    objectives: str
+    """What its recipes are judged by."""
+    max_model_mb: float
+    """Most that its final may weigh; 0 for no limit."""
+    front: list[FrontPoint]
+    """Where more than the loss counts: what there is to pick from, the cheapest first."""
 
 
 def study_names() -> list[str]:
@@ -196,8 +203,11 @@ def target_seconds(folder: Path) -> float | None:
 
 def choice_of(folder: Path) -> Choice | None:
     """What a study would choose now."""
-    target = target_seconds(folder)
-    return choose(read_records(folder), target) if target else None
+    if not (folder / PLAN).exists():
+        return None
+    plan = read_json(folder / PLAN)
+    objectives = plan["world"].get("objectives", "loss")
+    return choose(read_records(folder), float(plan["target_seconds"]), objectives=objectives)
 
 
 def finals_of(folder: Path) -> list[RunRecord]:
@@ -220,7 +230,7 @@ def forecast_kept(final: Path) -> dict[str, float] | None:
 def status_of(name: str) -> StudyStatus:
     """How a study stands."""
     folder = STUDIES / checked_name(name)
-    choice = choice_of(folder)
+    choice, wanted = choice_of(folder), open_config(name).search
     finals = [r.bpb for r in finals_of(folder) if r.bpb is not None]
     report = REPORTS / f"{name}.html"
     return StudyStatus(
@@ -230,6 +240,9 @@ def status_of(name: str) -> StudyStatus:
         best_forecast_bpb=choice.forecast.mean if choice and not choice.ranks_only else None,
         final_bpb=min(finals) if finals else None,
         report=str(report) if report.exists() else None,
+        objectives=wanted.objectives,
+        max_model_mb=wanted.max_model_mb,
+        front=list(choice.front) if choice else [],
     )
 
 
@@ -250,7 +263,7 @@ def _state(name: str, folder: Path) -> str:
 def resolve(name: str) -> str:
     """A study's name from what a person asked for.
 
-    `best` is the one with the best final, or forecast, among those of the same data and machine as the newest.
+    `best` is the one with the best final, or forecast, among those of the same data, machine, objectives and limit as the newest.
 
     Raises:
         StudyError: there is no such study, or none with a finished trial.
@@ -264,7 +277,8 @@ def resolve(name: str) -> str:
         if choice is None:
             continue
         passport = Passport(**read_json(folder / PLAN)["passport"]).id
-        group = json.dumps([open_config(known).data.source, passport])
+        config = open_config(known)
+        group = json.dumps([config.data.source, passport, config.search.objectives, config.search.max_model_mb])
         finals = [r.bpb for r in finals_of(folder) if r.bpb is not None]
         value = min(finals) if finals else choice.forecast.mean
         candidates.append((group, (folder / "runs.jsonl").stat().st_mtime, value, known))

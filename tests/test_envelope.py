@@ -39,7 +39,7 @@ def test_what_the_search_does_not_earn_goes_to_the_final(tiny_study, cache, cloc
     eager = tiny_study(0.0)
     careful = dataclasses.replace(eager, name="careful", search=dataclasses.replace(eager.search, stop_early=True))
     monkeypatch.setattr("budgetlm.search.climb.LEAST_TRIALS", 2)
-    monkeypatch.setattr("budgetlm.search.climb.gain_of_a_trial", lambda _forecasts: 0.0)
+    monkeypatch.setattr("budgetlm.search.climb.gain_of_a_trial", lambda *_: 0.0)
     monkeypatch.setattr("budgetlm.search.climb.LEAST_DOUBT", 2.0)
     all_of_it, less = run(eager, cache, clock), run(careful, cache, clock)
     assert less.search_seconds < all_of_it.search_seconds

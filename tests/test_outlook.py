@@ -95,3 +95,12 @@ def test_an_unknown_device_is_answered_with_those_that_are_known(tiny_study, cac
     with pytest.raises(SystemExit):
         main()
     assert "h100" in capsys.readouterr().err
+
+
+def test_a_plan_under_a_limit_says_what_the_default_would_weigh_and_how_it_is_judged(tiny_study, cache):
+    wanted = {"least_rung_seconds": 0.15, "max_model_mb": 0.15, "objectives": "loss,size"}
+    outlook = ahead(tiny_study(16.0, search=wanted), cache)
+    assert 0 < outlook.model_bytes <= outlook.max_model_bytes == 150_000
+    text = describe(outlook)
+    assert "of 0.15 MB that are allowed" in text
+    assert "by the throughput model, not measured; recipes are judged by loss and size" in text

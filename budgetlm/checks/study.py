@@ -12,8 +12,17 @@ from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import parameters
-from budgetlm.recipe.scale import MANY_EPOCHS, at_target, epochs_at_target, expected_tokens, model_of
-from budgetlm.recipe.space import complete_space, default_recipe, read_space, searched, suggest
+from budgetlm.recipe.limit import limited
+from budgetlm.recipe.scale import (
+    MANY_EPOCHS,
+    at_target,
+    deployed_bytes,
+    epochs_at_target,
+    expected_tokens,
+    model_of,
+    size_violation,
+)
+from budgetlm.recipe.space import complete_space, default_recipe, only_compression, read_space, searched, suggest
 from budgetlm.records import read_records
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import DATABASE, LOCK
@@ -100,12 +109,11 @@ def data(case: Case) -> Finding:
 
 def _vocabulary(case: Case) -> int | None:
     """The vocabulary that the search will use, as far as it is known."""
-    from budgetlm.search.plan import suited_vocabulary
+    from budgetlm.search.plan import vocabulary_of
 
     if case.plan:
         return case.plan.world.vocab_size
-    suited = suited_vocabulary(case.config.budget.target_seconds, case.passport) if case.passport else None
-    return case.config.data.vocab_size or suited
+    return vocabulary_of(case.config, case.passport) if case.passport else case.config.data.vocab_size or None
 
 
 def recipe(case: Case) -> Finding:
@@ -115,9 +123,11 @@ def recipe(case: Case) -> Finding:
     model, target = model_of(default, world), case.config.budget.target_seconds
     tokens = expected_tokens(default, model, default.batch_tokens, target, world)
     basis = "by the study's own measurements" if case.plan else "estimated from the ceilings"
+    limit = f" of {world.max_model_bytes / 1e6:,.3g} that are allowed" if world.max_model_bytes else ""
     return "ok", (
         f"the default final of {duration(target)} would be depth {default.depth} x width {default.width}, "
-        f"{parameters(model) / 1e6:,.2f} M parameters, {tokens / 1e6:,.1f} M tokens ({basis})"
+        f"{parameters(model) / 1e6:,.2f} M parameters, {deployed_bytes(default, world) / 1e6:,.3g} MB{limit}, "
+        f"{tokens / 1e6:,.1f} M tokens ({basis})"
     )
 
 
@@ -131,7 +141,9 @@ def _estimate(case: Case) -> Expected:
 
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
     world = world_of(config, passport, tokens, guessed_calibration(config, passport))
-    space, default = complete_space(read_space(config.space), default_recipe(config.budget.target_seconds, world), world)
+    wanted = read_space(config.space)
+    default = default_recipe(config.budget.target_seconds, world, only_compression(wanted))
+    space, default = limited(*complete_space(wanted, default, world), world)
     return Expected(world, space, default)
 
 
@@ -156,17 +168,22 @@ def space(case: Case) -> Finding:
     expected = needed(case.expected, "a default recipe")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=case.config.search.seed))
-    refused = []
+    refused, large = [], 0
     for _ in range(DRAWS):
+        drawn = suggest(study.ask(), expected.space)
         try:
-            at_target(suggest(study.ask(), expected.space), case.config.budget.target_seconds, expected.world)
+            at_target(drawn, case.config.budget.target_seconds, expected.world)
         except ConfigError as error:
-            refused.append(str(error))
+            if size_violation(drawn, expected.world) > 0:  # as it should be where there is a limit: the sampler learns it
+                large += 1
+            else:
+                refused.append(str(error))
     names = searched(expected.space)
     says = f"searches {', '.join(names) or 'nothing: every parameter is fixed'}"
+    beyond = f" but for {large} beyond `search.max_model_mb`, which cost nothing" if large else ""
     if not refused:
-        return "ok" if names else "warning", f"{says}; {DRAWS} recipes drawn from it are all possible"
-    state: State = "fault" if len(refused) == DRAWS else "warning"
+        return "ok" if names else "warning", f"{says}; {DRAWS} recipes drawn from it are all possible{beyond}"
+    state: State = "fault" if len(refused) + large == DRAWS else "warning"
     return state, f"{len(refused)} of {DRAWS} recipes drawn from the space are impossible, e.g.: {refused[0]}"
 
 

@@ -10,6 +10,7 @@ from scipy.special import ndtr
 
 from budgetlm.budget.clock import duration
 from budgetlm.forecast.fit import Forecast, fit, usable
+from budgetlm.forecast.front import FrontPoint, front_of, no_dearer
 from budgetlm.forecast.noise import measured_noise
 from budgetlm.records import RunRecord
 
@@ -41,6 +42,8 @@ class Choice:
     """Bits per byte that it was measured to have on the highest rung, the mean where it was repeated."""
     ranks_only: bool = False
     """Whether the order on the one rung is all that the choice stands on; the forecast is then no more than a guess."""
+    front: Sequence[FrontPoint] = ()
+    """Of a study of more than the loss: the finalists that none beats in both, the cheapest first."""
 
     @property
     def expected(self) -> str:
@@ -88,19 +91,29 @@ def probabilities_best(forecasts: Mapping[int, Forecast], draws: int = 64, seed:
     return dict.fromkeys(forecasts, 0.0) | dict(zip(rivals, wins.tolist(), strict=True))
 
 
-def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[RunRecord]) -> bool:
+def can_win(
+    trial: int, forecasts: Mapping[int, Forecast], records: Sequence[RunRecord], costs: Mapping[int, float] | None = None
+) -> bool:
     """Whether a trial should climb on: it is among the best third on its rung, and its forecast may yet beat the best.
 
     Its rivals are those that climbed higher, for only they show what climbing is worth, or else its equals. The rank on
     the rung guards against a forecast that is too unsure to stop anybody (Li et al. 2018, ASHA, arXiv:1810.05934).
+
+    Where artefacts have a cost, only those that cost no more than the trial's count, on the rung and as rivals: what is asked is whether
+    it may yet be dominated by none.
+
+    Args:
+        costs: of each trial's artefact (`forecast/front.py`); the same for all if left out.
     """
+    costs = costs or {}
     runs = usable(records)
     reached = _highest(runs)
     rung = reached[trial]
     here = mean_losses(runs, rung)
-    if sum(bpb < here[trial] for bpb in here.values()) >= math.ceil(len(here) * PROMOTED_SHARE):
+    equals = no_dearer(trial, here, costs)
+    if sum(here[n] < here[trial] for n in equals) >= math.ceil((1 + len(equals)) * PROMOTED_SHARE):
         return False
-    others = [n for n in forecasts if n != trial]
+    others = no_dearer(trial, forecasts, costs)
     rivals = [n for n in others if reached[n] > rung] or others
     if not rivals:
         return True
@@ -109,7 +122,10 @@ def can_win(trial: int, forecasts: Mapping[int, Forecast], records: Sequence[Run
 
 
 def choose(
-    records: Sequence[RunRecord], target_seconds: float, forecasts: Mapping[int, Forecast] | None = None
+    records: Sequence[RunRecord],
+    target_seconds: float,
+    forecasts: Mapping[int, Forecast] | None = None,
+    objectives: str = "loss",
 ) -> Choice | None:
     """The trial with the least expected loss among those that climbed highest; None when nothing was measured.
 
@@ -121,6 +137,7 @@ def choose(
         records: of one study.
         target_seconds: the horizon, in device-seconds.
         forecasts: what `fit` says of them, where that is known already.
+        objectives: of the study; with more than the loss, the choice knows the front among the same trials too.
     """
     if forecasts is None:
         forecasts = fit(records, target_seconds)
@@ -130,6 +147,7 @@ def choose(
     here = mean_losses(runs, max(r.rung for r in runs))
     best = _smallest_of_equals(highest, here if only else {n: f.mean for n, f in forecasts.items()}, runs)
     forecast = forecasts[best]
+    points = front_of(records, {n: forecasts[n] for n in highest}, objectives)
     near = zip(forecasts, _probabilities_better(list(forecasts.values()), forecast), strict=True)
     within = sorted((n for n, p in near if p >= WITHIN_NOISE and n != best), key=lambda n: forecasts[n].mean)
     low, high = forecast.interval
@@ -139,12 +157,12 @@ def choose(
             f"least loss of the {len(highest)} trials, {here[best]:.3f} bits per byte after {duration(seconds)}; {RANKS_ONLY}, which say "
             f"nothing of what is reached after {duration(target_seconds)}"
         )
-        return Choice(best, forecast, within, why, here[best], ranks_only=True)
+        return Choice(best, forecast, within, why, here[best], True, points)
     why = (
         f"least forecast of the {len(highest)} of {len(forecasts)} trials that reached the highest rung: "
         f"{forecast.mean:.3f} bits per byte after {duration(target_seconds)} (80 % interval {low:.3f} to {high:.3f})"
     )
-    return Choice(best, forecast, within, why, here[best])
+    return Choice(best, forecast, within, why, here[best], front=points)
 
 
 def _smallest_of_equals(trials: Sequence[int], losses: Mapping[int, float], runs: Sequence[RunRecord]) -> int:

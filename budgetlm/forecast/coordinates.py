@@ -8,7 +8,7 @@ from budgetlm.forecast.bowl import BowlFrame, fit_bowl
 from budgetlm.forecast.points import Centre, Kinds, Points, Prior
 
 CLIP = 0.5
-"""Knobs farther outside what was seen than this, in spreads, count as if they were there: no bowl holds far away."""
+"""Numbers farther outside what was seen than this, in spreads, count as if they were there: no bowl holds far away."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Frame:
         """In spreads, relative to the optimum, (n, knobs)."""
         low, high = self.seen
         relative = (points.knobs - self.centre.at(points.scales)) / self.spread
-        clipped: np.ndarray = np.clip(relative, low - CLIP, high + CLIP)
+        clipped: np.ndarray = np.where(self.curved, np.clip(relative, low - CLIP, high + CLIP), relative)
         return clipped
 
 

@@ -1,7 +1,8 @@
 """Rungs -> a distribution of bits per byte at the target, for every trial. No torch, no optuna.
 
 A study's runs on the response surface that serves any table of runs (`forecast/surface.py`): its one axis of scale is device time,
-u = log(seconds / target seconds) <= 0, its knobs are what tells the study's recipes from one another (`forecast/traits.py`), and
+u = log(seconds / target seconds) <= 0, its knobs are what tells the study's recipes from one another (`forecast/traits.py`, and
+`forecast/doses.py` for how they are compressed), and
 what the runs of a trial have in common is their own level and their own exponent. A forecast is a mixture of (shifted)
 log-normals: trials stopped at different rungs are comparable, and the shorter the ladder, the wider the interval.
 """
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
+from budgetlm.forecast.doses import doses_of
 from budgetlm.forecast.errors import Errors
 from budgetlm.forecast.importance import Draws
 from budgetlm.forecast.points import Kinds, Points, Prior
@@ -123,16 +125,19 @@ class Forecaster:
         place = {number: i for i, number in enumerate(numbers)}
         trial = np.array([place[r.trial] for r in runs])
         u = np.log(np.array([r.planned_seconds for r in runs]) / self._target_seconds)
-        recipes = {r.trial: r.recipe for r in runs}
-        traits, words = traits_of([recipes[number] for number in numbers])
+        by_trial = {r.trial: r.recipe for r in runs}
+        recipes = [by_trial[number] for number in numbers]
+        traits, words = traits_of(_uncompressed(recipes))
+        doses, final_doses = doses_of(runs, numbers, self._target_seconds, EXPONENT)
         knobs = np.concatenate([traits, words], axis=1)
-        curved = np.repeat([True, False], [traits.shape[1], words.shape[1]])
+        curved = np.repeat([True, False], [traits.shape[1], words.shape[1] + doses.shape[1]])
         kinds = Kinds(curved, np.zeros_like(curved), np.zeros_like(curved))
-        points, loss = Points(u[:, None], knobs[trial]), np.array([r.bpb for r in runs], dtype=float)
+        points = Points(u[:, None], np.concatenate([knobs[trial], doses], axis=1))
+        loss = np.array([r.bpb for r in runs], dtype=float)
         fitted = partial(fit_surface, points, loss, kinds, _prior(), Errors.of_trials(trial, u))
         surface = fitted(size=SIZE, like=self._known or fitted(size=SIZE).draws)
         self._known = surface.draws
-        return Fitted(surface, self._target_seconds, numbers, [recipes[number] for number in numbers], knobs)
+        return Fitted(surface, self._target_seconds, numbers, recipes, knobs, final_doses)
 
 
 @dataclass(frozen=True)
@@ -145,15 +150,22 @@ class Fitted:
     """Of the trials."""
     recipes: list[dict[str, Any]]
     """Theirs."""
-    knobs: np.ndarray
+    traits: np.ndarray
     """Likewise, as the surface takes them."""
+    doses: np.ndarray
+    """How much their compressions weigh at the target (`forecast/doses.py`)."""
+
+    @property
+    def knobs(self) -> np.ndarray:
+        """Both, shape (trials, knobs)."""
+        return np.concatenate([self.traits, self.doses], axis=1)
 
     def at(self, seconds: float, trials: Sequence[int] | None = None) -> dict[int, Forecast]:
         """Forecasts of trials, all of them if left out, for runs of `seconds`."""
         return self.along([seconds], trials)[0]
 
     def along(self, times: Sequence[float], trials: Sequence[int] | None = None) -> list[dict[int, Forecast]]:
-        """Forecasts of trials, all of them if left out, for runs of each of some lengths in seconds."""
+        """Forecasts of trials, all of them if left out, for runs of each of some lengths in seconds; compressed as it tells at the target."""
         place = {number: i for i, number in enumerate(self.numbers)}
         chosen = np.array([place[number] for number in (self.numbers if trials is None else trials)], dtype=int)
         groups = np.tile(chosen, len(times))
@@ -165,8 +177,22 @@ class Fitted:
 
     def draws_of(self, recipes: Sequence[Mapping[str, Any]], count: int) -> np.ndarray:
         """Joint draws of what recipes reach in truth at the target, bits per byte, shape (count, recipes); tried ones count as new."""
-        knobs = np.concatenate(traits_of(recipes, self.recipes), axis=1)
+        traits = np.concatenate(traits_of(*map(_uncompressed, (recipes, self.recipes))), axis=1)
+        knobs = np.concatenate([traits, self._doses_of(recipes)], axis=1)
         return self.surface.sample(Points(np.zeros((len(knobs), 1)), knobs), count)[0]
+
+    def _doses_of(self, recipes: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Of recipes that nobody has tried: the mean dose of the trials that were compressed likewise; 0 where there are none."""
+        alike = np.array(
+            [[r.get("compression") == known.get("compression") for known in self.recipes] for r in recipes], dtype=float
+        )
+        shares: np.ndarray = alike / np.maximum(alike.sum(axis=1, keepdims=True), 1)
+        return shares @ self.doses
+
+
+def _uncompressed(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What of recipes are traits: not their compression, which is a dose."""
+    return [{name: value for name, value in recipe.items() if name != "compression"} for recipe in recipes]
 
 
 def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndarray:

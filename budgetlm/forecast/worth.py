@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from budgetlm.forecast.fit import EXPONENT, Forecast
+from budgetlm.forecast.front import behind
 
 SAVED = "the rest of the budget is saved"
 """How the reason ends why a search ended before its budget did."""
@@ -34,33 +35,35 @@ def improvement(one: Forecast, leader: Forecast) -> Improvement:
     return Improvement(float(leader.weights @ ndtr(gap / width)), float(leader.weights @ _positive_part(gap, width)))
 
 
-def gain_of_trials(forecasts: Mapping[int, Forecast], count: int) -> float:
+def gain_of_trials(forecasts: Mapping[int, Forecast], count: int, costs: Mapping[int, float] | None = None) -> float:
     """What so many more trials are expected to gain over the best, if they are like the newest ones.
 
     The least of `count` independent draws from the distribution of `gain_of_a_trial`; the integral of the probability that it is below x,
     over all x below the best.
     """
-    mean, spread, best = _newest(forecasts)
-    x = np.linspace(min(best, mean) - 8 * spread, best, 2001)
+    mean, spread = _newest(forecasts, costs)
+    x = np.linspace(min(0.0, mean) - 8 * spread, 0.0, 2001)
     return float(np.trapezoid(1 - (1 - ndtr((x - mean) / spread)) ** count, x))
 
 
-def gain_of_a_trial(forecasts: Mapping[int, Forecast]) -> float:
+def gain_of_a_trial(forecasts: Mapping[int, Forecast], costs: Mapping[int, float] | None = None) -> float:
     """What one more trial is expected to gain over the best, if it is like the newest ones.
 
     It is as if the next trial's quality were drawn from a normal distribution with the mean and spread of those.
+
+    Args:
+        costs: of each trial's artefact (`forecast/front.py`); where there are any, the best is that of those that cost no more.
     """
-    mean, spread, best = _newest(forecasts)
-    return float(_positive_part(np.array(best - mean), np.array(spread)))
+    mean, spread = _newest(forecasts, costs)
+    return float(_positive_part(np.array(-mean), np.array(spread)))
 
 
-def _newest(forecasts: Mapping[int, Forecast]) -> tuple[float, float, float]:
-    """Mean and spread of the expected losses of the newest trials, and the least of all."""
+def _newest(forecasts: Mapping[int, Forecast], costs: Mapping[int, float] | None) -> tuple[float, float]:
+    """How far behind the best the newest trials are expected to end: mean and spread."""
     newest = sorted(forecasts)[-max(LEAST_RECENT, round(RECENT_SHARE * len(forecasts))) :]
-    means = np.array([forecasts[n].mean for n in newest])
-    best = min(f.mean for f in forecasts.values())
-    spread = max(float(np.std(means, ddof=1)), 1e-9) if len(means) > 1 else 1e-9
-    return float(means.mean()), spread, best
+    gaps = behind({n: f.mean for n, f in forecasts.items()}, costs or {})
+    recent = np.array([gaps[n] for n in newest])
+    return float(recent.mean()), max(float(np.std(recent, ddof=1)), 1e-9) if len(recent) > 1 else 1e-9
 
 
 def gain_of_seconds(forecast: Forecast, seconds: float, target_seconds: float) -> float:

@@ -5,11 +5,14 @@ the embedding, which is worked into it: what is loaded has two embeddings and no
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json, write_json
@@ -47,6 +50,30 @@ def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
     }
 
 
+def plain_weights(network: LanguageModel) -> dict[str, Tensor]:
+    """The weights of the Qwen3 that computes what this network does, by their names there."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if norm := network.model.embed_norm:
+        weights[EMBEDDING] = norm(network.model.embed_tokens.weight).detach().cpu().contiguous()
+        weights.pop("model.embed_norm.weight")
+    elif network.config.tie_embeddings:
+        weights.pop("lm_head.weight")
+    return weights
+
+
+def exported(network: LanguageModel) -> LanguageModel:
+    """A copy of the network in the form that is exported, on the CPU: without a norm after the embedding."""
+    model = network.config
+    tied = model.tie_embeddings and not model.norm_embedding
+    with torch.device("meta"):
+        plain = LanguageModel(replace(model, norm_embedding=False, tie_embeddings=tied))
+    plain.load_state_dict(plain_weights(network), strict=False, assign=True)
+    if tied:
+        plain.lm_head.weight = plain.model.embed_tokens.weight
+    plain.model.fill_positions()
+    return plain.eval().requires_grad_(False)
+
+
 def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_text: int) -> None:
     """Write weights, config and tokenizer into an existing folder.
 
@@ -54,12 +81,7 @@ def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_tex
     at a time, and must be given one, best from its end-of-text token on.
     """
     model = network.config
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    if norm := network.model.embed_norm:
-        weights[EMBEDDING] = norm(network.model.embed_tokens.weight).detach().cpu().contiguous()
-        weights.pop("model.embed_norm.weight")
-    elif model.tie_embeddings:
-        weights.pop("lm_head.weight")
+    weights = plain_weights(network)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, {**hugging_face_config(model, end_of_text), "budgetlm_mlp_ratio": model.mlp_ratio})
     shutil.copyfile(tokenizer, folder / TOKENIZER)
@@ -78,6 +100,28 @@ def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_tex
     write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8, "top_k": 50})
 
 
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the weights in a folder that `save_model` wrote: what a limit of size is about."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def model_from(config: dict[str, Any]) -> ModelConfig:
+    """The shape that a `config.json` of ours describes."""
+    model = ModelConfig(
+        vocab_size=config["vocab_size"],
+        depth=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        context_length=config["max_position_embeddings"],
+        kv_groups=config["num_attention_heads"] // config["num_key_value_heads"],
+        mlp_ratio=config["budgetlm_mlp_ratio"],
+        tie_embeddings=config["tie_word_embeddings"],
+        rope_theta=config["rope_theta"],
+    )
+    if config["num_attention_heads"] != model.heads:
+        model = replace(model, kept_heads=config["num_attention_heads"])
+    return model
+
+
 def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
     """A model that `save_model` wrote, its tokenizer, and its end-of-text id.
 
@@ -86,16 +130,7 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
     """
     try:
         config = read_json(folder / CONFIG)
-        model = ModelConfig(
-            vocab_size=config["vocab_size"],
-            depth=config["num_hidden_layers"],
-            width=config["hidden_size"],
-            context_length=config["max_position_embeddings"],
-            kv_groups=config["num_attention_heads"] // config["num_key_value_heads"],
-            mlp_ratio=config["budgetlm_mlp_ratio"],
-            tie_embeddings=config["tie_word_embeddings"],
-            rope_theta=config["rope_theta"],
-        )
+        model = model_from(config)
         network = LanguageModel(model)
         weights = load_file(folder / WEIGHTS)
         if model.tie_embeddings:

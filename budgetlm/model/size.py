@@ -41,6 +41,8 @@ class ModelConfig:
     the normalised vectors for its input embedding, apart from the head, and is a Qwen3 as ever."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (arXiv:2104.09864)."""
+    kept_heads: int = 0
+    """Query heads that are left where some were taken away (`compress/prune.py`); 0 for all that the width holds."""
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents (`model/documents.py`); None lets it cross them."""
 
@@ -65,12 +67,17 @@ class ModelConfig:
     @property
     def heads(self) -> int:
         """Query heads."""
-        return self.width // self.head_size
+        return self.kept_heads or self.width // self.head_size
 
     @property
     def kv_heads(self) -> int:
         """Key/value heads."""
         return self.heads // self.kv_groups
+
+    @property
+    def query_width(self) -> int:
+        """Size of all query heads together: the width, unless heads were taken away."""
+        return self.heads * self.head_size
 
     @property
     def hidden(self) -> int:
@@ -93,9 +100,9 @@ def round_width(width: float) -> int:
 @lru_cache(4096)
 def block_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
     """Shapes (out, in) of the weight matrices in one block."""
-    kv = model.kv_heads * model.head_size
+    kv, queries = model.kv_heads * model.head_size, model.query_width
     width, hidden = model.width, model.hidden
-    return ((width, width), (kv, width), (kv, width), (width, width), (hidden, width), (hidden, width), (width, hidden))
+    return ((queries, width), (kv, width), (kv, width), (width, queries), (hidden, width), (hidden, width), (width, hidden))
 
 
 @lru_cache(4096)
@@ -124,7 +131,7 @@ def flops_per_token(model: ModelConfig) -> int:
 
     Source: Chowdhery et al. 2022, PaLM, appendix B (arXiv:2204.02311).
     """
-    return 6 * compute_parameters(model) + 12 * model.depth * model.width * model.context_length
+    return 6 * compute_parameters(model) + 12 * model.depth * model.query_width * model.context_length
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -194,11 +201,11 @@ def block_activation_bytes(model: ModelConfig, precision: str, products_length: 
     Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
     """
     c, inputs, kept_by_a_norm = (FP32, 2, 1) if precision == "fp32" else (BF16, 5, 2)
-    width, hidden, kv_width = model.width, model.hidden, model.kv_heads * model.head_size
+    width, hidden, kv_width, queries = model.width, model.hidden, model.kv_heads * model.head_size, model.query_width
     norms = 2 * FP32 * (kept_by_a_norm * width + 1) + inputs * c * width
-    heads = FP32 * (kept_by_a_norm * (width + kv_width) + model.heads + model.kv_heads)
+    heads = FP32 * (kept_by_a_norm * (queries + kv_width) + model.heads + model.kv_heads)
     weights = model.heads * (c * products_length or FP32)
-    return norms + heads + weights + 2 * c * (width + kv_width) + 4 * c * hidden
+    return norms + heads + weights + 2 * c * (queries + kv_width) + 4 * c * hidden
 
 
 def block_copy_bytes(model: ModelConfig, precision: str) -> int:
@@ -240,6 +247,7 @@ def training_memory(
     muon_in_bf16: bool = False,
     averaged: bool = False,
     products_length: int = 0,
+    beside: int = 0,
 ) -> TrainingMemory:
     """What training holds from the second step on.
 
@@ -252,9 +260,10 @@ def training_memory(
         muon_in_bf16: whether Muon is torch's, a matrix at a time, or `MuonFloat32`, which takes all of one shape at once.
         averaged: whether a second set of weights holds their average.
         products_length: length of the longest sequences whose attention is computed by plain products; 0 for none.
+        beside: bytes that are held all the time beside the model and its optimizer.
     """
     facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
-    state = optimizer_state_bytes(model, optimizer)
+    state = optimizer_state_bytes(model, optimizer) + beside
     moments = _moments_of_a_pass(*facts, state)
     rounding = "bf16" if precision == "bf16-master" else precision  # an evaluation rounds the fp32 weights
     moments += _moments_of_an_evaluation(model, micro_batch_sequences, rounding, state)

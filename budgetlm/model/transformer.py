@@ -44,10 +44,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_size = model.head_size
         kv_width = model.kv_heads * model.head_size
-        self.q_proj = nn.Linear(model.width, model.width, bias=False)
+        self.q_proj = nn.Linear(model.width, model.query_width, bias=False)
         self.k_proj = nn.Linear(model.width, kv_width, bias=False)
         self.v_proj = nn.Linear(model.width, kv_width, bias=False)
-        self.o_proj = nn.Linear(model.width, model.width, bias=False)
+        self.o_proj = nn.Linear(model.query_width, model.width, bias=False)
         self.q_norm = HeadNorm(model.head_size, eps=1e-6)
         self.k_norm = HeadNorm(model.head_size, eps=1e-6)
 
@@ -112,8 +112,13 @@ class Trunk(nn.Module):
         self.embed_norm = Norm(model.width, eps=1e-6) if model.norm_embedding else None
         self.layers = nn.ModuleList(Block(model) for _ in range(model.depth))
         self.norm = Norm(model.width, eps=1e-6)
-        cos_LS, sin_LS = rotary_tables(model, model.context_length)
-        self._compiled: list[Callable[..., Tensor]] = []
+        self.compiled: list[Callable[..., Tensor]] = []
+        """The blocks, compiled, where that was asked for."""
+        self.fill_positions()
+
+    def fill_positions(self) -> None:
+        """Make the rotary tables; again, where the module was built without memory."""
+        cos_LS, sin_LS = rotary_tables(self.model, self.model.context_length)
         self.register_buffer("cos_LS", cos_LS, persistent=False)
         self.register_buffer("sin_LS", sin_LS, persistent=False)
 
@@ -130,7 +135,7 @@ class Trunk(nn.Module):
             cuda_graphs: let a GPU replay each of them as one recorded graph, which saves launching its kernels.
         """
         mode = "reduce-overhead" if cuda_graphs else None
-        self._compiled = [torch.compile(block.forward, mode=mode) for block in self.layers]
+        self.compiled = [torch.compile(block.forward, mode=mode) for block in self.layers]
 
     def forward(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L), L at most the context length -> features (B, L, D)."""
@@ -144,7 +149,7 @@ class Trunk(nn.Module):
         trains = torch.is_grad_enabled()
         again = self.checkpoint_activations and trains
         # An evaluation is too short to be compiled for.
-        for block in self._compiled if trains and self._compiled else self.layers:
+        for block in self.compiled if trains and self.compiled else self.layers:
             inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L], *within)
             # Nothing in a block is random, so there is no generator's state to bring back.
             x_BLD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)

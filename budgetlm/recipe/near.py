@@ -17,6 +17,8 @@ CHANGED = 0.5
 """Probability that a number is moved at all: what differs in few things from a good recipe is likelier to be good."""
 SWITCHED = 0.2
 """Likewise of a choice."""
+UNKNOWN = {"compression": 0.5}
+"""Likewise of choices of which no law says what is best."""
 
 
 def near(recipe: Recipe, space: Space, chance: np.random.Generator) -> Recipe:
@@ -30,7 +32,8 @@ def near(recipe: Recipe, space: Space, chance: np.random.Generator) -> Recipe:
 def _moved(name: str, domain: Domain, value: Any, chance: np.random.Generator) -> Any:
     changed, step = chance.random(), chance.standard_normal()  # both always, so that one knob's luck is not another's
     if isinstance(domain, Choices):
-        return domain.values[chance.integers(len(domain.values))] if changed < SWITCHED else value
+        drawn = domain.values[chance.integers(len(domain.values))]
+        return drawn if changed < UNKNOWN.get(name, SWITCHED) else value
     assert isinstance(domain, Range)
     if changed >= CHANGED:
         return value

@@ -50,6 +50,24 @@ class Recipe:
     """Whether a token's vector is normalised before the first block."""
     tie_embeddings: bool = True
     """Whether the embedding is also the output head."""
+    compression: str = "none"
+    """What makes the deployed model smaller: options of `compress/apply.py`, joined by `+`."""
+    sparsity: float = 0.5
+    """Share that pruning takes away: of the blocks' weights, or of heads, hidden units, layers."""
+    prune_scope: str = "layer"
+    """Whether `prune` takes it of every matrix (`layer`) or of all together (`global`)."""
+    prune_start: float = 0.2
+    """Share of the run after which pruning begins; heads, hidden units and layers go there at once."""
+    prune_end: float = 0.7
+    """Share of the run after which nothing more is pruned."""
+    qat_share: float = 0.2
+    """Share of the run, its last, that trains with rounded weights; options in `-qat` only."""
+    distil_weight: float = 0.5
+    """Share of the loss that a teacher's probabilities have; `distil` only."""
+    distil_temperature: float = 1.0
+    """What teacher's and student's logits are divided by for it."""
+    distil_top_k: int = 0
+    """Likeliest tokens of the teacher that count; 0 for all."""
 
     def summary(self) -> str:
         """One line for people."""
@@ -73,6 +91,7 @@ UNUSUAL = (
     "momentum_warmup",
     "short_sequences",
     "ema",
+    "compression",
 )
 """What a summary says only where it differs from its default."""
 PARAMETERS = {field.name: field for field in dataclasses.fields(Recipe)}

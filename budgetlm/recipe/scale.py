@@ -21,8 +21,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
+from budgetlm.compress.apply import Compression, extra_bytes, shrunk
+from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import (
+    FP32,
     WIDTH_STEP,
     ModelConfig,
     TrainingMemory,
@@ -36,7 +39,7 @@ from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
 from budgetlm.train.schedule import ScheduleConfig, longest_up_to, mean_batch_share
-from budgetlm.train.throughput import SpeedModel
+from budgetlm.train.throughput import SpeedModel, paced
 
 Proxy = Literal["miniature", "truncate"]
 """What stands for a recipe on a rung: a smaller model by the rule, or the recipe's own shape, batch and rate in less time."""
@@ -51,6 +54,9 @@ arXiv:2209.11895) one cannot, so a single block is another kind of model rather 
 MOST_ASPECT = 4.0
 """How far a miniature's aspect may be from the recipe's. With a factor of 2, small miniatures of two blocks had no shape
 narrow enough to keep their tokens per parameter (2 instead of 27)."""
+FORWARD, BYTES_OF_AN_UPDATE = 1 / 3, 28
+"""Share of a step that is its forward pass; and what AdamW reads and writes of a weight, from which the price of a byte of memory is read off: the
+weight, its gradient and two moments in, all but the gradient out, in fp32."""
 START_SECONDS = 0.1
 """What building a model and its optimizer takes of a run."""
 USABLE_MEMORY, USABLE_BY_A_LOOSE_HEAP = 0.9, 0.7
@@ -87,6 +93,15 @@ class World:
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents."""
     proxy: Proxy = "miniature"
+    objectives: str = "loss"
+    """What recipes are judged by (`records.OBJECTIVES`)."""
+    max_model_bytes: int = 0
+    """Most that the final's artefact may weigh; 0 for no limit."""
+    teacher: str = ""
+    """Folder or Hugging Face id of the model that `distil` learns from."""
+    teacher_parameters: int = 0
+    paces: dict[str, float] = field(default_factory=dict)
+    """Measured speed of options that change training, as a multiple of what was foretold."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
@@ -135,6 +150,32 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
     )
 
 
+def compression_of(recipe: Recipe, world: World) -> Compression:
+    """How the recipe compresses its model.
+
+    Raises:
+        ConfigError: its options make no sense together.
+    """
+    return Compression(
+        option=recipe.compression,
+        sparsity=recipe.sparsity,
+        scope=recipe.prune_scope,  # type: ignore[arg-type]  # checked by Compression
+        start=recipe.prune_start,
+        end=recipe.prune_end,
+        qat_share=recipe.qat_share,
+        teacher=world.teacher,
+        teacher_parameters=world.teacher_parameters,
+        distil_weight=recipe.distil_weight,
+        distil_temperature=recipe.distil_temperature,
+        distil_top_k=recipe.distil_top_k,
+    )
+
+
+def deployed_bytes(recipe: Recipe, world: World) -> int:
+    """Bytes of the recipe's model at the target as it would be deployed, compressed (`compress/layout.py`)."""
+    return artefact_bytes(model_of(recipe, world), compression_of(recipe, world))
+
+
 def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
     """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off.
 
@@ -143,7 +184,7 @@ def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, sec
     sequences, thrift = _forward_pass(model, _sequences(batch_tokens, world), recipe, world)
     micro, again = sequences * world.context_length, thrift.checkpoint_activations
     mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
-    speed = world.speed.tokens_per_second(model, mean_batch, micro, recipe.optimizer, again)
+    speed = _speed(model, mean_batch, micro, recipe.optimizer, again, compression_of(recipe, world), world)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
     if world.compiles(seconds):
         speed, training = speed * world.compilation.gain, training - world.compilation.seconds
@@ -156,7 +197,24 @@ def expected_speed(config: RunConfig, world: World) -> float:
     name, again = config.optimizer.name, config.checkpoint_activations
     mean_batch = config.batch_tokens * mean_batch_share(config.schedule.batch_ramp)
     gain = world.compilation.gain if config.compile else 1.0
-    return gain * world.speed.tokens_per_second(model, mean_batch, micro, name, again)
+    return gain * _speed(model, mean_batch, micro, name, again, config.compression, world)
+
+
+def _speed(
+    model: ModelConfig,
+    batch_tokens: float,
+    micro_batch_tokens: float,
+    optimizer: str,
+    again: bool,
+    compression: Compression,
+    world: World,
+) -> float:
+    """Tokens per second in the mean over a run, which compression may make faster or slower on the way."""
+    plain = partial(world.speed.tokens_per_second, batch_tokens=batch_tokens, micro_batch_tokens=micro_batch_tokens)
+    whole, small = (
+        plain(shape, optimizer=optimizer, checkpoint_activations=again) for shape in (model, shrunk(model, compression))
+    )
+    return world.paces.get(compression.option, 1.0) * paced(whole, small, compression, world.speed)
 
 
 def expected_peak_bytes(config: RunConfig, world: World) -> float:
@@ -171,9 +229,33 @@ def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
     return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
 
 
+def size_violation(recipe: Recipe, world: World) -> float:
+    """Megabytes (1e6 bytes) by which the final's artefact would exceed the study's limit; 0 or less where it keeps it, or there is none."""
+    return (deployed_bytes(recipe, world) - world.max_model_bytes) / 1e6 if world.max_model_bytes else 0.0
+
+
+def too_large(model: ModelConfig, recipe: Recipe, world: World) -> bool:
+    """Whether a shape that the recipe is carried to would weigh more than the study allows."""
+    return 0 < world.max_model_bytes < artefact_bytes(model, compression_of(recipe, world))
+
+
+def token_milliseconds(recipe: Recipe, world: World) -> float:
+    """Milliseconds in which the final's artefact would write one token, alone and from nothing.
+
+    Nothing of it is measured: by the prices of the throughput model it is a forward pass of one token through every block, for which all weights
+    are read once as they are stored. It is for telling recipes of one study apart; what a final measures is another figure.
+    """
+    prices, compression = world.speed.prices, compression_of(recipe, world)
+    model = shrunk(model_of(recipe, world), compression)
+    count = compute_parameters(model)
+    bits = compression.quantised.bits if compression.quantised else 8 * FP32
+    begun = FORWARD * prices.passes * (model.depth + 1)
+    return 1e3 * (begun + max(count * bits / 8 * prices.updates / BYTES_OF_AN_UPDATE, 2 * count * prices.products))
+
+
 def fits(model: ModelConfig, world: World) -> bool:
     """Whether a shape can be trained at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
-    return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], world, 1) <= world.usable_bytes
+    return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], 0, world, 1) <= world.usable_bytes
 
 
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -199,7 +281,12 @@ def _unchecked(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> R
 
 
 def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
-    """The run, if it fits the memory."""
+    """The run, if it fits the memory, and its artefact the limit."""
+    if too_large(config.model, recipe, world):
+        raise ConfigError(
+            f"{recipe.summary()} would weigh {artefact_bytes(config.model, config.compression) / 1e6:,.4g} MB, but `search.max_model_mb` is "
+            f"{world.max_model_bytes / 1e6:,.3g}. Narrow `space.width` or `space.depth`, or raise it."
+        )
     needed = expected_peak_bytes(config, world)
     if needed > world.fitting_bytes(config.compact_heap):
         raise ConfigError(
@@ -229,8 +316,9 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
         return whole
     tokens_at_target = expected_tokens(recipe, whole.model, recipe.batch_tokens, target_seconds, world)
     kept = tokens_at_target / compute_parameters(whole.model)
+    shapes = _shapes(whole.model, seconds / target_seconds)
     shape = min(
-        _shapes(whole.model, seconds / target_seconds),
+        (s for s in shapes if not too_large(s, recipe, world)),  # a final may be longer than the target
         key=lambda s: _distance(s, kept, recipe, seconds, world),
     )
     tokens = expected_tokens(recipe, shape, _batch(recipe, seconds / target_seconds), seconds, world)
@@ -304,6 +392,7 @@ def _run_config(
         bf16_is_fast=world.bf16_is_fast,
         compile=world.compiles(seconds),
         cuda_graphs=world.compile == "graphs",
+        compression=compression_of(recipe, world),
         device=world.device,
         seed=seed,
     )
@@ -344,7 +433,8 @@ def _forward_pass(model: ModelConfig, batch_sequences: int, recipe: Recipe, worl
         averaged, products = _averaging_time(recipe) > 0, 0
         if not thrift.checkpoint_activations:
             products = longest_up_to(world.products_up_to, model.context_length, recipe.short_sequences)
-        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, averaged, products, thrift, world)
+        beside = extra_bytes(model, compression_of(recipe, world))
+        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, averaged, products, thrift, beside, world)
         room = world.fitting_bytes(thrift.compact_heap)
         # Memory grows with the micro-batch, but the whole batch at once is apart: it accumulates no gradients.
         fitting = most if peak(most) <= room else bisect_right(range(1, most), room, key=peak)
@@ -360,6 +450,7 @@ def _pass_bytes(
     averaged: bool,
     products_length: int,
     thrift: Thrift,
+    beside: int,
     world: World,
     micro_batch_sequences: int,
 ) -> float:
@@ -373,6 +464,7 @@ def _pass_bytes(
         muon_in_bf16=world.bf16_is_fast,
         averaged=averaged,
         products_length=products_length,
+        beside=beside,
     )
     return _priced(counted, thrift.compact_heap, world)
 

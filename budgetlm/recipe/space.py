@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from budgetlm.compress.apply import BY_NAME, SCOPES, Compression, canonical, check_compression
+from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, round_width
 from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
@@ -27,6 +29,8 @@ computes, and counted with it they came out too small: 13 a parameter of the blo
 MOST_DEFAULT_LR = 0.02
 """Step Law was fitted from 60 M parameters up; carried down to 0.1 M it asks for more than the best rate, which was 0.02 to 0.03 there
 (docs/LOG.md)."""
+OFFERED = ("none", "int8", "int4-qat", "prune+int8")
+"""Searched by default where size or latency count: what weighs less the further down, each the best of its way (docs/LOG.md)."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "schedule": SHAPES,
     "cooldown_shape": COOLDOWN_SHAPES,
@@ -34,8 +38,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "weight_decay_schedule": DECAY_SCHEDULES,
     "norm_embedding": (True, False),
     "tie_embeddings": (True, False),
+    "prune_scope": SCOPES,
 }
-INTEGERS = ("depth", "width", "batch_tokens", "kv_groups")
+INTEGERS = ("depth", "width", "batch_tokens", "kv_groups", "distil_top_k")
 LIMITS: dict[str, tuple[float, float]] = {
     "depth": (1, 256),
     "width": (WIDTH_STEP, 32_768),
@@ -51,7 +56,26 @@ LIMITS: dict[str, tuple[float, float]] = {
     "ema": (0, 1),
     "kv_groups": (1, 64),
     "mlp_ratio": (0.25, 16),
+    "sparsity": (0, 0.99),
+    "prune_start": (0, 1),
+    "prune_end": (0, 1),
+    "qat_share": (0, 1),
+    "distil_weight": (0, 1),
+    "distil_temperature": (0.01, 100),
+    "distil_top_k": (0, 2**20),
 }
+COMPRESSION = (
+    "compression",
+    "sparsity",
+    "prune_scope",
+    "prune_start",
+    "prune_end",
+    "qat_share",
+    "distil_weight",
+    "distil_temperature",
+    "distil_top_k",
+)
+"""What of a recipe says how its model is compressed; nothing of it is searched by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +137,9 @@ def read_space(table: Mapping[str, Any]) -> Space:
 
 
 def _read_range(name: str, table: Mapping[str, Any]) -> Range:
-    if name in CHOICES:
-        raise ConfigError(f"space.{name} is a choice, not a range. Give a list of {', '.join(map(str, CHOICES[name]))}.")
+    if name in CHOICES or name == "compression":
+        known = CHOICES.get(name, ("none", *BY_NAME))
+        raise ConfigError(f"space.{name} is a choice, not a range. Give a list of {', '.join(map(str, known))}.")
     for key in table:
         if key not in ("low", "high", "log", "step"):
             raise unknown_key(key, ["low", "high", "log", "step"], f"space.{name}")
@@ -132,6 +157,8 @@ def _read_range(name: str, table: Mapping[str, Any]) -> Range:
 
 
 def _checked(name: str, value: Any) -> Any:
+    if name == "compression":
+        return canonical(str(value))
     if name in CHOICES:
         if value not in CHOICES[name] or isinstance(value, bool) != isinstance(CHOICES[name][0], bool):
             known = ", ".join(map(str, CHOICES[name]))
@@ -148,12 +175,24 @@ def _checked(name: str, value: Any) -> Any:
     return wanted(value)
 
 
+def compressions(space: Space) -> tuple[str, ...]:
+    """The option strings that a space may give a recipe."""
+    domain = space.get("compression", Fixed("none"))
+    return domain.values if isinstance(domain, Choices) else (domain.value,) if isinstance(domain, Fixed) else ()
+
+
 # --- defaults that follow from the target ----------------------------------------------------------------------------
 
 
-def default_recipe(target_seconds: float, world: World) -> Recipe:
-    """A sensible recipe by rule of thumb: compute-optimal size at the measured speed, the rest by Step Law."""
-    model, tokens = _optimal_model(target_seconds, world)
+def default_recipe(target_seconds: float, world: World, compression: str = "none") -> Recipe:
+    """A sensible recipe by rule of thumb: compute-optimal size at the measured speed, the rest by Step Law.
+
+    Where the artefact would weigh more than the study allows, it is the largest that does not, trained for longer.
+
+    Args:
+        compression: that it has; none unless a study file leaves no choice.
+    """
+    model, tokens = _optimal_model(target_seconds, world, Compression(option=compression))
     n = body_parameters(model)
     batch = math.exp(-0.556) * tokens**BATCH_BY_TOKENS
     lr = math.exp(0.578) * n**LR_BY_PARAMETERS * tokens**LR_BY_TOKENS
@@ -162,43 +201,70 @@ def default_recipe(target_seconds: float, world: World) -> Recipe:
         width=model.width,
         batch_tokens=max(1, round(batch / world.context_length)) * world.context_length,
         peak_lr=float(f"{min(MOST_DEFAULT_LR, lr):.3g}"),
+        norm_embedding=model.norm_embedding,
+        compression=compression,
     )
 
 
-def _optimal_model(target_seconds: float, world: World) -> tuple[ModelConfig, float]:
-    """The shape that reaches 20 tokens per parameter of its blocks in the target's time, of those that fit the memory; and those tokens."""
+def _optimal_model(target_seconds: float, world: World, compression: Compression) -> tuple[ModelConfig, float]:
+    """The shape that reaches 20 tokens per parameter of its blocks in the target's time, of those that fit the memory; and those tokens.
+
+    Where it would weigh too much, the one of those that do not that comes nearest. There a norm after the embedding, which makes two embeddings of
+    one in the artefact, is done without, and the shape may be up to twice as deep.
+    """
     best: tuple[float, ModelConfig, float] | None = None
-    optimizer = str(PARAMETERS["optimizer"].default)
     for width in range(2 * WIDTH_STEP, 4096 + 1, WIDTH_STEP):
-        # Narrow models are best with an aspect of about 32, wide ones of 64 and more.
-        depth = max(1, round(width / min(96, 32 + width / 16)))
-        model = ModelConfig(
-            vocab_size=world.vocab_size,
-            context_length=world.context_length,
-            depth=depth,
-            width=width,
-            document_end=world.document_end,
-        )
-        speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, optimizer)
-        tokens = speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
-        miss = abs(math.log(tokens / body_parameters(model) / TOKENS_PER_PARAMETER))
+        model = _usual_model(width, world)
         if best and not fits(model, world):
             break
+        miss, tokens = _miss(model, target_seconds, world)
         if best is None or miss < best[0]:
             best = (miss, model, tokens)
         if tokens / body_parameters(model) < TOKENS_PER_PARAMETER / 4:
             break
     assert best is not None
-    return best[1], best[2]
+    if not 0 < world.max_model_bytes < artefact_bytes(best[1], compression):
+        return best[1], best[2]
+    lean = [
+        replace(_usual_model(w, world), norm_embedding=False) for w in range(2 * WIDTH_STEP, best[1].width + 1, WIDTH_STEP)
+    ]
+    shapes = [replace(model, depth=depth) for model in lean for depth in range(model.depth, 2 * model.depth + 1)]
+    fitting = [
+        model for model in shapes if artefact_bytes(model, compression) <= world.max_model_bytes and fits(model, world)
+    ] or lean[:1]
+    _, tokens, model = min(((*_miss(model, target_seconds, world), model) for model in fitting), key=lambda found: found[0])
+    return model, tokens
+
+
+def _usual_model(width: int, world: World) -> ModelConfig:
+    """A shape of this width. Narrow models are best with an aspect of about 32, wide ones of 64 and more."""
+    return ModelConfig(
+        vocab_size=world.vocab_size,
+        context_length=world.context_length,
+        depth=max(1, round(width / min(96, 32 + width / 16))),
+        width=width,
+        norm_embedding=True,
+        document_end=world.document_end,
+    )
+
+
+def _miss(model: ModelConfig, target_seconds: float, world: World) -> tuple[float, float]:
+    """How far a shape is from 20 tokens per parameter in the target's time, in logarithms; and its tokens."""
+    optimizer = str(PARAMETERS["optimizer"].default)
+    speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, optimizer)
+    tokens = speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
+    return abs(math.log(tokens / body_parameters(model) / TOKENS_PER_PARAMETER)), tokens
 
 
 def default_space(default: Recipe, world: World) -> Space:
-    """Ranges around the default recipe."""
+    """Ranges around the default recipe; where size or latency count, down to a quarter of it, and with what makes artefacts light."""
     step = max(WIDTH_STEP, 2 ** int(math.log2(max(1, default.width // 8))))
-    low_width = max(2 * WIDTH_STEP, default.width // 2 // step * step)
+    down = 2 if world.objectives == "loss" else 4
+    low_width = max(2 * WIDTH_STEP, default.width // down // step * step)
+    counts = world.max_model_bytes > 0 or world.objectives != "loss"
     context = world.context_length
     return {
-        "depth": Range(low=max(1, default.depth // 2), high=max(3, 2 * default.depth)),
+        "depth": Range(low=max(1, default.depth // down), high=max(3, 2 * default.depth)),
         "width": Range(low=low_width, high=max(low_width + step, 2 * default.width // step * step), step=step),
         "batch_tokens": Range(
             low=max(context, default.batch_tokens // 4), high=max(4 * context, 4 * default.batch_tokens), log=True
@@ -218,9 +284,31 @@ def default_space(default: Recipe, world: World) -> Space:
         "ema": Fixed(0.0),
         "kv_groups": Fixed(1),
         "mlp_ratio": Fixed(3.0),
-        "norm_embedding": Fixed(True),
+        "norm_embedding": Choices((True, False)) if counts else Fixed(True),
         "tie_embeddings": Fixed(True),
+        **{name: Fixed(PARAMETERS[name].default) for name in COMPRESSION},
+        "compression": Choices(offered(world.device, world.teacher)) if counts else Fixed("none"),
     }
+
+
+def only_compression(wanted: Space) -> str:
+    """The compression that a default recipe has to have: `none`, unless a study file does not allow it."""
+    domain = wanted.get("compression", Fixed("none"))
+    values = domain.values if isinstance(domain, Choices) else (domain.value,) if isinstance(domain, Fixed) else ()
+    return "none" if "none" in values else str(values[0])
+
+
+def offered(device: str, teacher: str = "") -> tuple[str, ...]:
+    """Compressions that are searched by default where size or latency count: one of each way, as far as it can be had on a device."""
+
+    def possible(option: str) -> bool:
+        try:
+            check_compression(option, device, teacher)
+        except ConfigError:
+            return False
+        return True
+
+    return tuple(filter(possible, OFFERED))
 
 
 def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:

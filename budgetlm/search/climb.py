@@ -10,11 +10,13 @@ gain if the final had them (`forecast/worth.py`).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from budgetlm.forecast.choose import finalists, highest_rungs
 from budgetlm.forecast.fit import Forecast
+from budgetlm.forecast.front import front, leader_of
 from budgetlm.forecast.worth import SAVED, gain_of_a_trial, gain_of_seconds, improvement
 from budgetlm.records import RunRecord
 
@@ -52,6 +54,8 @@ class Standing:
     """Whether the search ends when going on is worth less than its seconds."""
     margin_seconds: float = 0.0
     """What a run takes beside its rung."""
+    costs: Mapping[int, float] = field(default_factory=dict)
+    """Of each trial's artefact, where more than the loss counts (`forecast/front.py`)."""
 
     @property
     def top(self) -> int:
@@ -136,13 +140,14 @@ def _worth_another_trial(now: Standing) -> bool:
         return True
     spent = sum(r.seconds for r in now.records if r.kind == "rung" and r.seed == now.seed) / ended
     best = min(now.forecasts.values(), key=lambda f: f.mean)
-    return gain_of_a_trial(now.forecasts) > gain_of_seconds(best, spent, now.target_seconds)
+    return gain_of_a_trial(now.forecasts, now.costs) > gain_of_seconds(best, spent, now.target_seconds)
 
 
 def _gate(now: Standing) -> Wish | Enough:
-    """The leader or the challenger that casts the most doubt on it, whichever is known less, on the highest rung.
+    """A leader or the challenger that casts the most doubt on it, whichever is known less, on the highest rung.
 
-    Taking turns between the best and its best challenger is top-two sampling for the best arm (Russo 2016, arXiv:1602.08448).
+    Taking turns between the best and its best challenger is top-two sampling for the best arm (Russo 2016, arXiv:1602.08448). Where more
+    than the loss counts there is a leader for every cost, the front.
     """
     if not now.forecasts:
         return _spent(now, 0)
@@ -150,19 +155,30 @@ def _gate(now: Standing) -> Wish | Enough:
         return _spent(now, now.top)
     if not _gate_pays(now):
         return Enough(f"the gate has had its share; {SAVED}")
-    final = finalists(now.records, now.forecasts)
-    leader = min(final, key=lambda n: now.forecasts[n].mean)
-    doubts = {n: improvement(now.forecasts[n], now.forecasts[leader]) for n in now.forecasts if n != leader}
+    losses = {n: f.mean for n, f in now.forecasts.items()}
+    leaders = front({n: losses[n] for n in finalists(now.records, now.forecasts)}, now.costs)
     broken, runs = now.broken(), _runs(now)
-    doubts = {n: d for n, d in doubts.items() if d.probability >= LEAST_DOUBT and (n, now.top) not in broken}
-    price = gain_of_seconds(now.forecasts[leader], now.cost(now.top), now.target_seconds)
-    for challenger in sorted(doubts, key=lambda n: -doubts[n].expected):
-        if now.stops_early and doubts[challenger].expected < price:
+    pairs = _pairs(leaders, losses, now.costs)
+    doubts = {(one, best): improvement(now.forecasts[one], now.forecasts[best]) for one, best in pairs}
+    doubts = {pair: d for pair, d in doubts.items() if d.probability >= LEAST_DOUBT and (pair[0], now.top) not in broken}
+    for challenger, leader in sorted(doubts, key=lambda pair: -doubts[pair].expected):
+        price = gain_of_seconds(now.forecasts[leader], now.cost(now.top), now.target_seconds)
+        if now.stops_early and doubts[challenger, leader].expected < price:
             return Enough(f"another run is expected to gain less than its seconds would gain in the final; {SAVED}")
         for trial in sorted((challenger, leader), key=lambda n: runs[n, now.top]):
             if _free(trial, now) and runs[trial, now.top] <= MOST_REPEATS and (trial, now.top) not in broken:
                 return Wish(trial, now.top, runs[trial, now.top], "gate")
-    return Enough(f"no other trial is likely enough to be better than trial {leader}; {SAVED}")
+    named = f"trial {leaders[0]}" if len(leaders) == 1 else f"those of the front ({', '.join(map(str, leaders))})"
+    return Enough(f"no other trial is likely enough to be better than {named}; {SAVED}")
+
+
+def _pairs(leaders: Sequence[int], losses: Mapping[int, float], costs: Mapping[int, float]) -> Iterator[tuple[int, int]]:
+    """Challengers and the leaders that they may be better than, at no more cost or although these cost less."""
+    for trial in losses:
+        leader = None if trial in leaders else leader_of(trial, leaders, losses, costs)
+        if leader is not None:
+            yield trial, leader
+    yield from pairwise(leaders)  # the cheaper one may be as good as the next
 
 
 def _gate_pays(now: Standing) -> bool:

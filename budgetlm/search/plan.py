@@ -10,23 +10,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from budgetlm.compress.apply import check_compression
+from budgetlm.compress.teacher import check_teacher, teacher_parameters
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
-from budgetlm.model.size import ModelConfig, compute_parameters, flops_per_token, round_width
+from budgetlm.model.size import FP32, WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
+from budgetlm.recipe.limit import least_artefact_bytes, limited, too_small
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed
-from budgetlm.recipe.space import Choices, Domain, Fixed, Range, Space, complete_space, default_recipe, read_space
+from budgetlm.recipe.space import (
+    Choices,
+    Domain,
+    Fixed,
+    Range,
+    Space,
+    complete_space,
+    compressions,
+    default_recipe,
+    offered,
+    only_compression,
+    read_space,
+)
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import PRECISIONS, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
-from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work
+from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work, learnt_paces
 
 UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
@@ -35,6 +50,7 @@ EVALUATION_SHARE = 0.02
 LEARNT_FROM = 200
 """So many of the newest runs teach speed and memory: more would cost time at every rung and change four prices little."""
 MOST_EVAL_TOKENS = 2**21
+LEAST_VOCABULARY = 512
 GUESSED_MICRO_BATCH = {"cpu": 4_096, "cuda": 16_384}
 """Tokens of a forward pass that calibration is taken to settle for, by device, before it has."""
 FULL_EVALUATION_SHARE = 0.02
@@ -81,7 +97,7 @@ class Plan:
                 c.checkpoint_activations,
             )
             for r, c in runs
-            if r.tokens_per_second > 0 and not c.compile
+            if r.tokens_per_second > 0 and not c.compile and not c.compression.changes_training
         ]
         speed = _speed_model([*self.points, *speeds], self.passport, self.world.precision)
         memory = memory_model(
@@ -94,7 +110,15 @@ class Plan:
             for r, c in runs
             if r.tokens_per_second > 0 and c.compile
         ]
-        return replace(self, world=replace(world, compilation=world.compilation.learning(compiled)))
+        plain = replace(world, paces={})
+        paces = learnt_paces(
+            [
+                (c.compression.option, r.tokens_per_second, expected_speed(c, plain))
+                for r, c in runs
+                if r.tokens_per_second > 0 and not c.compile and c.compression.changes_training
+            ]
+        )
+        return replace(self, world=replace(world, compilation=world.compilation.learning(compiled), paces=paces))
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -149,12 +173,41 @@ def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
     """
     flops = target_seconds * UTILISATION * max(passport.fp32_gflops, passport.bf16_gflops) * 1e9
     vocabulary = 4096 * (flops / 2e12) ** 0.2
-    return int(min(65_536, max(512, 2 ** round(math.log2(vocabulary)))))
+    return int(min(65_536, max(LEAST_VOCABULARY, 2 ** round(math.log2(vocabulary)))))
 
 
 def vocabulary_of(config: StudyConfig, passport: Passport) -> int:
-    """The vocabulary of a study that has settled none: as wished, or what suits its target."""
-    return config.data.vocab_size or suited_vocabulary(config.budget.target_seconds, passport)
+    """The vocabulary of a study that has settled none: as wished, or what suits its target, and its limit of size.
+
+    Raises:
+        ConfigError: nothing in the space is as small as the limit wants it.
+    """
+    check_limit(config)
+    if config.data.vocab_size:
+        return config.data.vocab_size
+    suited, limit = suited_vocabulary(config.budget.target_seconds, passport), config.search.max_model_bytes
+    while limit and suited > LEAST_VOCABULARY and not _leaves_room(suited, limit, config):
+        suited //= 2
+    return suited
+
+
+def _leaves_room(vocabulary: int, limit: int, config: StudyConfig) -> bool:
+    """Whether an embedding leaves half of the limit to the blocks, which then are 12·depth·width² at a depth of width/32 or so."""
+    width = max(2 * WIDTH_STEP, (limit / FP32 / 2 * 32 / 12) ** (1 / 3))
+    least = least_artefact_bytes(read_space(config.space), vocabulary, context_of(config, "cpu"), offered("cpu"))
+    return FP32 * vocabulary * width <= limit / 2 and least <= limit
+
+
+def check_limit(config: StudyConfig) -> None:
+    """Refuse a limit of size that no recipe of the space keeps, as far as that is known before there is a device.
+
+    Raises:
+        ConfigError: the message says how small they get.
+    """
+    limit, vocabulary = config.search.max_model_bytes, config.data.vocab_size or LEAST_VOCABULARY
+    least = least_artefact_bytes(read_space(config.space), vocabulary, context_of(config, "cpu"), offered("cpu"))
+    if 0 < limit < least:
+        raise too_small(least, limit)
 
 
 def usual_shape(config: StudyConfig, passport: Passport) -> ModelConfig:
@@ -222,6 +275,10 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         products_up_to=measured.products_up_to,
         document_end=_document_end(config, tokens),
         proxy=config.search.proxy,
+        objectives=config.search.objectives,
+        max_model_bytes=config.search.max_model_bytes,
+        teacher=config.train.teacher,
+        teacher_parameters=teacher_parameters(config.train.teacher) if config.train.teacher else 0,
     )
 
 
@@ -253,16 +310,24 @@ def make_plan(
     Batches(tokens.split("train"), context, config.search.seed)
     validation_windows(tokens.split("validation"), context, context)
     wanted = read_space(config.space)
+    _check_compressions(wanted, config, passport, tokens)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
     shapes = [replace(shape, document_end=_document_end(config, tokens)) for shape in shapes]
     measured = measure(shapes, optimizers)
     world = world_of(config, passport, tokens, measured)
-    space, default = complete_space(wanted, default_recipe(target, world), world)
+    space, default = limited(*complete_space(wanted, default_recipe(target, world, only_compression(wanted)), world), world)
     sample, full = _evaluation_sizes(default, rungs[0], target, world, tokens)
     world = replace(world, eval_tokens=sample, full_eval_tokens=full)
     plan = Plan(passport, world, rungs, target, space, default, measured.points, tokens.facts.fingerprint)
     return plan, measured
+
+
+def _check_compressions(wanted: Space, config: StudyConfig, passport: Passport, tokens: Tokens) -> None:
+    for option in compressions(wanted):
+        check_compression(option, passport.device, config.train.teacher)
+    if config.train.teacher:
+        check_teacher(config.train.teacher, tokens.tokenizer_file)
 
 
 def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World, tokens: Tokens) -> tuple[int, int]:

@@ -15,7 +15,15 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed, model_of
+from budgetlm.recipe.scale import (
+    World,
+    at_rung,
+    deployed_bytes,
+    expected_peak_bytes,
+    expected_speed,
+    model_of,
+    token_milliseconds,
+)
 from budgetlm.records import RunRecord
 from budgetlm.search.engines.simulated import simulate
 from budgetlm.search.jobs import RungJob
@@ -63,7 +71,15 @@ class Rehearsal:
     target_hours: float
     trials: int
     refused: int
-    """Trials that the oracle refused: their finals would not fit the memory."""
+    """Trials that the oracle refused: their finals would not fit the memory, or their artefacts not keep the limit."""
+    objectives: str
+    """What recipes are judged by."""
+    max_model_bytes: int
+    """Most that the final's artefact may weigh; 0 for no limit."""
+    model_bytes: int
+    """That the default recipe's would."""
+    token_ms: float
+    """Milliseconds in which that would write a token, as foretold."""
     rungs: list[Stage]
     final: Stage
     epochs: float
@@ -106,6 +122,10 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
         target_hours=config.budget.target_hours,
         trials=len({r.trial for r in records}),
         refused=simulation.refused,
+        objectives=world.objectives,
+        max_model_bytes=world.max_model_bytes,
+        model_bytes=deployed_bytes(plan.default, world),
+        token_ms=token_milliseconds(plan.default, world),
         rungs=stages,
         final=final,
         epochs=final.tokens / world.train_tokens,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from budgetlm.config import StudyConfig
 from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.forecast.choose import choose
 from budgetlm.recipe.recipe import recipe_from
+from budgetlm.recipe.scale import size_violation
+from budgetlm.recipe.space import recipe_of
 from budgetlm.records import RunRecord, read_records
 from budgetlm.search.engines.modelled import Drawn, fit_landscape, random_recipes
 from budgetlm.search.engines.simulated import simulate
@@ -115,6 +118,11 @@ def replay_study(
         raise StudyError(
             f"study {config.name!r} has no runs yet. `budgetlm search --study {config.name} --hours …` begins it."
         )
+    if plan.world.objectives != "loss":
+        raise StudyError(
+            f"study {config.name!r} is about {plan.world.objectives.replace(',', ' and ')}, but a replay says how much loss a search gives away, against "
+            "one best recipe. Replay a study of the loss alone."
+        )
     landscape = fit_landscape(read_records(config.folder), plan.space, plan.target_seconds, config.name)
     seconds = config.budget.seconds if budget is None else budget * plan.target_seconds
     if budget is not None:
@@ -154,7 +162,8 @@ def _replayed(seed: int, records: list[RunRecord], plan: Plan, drawn: Drawn, sec
     """What a search chose on its way, and how good that was."""
     recipes = {r.trial: r.recipe for r in records}
     truth = {trial: drawn.bpb(recipe) for trial, recipe in recipes.items()}
-    best = min(*truth.values(), *(drawn.bpb(recipe) for recipe in random_recipes(plan.space, RIVALS, seed)))
+    rivals = [recipe for recipe in random_recipes(plan.space, RIVALS, seed) if _keeps_the_limit(recipe, plan)]
+    best = min(*truth.values(), *map(drawn.bpb, rivals))
     spent = np.cumsum([r.seconds for r in records])
     moments = []
     for share in SHARES:
@@ -166,6 +175,11 @@ def _replayed(seed: int, records: list[RunRecord], plan: Plan, drawn: Drawn, sec
     runs = [sum(r.rung == rung for r in records) for rung in range(len(plan.rungs))]
     chosen = recipe_from(recipes[moments[-1].trial]).summary()
     return ReplayedStudy(seed, len(recipes), runs, moments, chosen, because)
+
+
+def _keeps_the_limit(params: dict[str, Any], plan: Plan) -> bool:
+    recipe = recipe_of(params, plan.space)
+    return recipe is not None and size_violation(recipe, plan.world) <= 0
 
 
 def _at(search: ReplayedStudy, share: float) -> float:

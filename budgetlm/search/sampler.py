@@ -7,7 +7,7 @@ would be, and g is estimated from fewer points of the same distribution. Up to `
 """
 
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import islice
 from operator import attrgetter
@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from budgetlm.errors import ConfigError
+from budgetlm.forecast.front import front
 
 EXCERPT = 600
 """Finished trials that TPE sees: enough that it takes `GOOD` of them as good, as of any longer history (a tenth, at most 25)."""
@@ -78,13 +79,24 @@ def excerpt(trials: Sequence[FrozenTrial], size: int = EXCERPT) -> list[FrozenTr
     finished = [t for t in trials if t.state != TrialState.RUNNING]
     if len(finished) <= size:
         return list(trials)
-    ranked = sorted((t for t in finished if t.state == TrialState.COMPLETE), key=attrgetter("value"))
+    complete = [t for t in finished if t.state == TrialState.COMPLETE]
+    several = bool(complete) and len(complete[0].values) > 1
+    good = size // 10 if several else GOOD  # of several objectives TPE takes a tenth as good, however many there are
+    ranked = _by_fronts(complete) if several else sorted(complete, key=attrgetter("value"))
     feasible = (t for t in ranked if all(v <= 0 for v in t.constraints.values()))
-    best = islice(feasible, GOOD)  # lazily: looking up constraints is what costs
-    share = size - GOOD
+    best = islice(feasible, good)  # lazily: looking up constraints is what costs
+    share = size - good
     sample = (finished[(i + 1) * len(finished) // share - 1] for i in range(share))  # the newest among them
     seen = {t.number: t for t in (*best, *sample, *running)}
     return [seen[number] for number in sorted(seen)]
+
+
+def _by_fronts(trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
+    """Trials of two objectives: those that none beats in both, then those that none of the rest does, and so on."""
+    left = {t.number: t for t in trials}
+    while left:
+        losses, costs = ({n: t.values[i] for n, t in left.items()} for i in (0, 1))
+        yield from [left.pop(number) for number in front(losses, costs)]
 
 
 class _Excerpt(optuna.Study):

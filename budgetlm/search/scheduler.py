@@ -18,11 +18,21 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
 from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.fit import Forecast, Forecaster
+from budgetlm.forecast.front import costs_of
 from budgetlm.forecast.history import append_moment, moment
 from budgetlm.forecast.worth import improvement
 from budgetlm.model.size import compute_parameters, parameters
+from budgetlm.recipe.limit import fitted, moved, starts
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import at_rung, expected_peak_bytes, expected_speed, memory_violation
+from budgetlm.recipe.scale import (
+    at_rung,
+    deployed_bytes,
+    expected_peak_bytes,
+    expected_speed,
+    memory_violation,
+    size_violation,
+    token_milliseconds,
+)
 from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
 from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
@@ -82,6 +92,10 @@ class Site:
         if self._fitted[0] != len(records):
             self._fitted = len(records), self._forecaster.fit(records)
         return self._fitted[1]
+
+    def costs(self) -> dict[int, float]:
+        """Of the trials' artefacts, where more than the loss counts."""
+        return costs_of(self.records(), self.plan.world.objectives)
 
     def remaining(self) -> float:
         """Device-seconds that nobody has used or leased."""
@@ -168,7 +182,14 @@ class Scheduler:
             StudyError: what went wrong would go wrong with every trial.
         """
         self._take_over()
-        self.trials.begin_with(self.site.plan.default)
+        plan = self.site.plan
+        begun = starts(plan.space, plan.default, plan.target_seconds, plan.world)
+
+        def fit(recipe: Recipe) -> Recipe:
+            recipe = moved(recipe, plan.default, begun[recipe.compression], plan.space)
+            return fitted(recipe, plan.space, plan.world)
+
+        self.trials.begin_with(plan.default, fit)
         self._show_best()
         try:
             while self._hand_out():
@@ -312,7 +333,7 @@ class Scheduler:
         return self.seats[place].hold(seconds)
 
     def _new_trial(self) -> Step:
-        """A new trial, of a recipe whose final fits the memory; the sampler learns from those that would not.
+        """A new trial, of a recipe whose final fits the memory and the limit of size; the sampler learns from those that would not.
 
         Raises:
             StudyError: hardly any recipe of the space fits.
@@ -320,14 +341,20 @@ class Scheduler:
         plan = self.plan()
         for _ in range(MOST_REFUSED):
             number, recipe = self.trials.ask()
-            excess = memory_violation(recipe, plan.target_seconds, plan.world)
-            if excess <= 0:
+            memory = memory_violation(recipe, plan.target_seconds, plan.world)
+            size = size_violation(recipe, plan.world)
+            if max(memory, size) <= 0:
                 self.untold.add(number)
                 return Step(number, recipe, 0, why="new" if number else "default")
-            self.trials.tell_infeasible(number, "memory_gib", excess)
+            self.trials.tell_infeasible(number, {"memory_gib": memory, "size_mb": size})
+        what = (
+            f"need more memory than the {plan.world.usable_bytes / 2**30:.1f} GiB that there are for a run, the last one by {memory:.1f} GiB"
+            if memory > 0
+            else f"weigh more than `search.max_model_mb` = {plan.world.max_model_bytes / 1e6:.3g} allows, the last one by {size:.3g} MB"
+        )
         raise StudyError(
-            f"{MOST_REFUSED} recipes in a row need more memory than the {plan.world.usable_bytes / 2**30:.1f} GiB that there are "
-            f"for a run, the last one by {excess:.1f} GiB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
+            f"{MOST_REFUSED} recipes in a row {what}. Narrow `space.width` or `space.depth`, or raise "
+            f"{'`train.memory_gb`' if memory > 0 else 'the limit'}."
         )
 
     def plan(self) -> Plan:
@@ -353,6 +380,7 @@ class Scheduler:
                 site.seed,
                 site.stops_early,
                 MARGIN_SECONDS,
+                site.costs(),
             )
         )
 
@@ -377,9 +405,13 @@ class Scheduler:
             append_record(self.site.folder, record)
             self._decide(step, record)
             return None
+        # By the plan as it was settled: what is weighed against each other must not depend on when it was asked for.
+        settled = self.site.plan.world
         predicted = {
             "predicted_tokens_per_second": expected_speed(config, plan.world),
             "predicted_peak_bytes": expected_peak_bytes(config, plan.world),
+            "predicted_model_bytes": deployed_bytes(step.recipe, settled),
+            "predicted_token_ms": token_milliseconds(step.recipe, settled),
         }
         return begin(self.site.folder, label, config, predicted)
 
@@ -462,7 +494,8 @@ class Scheduler:
             higher = step.rung + 1 < len(self.site.plan.rungs)
             # The default recipe is the measure of all others, so it climbs to the top in any case.
             climbs = higher and not step.repeat
-            if climbs and (step.trial == 0 or can_win(step.trial, self.site.forecasts(), self.site.records())):
+            site = self.site
+            if climbs and (step.trial == 0 or can_win(step.trial, site.forecasts(), site.records(), site.costs())):
                 why = "climb" if step.trial else "default"
                 self.waiting.append(replace(step, rung=step.rung + 1, run=None, why=why))
                 return
@@ -476,14 +509,15 @@ class Scheduler:
         """Tell Optuna, once, what a trial has come to."""
         if trial not in self.untold:
             return
-        forecasts = self.site.forecasts()
+        forecasts, costs = self.site.forecasts(), self.site.costs()
+        cost = (costs[trial],) if trial in costs else ()
         if trial in forecasts:
-            self.trials.tell(trial, forecasts[trial].mean)
+            self.trials.tell(trial, forecasts[trial].mean, *cost)
         elif record and record.state == "diverged":
             # As bad as knowing nothing: a finite value teaches the sampler to stay away, which a failure would not.
-            self.trials.tell(trial, self.site.tokens.facts.uniform_bpb)
+            self.trials.tell(trial, self.site.tokens.facts.uniform_bpb, *cost)
         elif record and record.state == "failed" and record.cause not in TRANSIENT:
-            self.trials.tell_infeasible(trial, record.cause, 1.0)
+            self.trials.tell_infeasible(trial, {record.cause: 1.0})
         else:
             self.trials.tell_failed(trial)
         self.untold.discard(trial)
@@ -506,12 +540,12 @@ class Scheduler:
         forget_all_but(self.site.trunks, configs)
 
     def _show_best(self) -> None:
-        forecasts = self.site.forecasts()
-        choice = choose(self.site.records(), self.site.plan.target_seconds, forecasts)
+        site, forecasts = self.site, self.site.forecasts()
+        choice = choose(site.records(), site.plan.target_seconds, forecasts, site.plan.world.objectives)
         if choice:
-            self.site.watcher.best(f"trial {choice.trial} of {len(forecasts)}: {choice.expected}")
-            spent = self.site.ledger.balance(SEARCH).charged_seconds
-            append_moment(self.site.folder, moment(choice, forecasts, spent))
+            front = f"; {len(choice.front)} on the front" if choice.front else ""
+            site.watcher.best(f"trial {choice.trial} of {len(forecasts)}: {choice.expected}{front}")
+            append_moment(site.folder, moment(choice, forecasts, site.ledger.balance(SEARCH).charged_seconds))
 
 
 def _title(step: Step, run: Unfinished) -> str:

@@ -32,7 +32,17 @@ from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.ladder import plan_rungs
-from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan, memory_of, usual_shape, vocabulary_of
+from budgetlm.search.plan import (
+    Measure,
+    Plan,
+    check_limit,
+    describe,
+    load_plan,
+    make_plan,
+    memory_of,
+    usual_shape,
+    vocabulary_of,
+)
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
@@ -78,7 +88,8 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
     """
     folder = config.folder
     check_settings(config)
-    _rungs(config, load_plan(folder))  # an impossible budget is refused before anything is paid for or written
+    _rungs(config, load_plan(folder))  # an impossible budget or limit is refused before anything is paid for or written
+    check_limit(config)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
@@ -204,7 +215,9 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             config.train.checkpoint_seconds,
             config.search.stop_early,
         )
-        trials, before_runs = Trials(open_storage(folder), config.name, plan.space, config.search.seed), len(site.records())
+        objectives, before_runs = config.search.objectives, len(site.records())
+        storage = open_storage(folder)
+        trials = Trials(storage, config.name, plan.space, config.search.seed, objectives=objectives)
         with stop, rest_being_read(config.data, cache, tokens, watcher.note):
             because = Scheduler(site, trials, workers).run()
     ledger.stop(SEARCH, because)
@@ -212,7 +225,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     intervals = trials.importance_intervals()
     write_json(folder / IMPORTANCE, {"trials": counted, "importance": importance, "intervals": intervals})
     records = site.records()
-    choice = choose(records, plan.target_seconds, site.forecasts())
+    choice = choose(records, plan.target_seconds, site.forecasts(), objectives)
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
     left = ledger.balance().remaining_seconds
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)

@@ -7,6 +7,7 @@ bad luck with its machine is failed, which teaches the sampler nothing.
 
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,33 +43,47 @@ class Trials:
         space: what recipes are sampled from.
         seed: decides what is sampled.
         sampler: a name that `make_sampler` knows.
+        objectives: of the study (`records.OBJECTIVES`).
     """
 
     def __init__(
-        self, storage: optuna.storages.BaseStorage, name: str, space: Space, seed: int, sampler: str = "tpe"
+        self,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        space: Space,
+        seed: int,
+        sampler: str = "tpe",
+        objectives: str = "loss",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
+        self._study = optuna.create_study(
+            study_name=name, storage=storage, directions=["minimize"] * len(objectives.split(",")), load_if_exists=True
+        )
         self._space, self._seed = space, seed
         # A continued search must not draw the same random numbers again, so the seed moves with the trials.
         self._study.sampler = make_sampler(seed * 100_003 + len(self._study.get_trials(deepcopy=False)), sampler)
         self._asked: dict[int, optuna.Trial] = {}
         self._first: Recipe | None = None
+        self._fit: Callable[[Recipe], Recipe] = lambda recipe: recipe
 
-    def begin_with(self, recipe: Recipe) -> None:
+    def begin_with(self, recipe: Recipe, fit: Callable[[Recipe], Recipe] | None = None) -> None:
         """Make a recipe the first trial, and recipes near it two of every three of the next ones.
 
         TPE draws its first trials evenly from the whole space, most of which the laws know to be bad. A third of them still are, in case the
         laws are wrong here; later ones come from a mixture that always holds that even density too.
+
+        Args:
+            recipe: the first one.
+            fit: brings one near it within the study's limits.
         """
-        self._first = recipe
+        self._first, self._fit = recipe, fit or self._fit
 
     def ask(self) -> tuple[int, Recipe]:
         """A new trial: its number and its recipe."""
         known = len(self._study.get_trials(deepcopy=False))
         if self._first and known <= NEAR and known % EVEN != EVEN - 1:
             chance = np.random.default_rng((self._seed, known))
-            begun = near(self._first, self._space, chance) if known else self._first
+            begun = self._fit(near(self._first, self._space, chance)) if known else self._first
             self._study.enqueue_trial(parameters_of(begun, self._space))
         trial = self._study.ask()
         recipe = suggest(trial, self._space)
@@ -83,19 +98,19 @@ class Trials:
             found[trial.number] = recipe_of(trial.params, self._space)
         return found
 
-    def tell(self, number: int, bpb: float) -> None:
-        """The trial is worth so much, in bits per byte at the target."""
-        self._study.tell(self._asked.pop(number), bpb)
+    def tell(self, number: int, bpb: float, *cost: float) -> None:
+        """The trial is worth so much, in bits per byte at the target, and its artefact costs so much, where the study minds."""
+        self._study.tell(self._asked.pop(number), [bpb, *cost])
 
-    def tell_infeasible(self, number: int, what: str, excess: float) -> None:
+    def tell_infeasible(self, number: int, violations: Mapping[str, float]) -> None:
         """The trial's recipe cannot be.
 
         Args:
-            what: is exceeded, e.g. `memory_gb`.
-            excess: by how much; above 0.
+            violations: of each constraint, e.g. `memory_gib`, by how much it is broken; 0 or less where it is kept.
         """
         trial = self._asked.pop(number)
-        trial.set_constraint(what, excess)
+        for what, excess in violations.items():
+            trial.set_constraint(what, excess)
         self._study.tell(trial, state=TrialState.PRUNED)
 
     def tell_failed(self, number: int) -> None:
@@ -123,7 +138,7 @@ class Trials:
         chance, found = np.random.default_rng(self._seed), []
         trials = trials[:: math.ceil(len(trials) / MOST_RESAMPLED)]
         for _ in range(RESAMPLES):
-            study = optuna.create_study(direction="minimize")
+            study = optuna.create_study(directions=self._study.directions)
             study.add_trials([trials[i] for i in chance.integers(len(trials), size=len(trials))])
             if all(len({t.params.get(n) for t in study.get_trials(deepcopy=False)} - {None}) > 1 for n in names):
                 found.append(_importances(study, names))
@@ -142,5 +157,7 @@ class Trials:
 def _importances(study: optuna.Study, names: list[str]) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message=".*low `target` values")  # which is what the loss is
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=names))
+        loss = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=names, target=loss))

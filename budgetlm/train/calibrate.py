@@ -19,7 +19,7 @@ from budgetlm.passport import Passport
 from budgetlm.train.choices import choose_products
 from budgetlm.train.config import PRECISIONS, Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
-from budgetlm.train.loop import Stepper
+from budgetlm.train.step import Stepper
 from budgetlm.train.throughput import Calibration, SpeedPoint
 
 MICRO_BATCH_TOKENS = (1_024, 4_096, 16_384, 65_536)

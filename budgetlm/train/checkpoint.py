@@ -46,6 +46,10 @@ class Position:
     """Device-seconds that another run has spent on its way here (`train/trunk.py`)."""
     inherited_from: str = ""
     """The name of that run."""
+    pruning_updates: int = 0
+    """How far pruning had got (`compress/compressor.py`)."""
+    shrunk_at: int = -1
+    """Sequences read when parts of the network were taken out; -1 if they are still there."""
 
 
 _POSITION = {field.name for field in fields(Position)}
@@ -94,11 +98,15 @@ def load_newest(
     config: dict[str, Any],
     average: nn.Module | None = None,
     suits: Callable[[Position], bool] = lambda _: True,
+    fit: Callable[[Position], None] = lambda _: None,
 ) -> tuple[Position, list[str]]:
     """Load the newest checkpoint that is whole into the network, its average and the optimizers.
 
     Args:
         suits: whether one at this position will do.
+
+        fit: called with a checkpoint's position once it is known to be whole, so that network, average and optimizers can be given the shapes
+            that they had then.
 
     Returns:
         Where the run stands (at the start if there is none), and what was wrong with those that were passed over.
@@ -109,7 +117,7 @@ def load_newest(
     faults: list[str] = []
     for path in _checkpoints(folder):
         try:
-            position = _load(path, network, optimizers, config, average, suits)
+            position = _load(path, network, optimizers, config, average, suits, fit)
             if position:
                 return position, faults
         except CheckpointError as error:
@@ -126,6 +134,7 @@ def _load(
     config: dict[str, Any],
     average: nn.Module | None,
     suits: Callable[[Position], bool],
+    fit: Callable[[Position], None],
 ) -> Position | None:
     """Load a checkpoint, if its position suits."""
     try:
@@ -142,6 +151,7 @@ def _load(
         raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match.")
     if state["config"] != digest(config):
         raise CheckpointError(f"The checkpoint {path} belongs to another configuration.")
+    fit(position)
     _restore("model", network, tensors)
     if average:
         _restore("average", average, tensors)

@@ -21,8 +21,8 @@ from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.heap import set_heap
-from budgetlm.train.loop import Stepper
 from budgetlm.train.schedule import PIECES
+from budgetlm.train.step import Stepper
 
 RUNG_SHARE = 0.03
 """Of the longest rung, the most that all choices together may take: half for threads, a quarter for attention at each of two lengths."""

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from budgetlm.compress.apply import Compression
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import ModelConfig
 from budgetlm.train.schedule import ScheduleConfig, longest_up_to
@@ -104,6 +105,8 @@ class RunConfig:
     """Whether freed memory goes back at once, which takes time: the last resort on a CPU (`train/heap.py`)."""
     bf16_is_fast: bool = False
     """Whether the device multiplies bf16 matrices faster than fp32 ones (measured)."""
+    compression: Compression = field(default_factory=Compression)
+    """How the model is compressed, on the way and at the end."""
     device: str = "cpu"
     seed: int = 0
 
@@ -139,6 +142,7 @@ def run_config_from(values: dict[str, Any]) -> RunConfig:
         "model": ModelConfig(**values["model"]),
         "optimizer": OptimizerConfig(**values["optimizer"]),
         "schedule": ScheduleConfig(**values["schedule"]),
+        "compression": Compression(**values.get("compression", {})),
     }
     return RunConfig(**{**values, **parts})
 

@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,9 @@ import numpy as np
 import torch
 
 from budgetlm.budget.clock import Meter
+from budgetlm.compress.artefact import Artefact
+from budgetlm.compress.compressor import Compressor, Stage
+from budgetlm.compress.layout import artefact_bytes
 from budgetlm.data.batches import training_batches, validation_windows
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
@@ -29,13 +32,11 @@ from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict
 from budgetlm.train.evaluate import evaluate
-from budgetlm.train.fp8 import fp8_twin
-from budgetlm.train.halves import Halves
 from budgetlm.train.heap import set_heap
-from budgetlm.train.numerics import set_matmul
-from budgetlm.train.optim import average_into, build_optimizers, set_decay, set_lr, set_momentum, set_training
+from budgetlm.train.optim import average_into, set_decay, set_momentum, set_training
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
+from budgetlm.train.step import Stepper
 from budgetlm.train.trunk import can_begin_at, trunk_of, trunk_share
 
 CURVE_POINTS = 100
@@ -48,6 +49,8 @@ MEASURED_BY = 0.25
 """Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
 LEAST_CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND = 0.01, 3e8
 """What a checkpoint is taken to cost before one was written: so much, and its bytes at this rate."""
+WEIGHTS_A_SECOND, SLOWDOWN = 1e7, 2.0
+"""How fast a network is taken to be compressed, and its evaluation slowed down by it, before that was measured on the way."""
 HOPELESS_NATS = 1.5
 """A smoothed loss this far above that of a uniform guess means that the run has diverged."""
 
@@ -76,87 +79,8 @@ class Trained:
     network: LanguageModel
     """The weights that were evaluated: the averaged ones where the run averages."""
     notes: list[str]
-
-
-def warm_up() -> None:
-    """Load what PyTorch loads at the first step of a process, before a device's time is counted. On the CPU alone."""
-    weight = torch.nn.Parameter(torch.ones(2, 2))
-    torch.autograd.backward(weight.sum())
-    torch.optim.AdamW([weight], fused=True).step()
-    torch.optim.Muon([weight]).zero_grad()
-
-
-def transferable(rows: np.ndarray, device: str) -> torch.Tensor:
-    """Sequences as a tensor that can be copied to a device while the CPU goes on: a GPU's from memory that stays where it is."""
-    tokens = torch.from_numpy(rows)
-    return tokens.pin_memory() if device == "cuda" else tokens
-
-
-def in_pieces(sequences_BL: torch.Tensor, pieces: int) -> torch.Tensor:
-    """Sequences (B, L + 1) cut into (B · pieces, L / pieces + 1): every target stays one, with fewer tokens before it."""
-    if pieces == 1:
-        return sequences_BL
-    length = (sequences_BL.shape[1] - 1) // pieces
-    return sequences_BL.unfold(1, length + 1, length).flatten(0, 1)
-
-
-class Stepper:
-    """One optimisation step: forward, backward, clip, update."""
-
-    pieces = 1
-    """Parts that each sequence is cut into."""
-
-    gradient_norm = math.nan
-    """Of the latest step, before it was clipped."""
-
-    meanwhile: Callable[[], None] | None = None
-    """Done in every step once the device has all its work, before it is waited for."""
-
-    def __init__(self, config: RunConfig, network: LanguageModel) -> None:
-        self.config, self.network = config, network
-        set_matmul(config.matmul, config.device)
-        self._halves = Halves(network) if config.precision == "bf16-master" else None
-        if config.precision == "fp8":
-            self._trained = fp8_twin(network, emulate=config.device == "cpu")
-        else:
-            self._trained = self._halves.network if self._halves else network
-        self._trained.model.checkpoint_activations = config.checkpoint_activations
-        self._trained.model.attend_by_products(config.products_up_to)
-        self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
-        self._weights = [weight for weight in network.parameters() if weight.requires_grad]
-        if config.compile:
-            self._trained.model.compile_blocks(cuda_graphs=config.cuda_graphs)
-        if (
-            config.cuda_graphs
-        ):  # a graph's own gradients are overwritten when it runs again: they are added to these, which stay
-            for weight in self._weights:
-                weight.grad = torch.zeros_like(weight)
-
-    def step(self, rows: np.ndarray, lr: float) -> float:
-        """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
-        config, total, losses = self.config, len(rows), list[torch.Tensor]()
-        sequences = transferable(rows, config.device)
-        if self._halves:
-            self._halves.refresh()
-        for start in range(0, total, config.micro_batch_sequences):
-            micro = sequences[start : start + config.micro_batch_sequences].to(config.device, non_blocking=True)
-            tokens = in_pieces(micro, self.pieces)
-            if config.cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
-                loss = self._trained.loss(tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
-            torch.autograd.backward(loss)
-            losses.append(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
-        set_lr(self.optimizers, lr)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=not config.cuda_graphs)
-        if self.meanwhile:
-            self.meanwhile()
-        losses_and_norm = torch.stack([torch.stack(losses).sum(), norm])
-        mean, self.gradient_norm = losses_and_norm.tolist()  # the one time that the device is waited for
-        return mean if math.isfinite(self.gradient_norm) else math.nan
+    artefact: Artefact | None = None
+    """What would be deployed, and was scored, where the run compresses its network."""
 
 
 def train(
@@ -225,12 +149,24 @@ class _Run:
         self.ahead: tuple[int, np.ndarray] | None = None
         """Sequences that were taken while the device was busy, and the position that they are for."""
         self.average = copy.deepcopy(self.network).requires_grad_(False) if config.ema else None
+        parts = (self.network, self.stepper.optimizers, self.average)
+        self.compressor = Compressor(config.compression, *parts, tokens.tokenizer_file, config.device)
+        self.stepper.loss = self.compressor.loss
+        self.compresses = config.compression.option != "none"
+        self.compress_seconds = parameters(config.model) / WEIGHTS_A_SECOND if self.compresses else 0.0
+        self.slowdown = SLOWDOWN if config.compression.quantised else 1.0
+        self.rehearsed = bool(config.steps) or not self.compresses
+        self.artefact: Artefact | None = None
+        self.dense_bpb: float | None = None
         self.position, self.notes = Position(), list[str]()
         if checkpoints:
-            parts = (self.network, self.stepper.optimizers)
-            self.position, self.notes = load_newest(checkpoints.folder, *parts, as_dict(config), self.average)
+            parts_and_config = (self.network, self.stepper.optimizers, as_dict(config), self.average)
+            self.position, self.notes = load_newest(checkpoints.folder, *parts_and_config, fit=self._fit)
         if checkpoints and checkpoints.trunks and not self.position.step:
             self._begin_from_a_trunk(checkpoints.trunks)
+        self.compressor.resume()
+        if self.position.shrunk_at >= 0:
+            self.stepper.renew()
         self.batches = training_batches(tokens, context, config.seed, config.unique_tokens, self.position.route)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.steps_here = 0
@@ -279,18 +215,21 @@ class _Run:
                 break
             if self._progress() >= self.next_point:
                 self._point(lr, self._evaluate_on_the_way(), on_point)
+            if not self.rehearsed and self._progress() >= MEASURED_BY:
+                self._rehearse_compression()
             if self._checkpoint_is_due():
                 self._save()
         if self.checkpoints and state == "interrupted":
             self._save()
         bpb = full = None
         if state == "done":
-            bpb = self._evaluate(self.windows)
+            scored = self._compressed() if self.compresses else None
+            bpb = self._evaluate(self.windows, scored)
             if len(self.all_windows) and self._still_fits(self.all_windows):
-                full = self._evaluate(self.all_windows)
+                full = self._evaluate(self.all_windows, scored)
             self._point(self._lr(1.0), bpb, on_point)
         set_training(self.stepper.optimizers, on=False)
-        return Trained(self._record(state, bpb, full), self.average or self.network, self.notes)
+        return Trained(self._record(state, bpb, full), self.average or self.network, self.notes, self.artefact)
 
     # --- one step ---
 
@@ -322,6 +261,8 @@ class _Run:
         before = self.meter.clock.now()
         with self.meter.during("compile" if compiling else "train"):
             rows = self._rows(self.position.sequences, self._batch())
+            if self.compressor.before_step(self._progress_of_next_step(), self.sequences_done, rows):
+                self.stepper.renew(self.compressor.rounds)
             self.stepper.meanwhile = partial(self._take_ahead, self.position.sequences + len(rows), len(rows))
             try:
                 loss = self.stepper.step(rows, lr)
@@ -330,6 +271,7 @@ class _Run:
                     f"torch.compile does not work here: {str(error).strip().splitlines()[0]}. Set `train.compile` to "
                     "`off`, or install a C compiler."
                 ) from error
+            self.compressor.after_step()
             done = self.position
             self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
             self._average()
@@ -374,7 +316,10 @@ class _Run:
 
     def _training_ends(self) -> float:
         """When the last step must be done for the last evaluation to fit before the deadline."""
-        return max(0.0, self.config.seconds - self._cost(self.windows) - self._cost(self.all_windows))
+        ends = self.config.seconds - self.slowdown * (self._cost(self.windows) + self._cost(self.all_windows))
+        if self.config.compression.quantised:  # and once before it is compressed
+            ends -= self._cost(self.windows)
+        return max(0.0, ends - EVALUATION_RESERVE * self.compress_seconds)
 
     def _cost(self, windows: np.ndarray) -> float:
         """Seconds kept back to evaluate on `windows`: as measured, or at first from the steps, of which a third is a forward pass."""
@@ -384,7 +329,8 @@ class _Run:
 
     def _still_fits(self, windows: np.ndarray) -> bool:
         """Whether an evaluation, whose time was kept back, ends before the deadline at the best speed that was seen of late."""
-        return bool(self.config.steps) or self.elapsed + min(self.eval_seconds) * len(windows) <= self.config.seconds
+        longest = self.slowdown * min(self.eval_seconds) * len(windows)
+        return bool(self.config.steps) or self.elapsed + longest <= self.config.seconds
 
     def _progress(self) -> float:
         if self.config.steps:
@@ -434,15 +380,51 @@ class _Run:
         self.evaluations_done = due
         return self._evaluate(self.windows)
 
-    def _evaluate(self, windows: np.ndarray) -> float:
+    def _evaluate(self, windows: np.ndarray, compressed: LanguageModel | None = None) -> float:
         micro = evaluation_sequences(self.config.model, self.config.micro_batch_sequences)
         before = self.meter.clock.now()
         with self.meter.during("evaluate"):
-            network, precision = self.average or self.network, self.config.precision
+            network, precision = compressed or self.average or self.network, self.config.precision
+            if compressed and self.config.compression.quantised:
+                precision = "fp32"  # what rounded weights are computed with
             set_training(self.stepper.optimizers, on=False)
             bpb = evaluate(network, windows, self.bytes_V, micro_batch=micro, precision=precision)
-        self.eval_seconds.append((self.meter.clock.now() - before) / len(windows))
+        seconds = (self.meter.clock.now() - before) / len(windows)
+        if compressed and self.eval_seconds:
+            self.slowdown = max(1.0, seconds / statistics.median(self.eval_seconds))
+        else:
+            self.eval_seconds.append(seconds)
         return bpb
+
+    # --- what is deployed ---
+
+    def _compressed(self) -> LanguageModel:
+        """The network as it would be deployed, read again from the bytes of its file; with what it was worth before."""
+        rows = self._rows(self.position.sequences, self._batch())
+        with self.meter.during("compress"):
+            set_training(self.stepper.optimizers, on=False)
+            self.compressor.finish(self.sequences_done, rows)
+        if self.config.compression.quantised:
+            self.dense_bpb = self._evaluate(self.windows)
+        with self.meter.during("compress"):
+            network, self.artefact = self.compressor.deployed(self.average or self.network)
+        return network
+
+    def _rehearse_compression(self) -> None:
+        """Measure what the end will take: to compress the network as it is now, and to evaluate it on a few windows."""
+        self.rehearsed, before = True, self.meter.clock.now()
+        with self.meter.during("compress"):
+            set_training(self.stepper.optimizers, on=False)
+            network, _ = self.compressor.deployed(self.average or self.network)
+        self.compress_seconds = self.meter.clock.now() - before
+        few = self.windows[: max(1, len(self.windows) // 4)]
+        if not self.eval_seconds:
+            self._evaluate(few)
+        if self.config.compression.quantised:
+            self._evaluate(few, network)
+
+    def _fit(self, position: Position) -> None:
+        self.compressor.fit(Stage(position.pruning_updates, position.shrunk_at))
 
     def _checkpoint_is_due(self) -> bool:
         if not self.checkpoints:
@@ -457,7 +439,9 @@ class _Run:
     def _save(self) -> None:
         assert self.checkpoints
         parts, before = (self.network, self.stepper.optimizers), self.meter.clock.now()
-        self.position = replace(self.position, seconds=self.elapsed, route=self.batches.route)
+        self.position = replace(
+            self.position, seconds=self.elapsed, route=self.batches.route, **asdict(self.compressor.stage)
+        )
         with self.meter.during("checkpoint"):
             save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average)
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
@@ -471,7 +455,12 @@ class _Run:
         for folder in sorted((trunks / digest(trunk)).glob("*"), reverse=True):
             with suppress(CheckpointError):  # then it is trained here, as if it had not been
                 self.position, _ = load_newest(
-                    folder, *parts, trunk, self.average, lambda at: can_begin_at(self.config, at.seconds, at.step)
+                    folder,
+                    *parts,
+                    trunk,
+                    self.average,
+                    lambda at: can_begin_at(self.config, at.seconds, at.step),
+                    self._fit,
                 )
             if self.position.step:
                 return
@@ -484,14 +473,22 @@ class _Run:
         trunk, parts, spent = trunk_of(self.config), (self.network, self.stepper.optimizers), self.elapsed
         folder = self.checkpoints.trunks / digest(trunk) / f"{self.config.seconds or self.config.steps:014.3f}"
         position = replace(
-            self.position, seconds=spent, route=self.batches.route, inherited_seconds=spent, inherited_from=self.label.run
+            self.position,
+            seconds=spent,
+            route=self.batches.route,
+            inherited_seconds=spent,
+            inherited_from=self.label.run,
+            **asdict(self.compressor.stage),
         )
         with self.meter.during("checkpoint"), suppress(DiskFull, StudyError):  # nobody depends on it
             save_checkpoint(folder, *parts, position, trunk, self.average)
 
     def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
-        model, meter = self.config.model, self.meter
-        tokens = self.sequences_done * model.context_length
+        model, meter, done = self.config.model, self.meter, self.sequences_done
+        tokens = done * model.context_length
+        whole = self.compressor.stage.shrunk_at if self.compressor.stage.shrunk_at >= 0 else done
+        small = self.network.config
+        flops = model.context_length * (whole * flops_per_token(model) + (done - whole) * flops_per_token(small))
         with meter.during("other"):  # brings the meter's sums up to this moment
             pass
         return RunRecord(
@@ -513,10 +510,13 @@ class _Run:
             tokens=tokens,
             parameters=parameters(model),
             compute_parameters=compute_parameters(model),
-            flops=float(tokens * flops_per_token(model)),
+            flops=float(flops),
             tokens_per_second=self.train_tokens / self.train_seconds if self.train_seconds else 0.0,
             bpb=bpb if bpb is not None and math.isfinite(bpb) else None,
             bpb_full=full,
+            dense_bpb=self.dense_bpb,
+            artefact_bytes=len(self.artefact.weights) if self.artefact else artefact_bytes(model, self.config.compression),
+            teacher_seconds=self.compressor.teacher_seconds,
             epochs=self.sequences_done / self.batches.sequences,
             peak_bytes=self.memory.bytes(),
             passport=self.label.passport,

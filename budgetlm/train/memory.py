@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetlm.compress.apply import extra_bytes
 from budgetlm.model.size import TrainingMemory, training_memory
 from budgetlm.train.config import RunConfig
 
@@ -73,6 +74,7 @@ def run_memory(config: RunConfig) -> TrainingMemory:
         muon_in_bf16=config.bf16_is_fast,
         averaged=config.ema > 0,
         products_length=config.products_length,
+        beside=extra_bytes(config.model, config.compression),
     )
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from budgetlm.compress.apply import Compression
 from budgetlm.model.size import ModelConfig, block_matrices, flops_per_token, parameters
 from budgetlm.train.config import Precision
 
@@ -126,6 +127,35 @@ class SpeedModel:
         work = work_of(model, batch_tokens, micro_batch_tokens, optimizer, checkpoint_activations)
         seconds: float = sum(map(mul, self.prices, work))
         return 1 / max(seconds, self.floor * (work.products + work.orthogonal))
+
+
+ROUNDED_PACE = 0.75
+"""Speed of steps with rounded weights, as a share of the others', before a study has learnt its own (`bench_compress`)."""
+
+
+def paced(whole: float, small: float, compression: Compression, model: SpeedModel) -> float:
+    """Tokens per second in the mean over a compressed run's time.
+
+    Args:
+        whole, small: of the shape as it is at first, and as it is once parts were taken out.
+    """
+    if compression.distils:  # a forward pass of the teacher is two operations for each of its parameters
+        teacher = 2 * compression.teacher_parameters * model.prices.products
+        whole, small = 1 / (1 / whole + teacher), 1 / (1 / small + teacher)
+    mean = compression.start * whole + (1 - compression.start) * small if compression.shrinks else whole
+    return mean - compression.rounded_share * (1 - ROUNDED_PACE) * small
+
+
+def learnt_paces(measured: Sequence[tuple[str, float, float]]) -> dict[str, float]:
+    """How fast options proved to be, as a multiple of what was foretold: the median of an option's runs, and one that was right.
+
+    Args:
+        measured: of runs, option, measured and foretold tokens per second.
+    """
+    ratios: dict[str, list[float]] = {}
+    for option, found, foretold in measured:
+        ratios.setdefault(option, [1.0]).append(found / foretold)
+    return {option: float(np.median(values)) for option, values in ratios.items()}
 
 
 def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str, checkpointed: bool) -> Work:

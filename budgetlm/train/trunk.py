@@ -21,6 +21,8 @@ def trunk_of(config: RunConfig) -> dict[str, Any]:
     values = as_dict(config)
     schedule = {name: value for name, value in values.pop("schedule").items() if name not in FALL}
     kept = {name: value for name, value in values.items() if name not in MEANS}
+    if not config.compression.changes_training:
+        kept.pop("compression")
     if not _follows_the_clock(config):  # it is the same for runs of all lengths
         kept |= {"seconds": config.seconds > 0, "steps": config.steps > 0}
     return {**kept, "schedule": schedule}
@@ -50,4 +52,6 @@ def _follows_the_clock(config: RunConfig) -> bool:
     """Whether something beside the rate moves with progress from the first step on, so that runs of two lengths differ from there."""
     schedule = config.schedule
     decays = schedule.weight_decay_schedule != "constant"
-    return bool(decays or schedule.batch_ramp or schedule.momentum_warmup or config.ema)
+    compression = config.compression
+    compresses = compression.shrinks or compression.prunes or compression.rounded_share
+    return bool(decays or schedule.batch_ramp or schedule.momentum_warmup or config.ema or compresses)

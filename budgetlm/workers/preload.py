@@ -5,7 +5,7 @@ import signal
 
 import torch
 
-from budgetlm.train.loop import warm_up
+from budgetlm.train.step import warm_up
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group, it must not take the server from under its workers
 torch.set_num_threads(1)  # threads do not survive a fork, and there must be no CUDA context either

@@ -36,6 +36,7 @@ from budgetlm.train.config import OptimizerConfig, RunConfig, as_dict, run_confi
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.schedule import ScheduleConfig
+from budgetlm.train.step import warm_up
 from tests.benchmarks.bench_ablation import LABEL, pool, read, run, tokens_of
 from tests.benchmarks.trainers import Reference
 
@@ -116,7 +117,7 @@ def measure(side: str, text: str, seconds: float, rate: float, seed: int, settle
         torch.manual_seed(of_seed)
         return own(model, of_seed, *device) if side == OURS else ReferenceModel(model, heads)
 
-    loop.warm_up()
+    warm_up()
     with mock.patch.object(loop, "build", side_effect=build):
         trained = loop.train(config, LABEL, tokens, Meter(ProcessorClock()))
     windows = validation_windows(tokens.split("validation"), config.model.context_length, WHOLE_SPLIT)

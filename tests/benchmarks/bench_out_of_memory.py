@@ -44,7 +44,7 @@ class TwoSteps:
         from budgetlm.model.transformer import build
         from budgetlm.train.evaluate import evaluate
         from budgetlm.train.heap import set_heap
-        from budgetlm.train.loop import Stepper
+        from budgetlm.train.step import Stepper
 
         config = self.config
         model = config.model

@@ -47,6 +47,7 @@ from budgetlm.train.calibrate import calibrate
 from budgetlm.train.config import Label, RunConfig
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
+from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
 from tests.benchmarks.bench_ablation import tokens_of
 from tests.benchmarks.bench_learning import ProcessorClock
@@ -65,7 +66,7 @@ class Contest:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         torch.set_num_threads(1)
         set_heap("cpu")
-        loop.warm_up()
+        warm_up()
         self.seed, self.target, self.budget = seed, options.seconds, options.search * options.seconds
         self.clock, self.cache = ProcessorClock(), Path(options.cache)
         passport = take_passport("cpu", self.cache)

@@ -27,7 +27,7 @@ from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import build
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.heap import set_heap
-from budgetlm.train.loop import Stepper, warm_up
+from budgetlm.train.step import Stepper, warm_up
 
 SHAPES = ((2, 64, 1024), (4, 128, 2048), (6, 256, 4096))
 """Depth, width, vocabulary."""

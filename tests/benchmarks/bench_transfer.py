@@ -40,7 +40,8 @@ from budgetlm.search.plan import Plan, load_plan, make_plan, suited_vocabulary
 from budgetlm.train.calibrate import calibrate
 from budgetlm.train.config import RunConfig, as_dict, run_config_from
 from budgetlm.train.heap import set_heap
-from budgetlm.train.loop import train, warm_up
+from budgetlm.train.loop import train
+from budgetlm.train.step import warm_up
 from tests.benchmarks.bench_ablation import LABEL, read, tokens_of
 from tests.benchmarks.bench_learning import ProcessorClock
 

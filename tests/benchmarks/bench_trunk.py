@@ -36,7 +36,8 @@ from budgetlm.search.plan import Plan
 from budgetlm.search.study import search
 from budgetlm.studies import ledger_of
 from budgetlm.train.config import Label
-from budgetlm.train.loop import Checkpoints, train, warm_up
+from budgetlm.train.loop import Checkpoints, train
+from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
 from tests.benchmarks.bench_ablation import tokens_of
 from tests.benchmarks.bench_learning import ProcessorClock

@@ -49,7 +49,7 @@ def budgetlm(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     from budgetlm.model.transformer import build
     from budgetlm.train.config import OptimizerConfig, RunConfig
     from budgetlm.train.heap import set_heap
-    from budgetlm.train.loop import Stepper
+    from budgetlm.train.step import Stepper
 
     set_heap("cpu")
     optimizer = OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY, clip=CLIP)

@@ -29,9 +29,9 @@ from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.train.checkpoint import Position, save_checkpoint
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig
 from budgetlm.train.evaluate import evaluate
-from budgetlm.train.loop import Stepper
 from budgetlm.train.memory import run_memory
 from budgetlm.train.optim import average_into
+from budgetlm.train.step import Stepper
 from tests.conftest import tiny_model, tiny_run
 
 SHAPES = [

@@ -11,8 +11,8 @@ from budgetlm.model.transformer import build
 from budgetlm.recipe import scale
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import miniature
-from budgetlm.train.loop import Stepper
 from budgetlm.train.optim import set_momentum
+from budgetlm.train.step import Stepper
 
 CONTEXT, SEQUENCES, STEPS = 32, 4, 3
 TARGET = 1e6

@@ -5,7 +5,7 @@ import pytest
 from budgetlm.budget.clock import Clock
 from budgetlm.passport import identify
 from budgetlm.train.calibrate import calibrate
-from budgetlm.train.loop import Stepper
+from budgetlm.train.step import Stepper
 from tests.conftest import tiny_model
 
 SHAPES = [tiny_model(depth=1, width=width) for width in (16, 32, 48, 256)]

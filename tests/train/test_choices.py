@@ -7,7 +7,7 @@ from budgetlm.budget.clock import Clock, ManualClock
 from budgetlm.passport import identify
 from budgetlm.train import choices
 from budgetlm.train.choices import choose_products, choose_threads
-from budgetlm.train.loop import Stepper
+from budgetlm.train.step import Stepper
 from tests.conftest import tiny_model, tiny_run
 
 PASSPORT = replace(identify("cpu"), fp32_gflops=50.0, bf16_gflops=0.5, threads=8)

@@ -8,7 +8,8 @@ from budgetlm.budget.clock import Clock, Meter
 from budgetlm.model.transformer import build
 from budgetlm.train.config import Label, OptimizerConfig
 from budgetlm.train.halves import Halves
-from budgetlm.train.loop import Checkpoints, Stepper, train
+from budgetlm.train.loop import Checkpoints, train
+from budgetlm.train.step import Stepper
 from tests.conftest import tiny_model, tiny_run
 from tests.model.test_transformer import TOKENS_BL, trained_looking
 

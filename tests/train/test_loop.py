@@ -14,9 +14,10 @@ from budgetlm.model.transformer import LanguageModel
 from budgetlm.train import loop
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, as_dict, run_config_from
 from budgetlm.train.evaluate import evaluate
-from budgetlm.train.loop import Checkpoints, Label, Stepper, train, transferable
+from budgetlm.train.loop import Checkpoints, Label, train
 from budgetlm.train.memory import run_memory
 from budgetlm.train.schedule import ScheduleConfig
+from budgetlm.train.step import Stepper, transferable
 from tests.conftest import step_seconds, tiny_model, tiny_run
 
 LABEL = Label(run="x", kind="rung", trial=3, rung=1, recipe={"depth": 2}, target_seconds=9.0, passport="here")

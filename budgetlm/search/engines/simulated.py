@@ -34,7 +34,7 @@ class Simulation:
     records: list[RunRecord]
     """Of its runs, in the order in which they ended."""
     refused: int
-    """Trials that the oracle refused: their finals would not fit the memory."""
+    """Trials that the oracle refused: their finals would not fit the memory, or their artefacts not keep the limit."""
     stopped_because: str
 
 
@@ -71,7 +71,7 @@ def simulate(
         clock, ledger = ManualClock(), Ledger(open_database(folder / DATABASE, durable=False))
         ledger.set_budget(SEARCH, seconds)
         site = Site(folder, plan, tokens, ledger, clock, Watcher(), lambda: False, seed, 0, stops_early=stops_early)
-        trials = Trials(optuna.storages.InMemoryStorage(), "simulated", plan.space, seed, sampler)
+        trials = Trials(optuna.storages.InMemoryStorage(), "simulated", plan.space, seed, sampler, plan.world.objectives)
         because = Scheduler(site, trials, Simulated(clock, places, outcome)).run()
         return Simulation(site.records(), trials.infeasible(), because)
 
