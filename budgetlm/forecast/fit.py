@@ -187,7 +187,8 @@ class Fitted:
             [[r.get("compression") == known.get("compression") for known in self.recipes] for r in recipes], dtype=float
         )
         shares: np.ndarray = alike / np.maximum(alike.sum(axis=1, keepdims=True), 1)
-        return shares @ self.doses
+        doses: np.ndarray = shares @ self.doses
+        return doses
 
 
 def _uncompressed(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
