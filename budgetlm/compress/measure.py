@@ -1,6 +1,6 @@
 """What a deployed model takes on this device: speed of reading and writing text one sequence at a time, memory of a process of its own.
 
-`python -m budgetlm.compress.measure FOLDER` prints it as JSON.
+`python -m budgetlm.compress.measure FOLDER` prints it as JSON; with `--processor-time`, for a machine that is shared, in seconds of this process's work.
 """
 
 import json
@@ -52,13 +52,16 @@ def speed(network: LanguageModel, now: Callable[[], float] = time.perf_counter) 
     return Deployed(length / statistics.median(seconds), DECODED / writing)
 
 
-def measure_apart(folder: Path, threads: int) -> Deployed:
+def measure_apart(folder: Path, threads: int, *options: str) -> Deployed:
     """The same of a model on disk, in a process of its own, with the memory that it takes there.
+
+    Args:
+        options: of the command, as said above.
 
     Raises:
         StudyError: the process failed; the message has the end of what it said.
     """
-    command = [sys.executable, "-m", "budgetlm.compress.measure", str(folder)]
+    command = [sys.executable, "-m", "budgetlm.compress.measure", str(folder), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603  # ourselves
     if done.returncode:
@@ -78,15 +81,15 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *options: str) -> None:
     """Load, use and measure a model. What PyTorch itself takes is there before."""
     import_torchao()
     torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))
     before = resident()
     network, _, _ = load_artefact(folder)
-    measured = speed(network)
+    measured = speed(network, time.process_time if "--processor-time" in options else time.perf_counter)
     sys.stdout.write(json.dumps(asdict(measured) | {"resident_bytes": max(0, resident() - before)}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -129,7 +129,7 @@ class SpeedModel:
         return 1 / max(seconds, self.floor * (work.products + work.orthogonal))
 
 
-ROUNDED_PACE = 0.75
+ROUNDED_PACE = 0.8
 """Speed of steps with rounded weights, as a share of the others', before a study has learnt its own (`bench_compress`)."""
 
 
