@@ -63,6 +63,11 @@ class Facts:
         return float(self.plan["target_seconds"])
 
     @property
+    def objectives(self) -> str:
+        """What the study is about: the loss alone, or what is weighed against it."""
+        return str(self.plan["world"].get("objectives", "loss"))
+
+    @property
     def finals(self) -> list[RunRecord]:
         """The finished finals, oldest first."""
         return [r for r in self.records if r.kind == "final" and r.state == "done"]

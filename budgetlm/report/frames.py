@@ -5,6 +5,7 @@ Each is also what `budgetlm report --csv` and `--json` write. A frame without ro
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -214,24 +215,48 @@ def all_receipts(found: Sequence[Receipt]) -> pd.DataFrame:
     )
 
 
-def compression(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """Loss against size and latency of what would be deployed, for the runs that have such columns, and whether nothing is better in all."""
-    columns = ["run", "trial", "kind", "bpb", "dense_bpb", "bytes", "latency_seconds", "front"]
+def compression(facts: Facts, judgement: Judgement) -> pd.DataFrame:
+    """Loss against megabytes, and milliseconds a token, of what would be deployed: trials as forecast, finals as measured, and the front.
+
+    Empty for a study in which neither a recipe is compressed nor its size counts.
+    """
+    columns = [
+        "run",
+        "trial",
+        "kind",
+        "compression",
+        "bpb",
+        "low",
+        "high",
+        "dense_bpb",
+        "megabytes",
+        "milliseconds",
+        "front",
+    ]
+    records = [r for r in facts.records if r.state == "done" and r.bpb is not None]
+    costs = facts.objectives != "loss" or facts.plan["world"].get("max_model_bytes")
+    if not costs and all(r.recipe.get("compression", "none") == "none" for r in records):
+        return pd.DataFrame(columns=columns)
     rows = []
-    for r in records:
-        size = getattr(r, "artefact_bytes", None)
-        bpb = getattr(r, "artefact_bpb", None) or r.bpb
-        if size and bpb and r.state == "done":
-            latency = getattr(r, "latency_seconds", None) or getattr(r, "artefact_latency", None) or None
-            rows.append([r.run, r.trial, r.kind, bpb, getattr(r, "dense_bpb", None), size, latency, False])
+    for r in {
+        r.trial: r for r in records if r.kind == "rung" and r.predicted_model_bytes and r.trial in judgement.forecasts
+    }.values():
+        forecast, bounds = judgement.forecasts[r.trial].mean, judgement.intervals[r.trial]
+        cost = (r.predicted_model_bytes / 1e6, r.predicted_token_ms or None)
+        rows.append([r.run, r.trial, "trial", r.recipe.get("compression", "none"), forecast, *bounds, None, *cost, False])
     for row in rows:
         row[-1] = not any(_dominates(other, row) for other in rows if other is not row)
+    for r in (r for r in records if r.kind == "final" and r.artefact_bytes):
+        cost = (r.artefact_bytes / 1e6, 1e3 / r.decode_tokens_per_second if r.decode_tokens_per_second else None)
+        rows.append(
+            [r.run, r.trial, "final", r.recipe.get("compression", "none"), r.bpb, None, None, r.dense_bpb, *cost, False]
+        )
     return pd.DataFrame(rows, columns=columns)
 
 
-def _dominates(one: Sequence[float | None], other: Sequence[float | None]) -> bool:
-    """Whether `one` is at least as good in loss, bytes and latency, and better in one of them."""
-    pairs = [(one[i], other[i]) for i in (3, 5, 6)]
+def _dominates(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether `one` is at least as good in loss, megabytes and milliseconds, and better in one of them."""
+    pairs = [(one[i], other[i]) for i in (4, 8, 9)]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return all(a <= b for a, b in known) and any(a < b for a, b in known)
 

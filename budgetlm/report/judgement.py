@@ -40,13 +40,13 @@ class Judgement:
     """Finished ones, of which `forecasts` has at most `MOST_FITTED`."""
 
 
-def judge(records: Sequence[RunRecord], target_seconds: float) -> Judgement:
+def judge(records: Sequence[RunRecord], target_seconds: float, objectives: str = "loss") -> Judgement:
     """Fit, choose, and work out what the page asks of the fit."""
     known = few_enough(usable(records))
     trials = len({r.trial for r in usable(records)})
     fitted = Forecaster(target_seconds).surface(known)
     forecasts = fitted.at(target_seconds) if fitted else {}
-    choice = choose(known, target_seconds, forecasts) if forecasts else None
+    choice = choose(known, target_seconds, forecasts, objectives) if forecasts else None
     noise = measured_noise(usable(records))
     if choice is None or choice.ranks_only:
         return Judgement(choice, None, {}, {}, {}, noise, {}, trials)

@@ -108,7 +108,7 @@ SECTIONS: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
         [
             (
                 "compression",
-                "Loss against size and latency of what would be deployed; the front is what nothing beats in all.",
+                "Loss against size and speed of what would be deployed: trials as they are forecast, the front that none of them beats, finals as measured.",
             ),
             ("oracle", "Predicted against measured speed and memory of every run; on the line both agree."),
             ("receipts", "Forecasts of finals before they began, with 80 % intervals, and what came of them."),
@@ -165,7 +165,7 @@ def page_data(facts: Facts) -> dict[str, Any]:
     """
     values = as_values(facts)
     facts = replace(facts, records=records_from(values["records"]))
-    judgement = judge(facts.records, facts.target_seconds)
+    judgement = judge(facts.records, facts.target_seconds, facts.objectives)
     made = make_frames(facts, judgement)
     shown = {name: _columns(frame) if isinstance(frame, pd.DataFrame) else {"error": frame} for name, frame in made.items()}
     return {"facts": values, "frames": shown, "words": _words(facts, judgement, made)}
@@ -187,7 +187,7 @@ def make_frames(facts: Facts, judgement: Judgement) -> dict[str, pd.DataFrame | 
         "rate_by_batch": lambda: effects.rate_by_batch(facts, judgement),
         "depth_by_width": lambda: effects.depth_by_width(facts, judgement),
         "receipts": lambda: frames.all_receipts(facts.receipts),
-        "compression": lambda: frames.compression(records),
+        "compression": lambda: frames.compression(facts, judgement),
         "final_parts": lambda: frames.final_parts(facts),
     }
     return {name: _or_error(make) for name, make in makers.items()}

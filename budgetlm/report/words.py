@@ -106,11 +106,13 @@ def verdict(facts: Facts, judgement: Judgement) -> list[tuple[str, str]]:
 
 def _compression(facts: Facts, trial: int) -> list[tuple[str, str]]:
     final = last_final(facts, trial)
-    size, dense = getattr(final, "artefact_bytes", 0), getattr(final, "dense_bpb", None)
-    if final is None or not size:
+    option = final.recipe.get("compression", "none") if final else "none"
+    if final is None or final.bpb is None or option == "none":
         return []
-    before = f", against {dense:.4f} before compression" if dense else ""
-    return [("Compressed", f"{size / 1e6:,.1f} MB on disk, {final.bpb:.4f} bits per byte{before}.")]
+    before = f", against {final.dense_bpb:.4f} before it was" if final.dense_bpb else ""
+    return [
+        ("Compressed", f"{option}: {final.artefact_bytes / 1e6:,.3g} MB on disk, {final.bpb:.4f} bits per byte{before}.")
+    ]
 
 
 def spending(facts: Facts) -> str:

@@ -70,4 +70,4 @@ def write_json(facts: Facts, path: Path) -> Path:
 def _all_frames(facts: Facts) -> dict[str, Any]:
     """What the page draws, and what it has among its facts."""
     own = {"runs": frames.runs(facts.records), "oracle": frames.oracle(facts.records)}
-    return own | make_frames(facts, judge(facts.records, facts.target_seconds))
+    return own | make_frames(facts, judge(facts.records, facts.target_seconds, facts.objectives))

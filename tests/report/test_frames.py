@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -107,7 +107,7 @@ def test_more_hours_never_gain_less(many, judged):
 
 
 def test_a_history_that_the_search_did_not_keep_is_worked_out_again(many):
-    old = dataclasses.replace(many, records=many.records[:24], moments=[])
+    old = replace(many, records=many.records[:24], moments=[])
     table = frames.history(old)
     assert 2 <= len(table) <= frames.REFITS
     assert (table["low"] < table["forecast"]).all()
@@ -121,19 +121,19 @@ def test_a_final_that_was_interrupted_has_its_parts_end_to_end():
     assert table[["began", "ended", "state"]].to_numpy().tolist() == [[0.0, 30.0, "interrupted"], [30.0, 100.0, "done"]]
 
 
-def test_compression_is_shown_for_records_that_have_it_with_its_front():
-    @dataclasses.dataclass
-    class Compressed:
-        run: str
-        artefact_bytes: int
-        bpb: float
-        trial: int = 0
-        kind: str = "rung"
-        state: str = "done"
-
-    rows = [Compressed("small", 100, 1.5), Compressed("large", 200, 1.3), Compressed("beaten", 250, 1.4)]
-    assert frames.compression(rows)["front"].tolist() == [True, True, False]
-    assert frames.compression([record(0, 0, 4.0, 1.5)]).empty
+def test_a_study_in_which_size_counts_shows_its_front_and_what_finals_came_to(many):
+    world = {**many.plan["world"], "objectives": "loss,size"}
+    records = [replace(r, predicted_model_bytes=1e5 * (1 + r.trial % 3), artefact_bytes=2e5) for r in many.records]
+    sized = facts(30, plan={**many.plan, "world": world}, records=records)
+    judged = judge(records, TARGET, sized.objectives)
+    table = frames.compression(sized, judged)
+    trials = table[table["kind"] == "trial"]
+    front = trials[trials["front"]].sort_values("megabytes")
+    assert front["bpb"].is_monotonic_decreasing
+    assert trials["bpb"].min() == front["bpb"].iloc[-1]
+    assert table[table["kind"] == "final"]["megabytes"].tolist() == [0.2]
+    assert judged.choice.front
+    assert frames.compression(many, judged).empty
 
 
 def test_of_a_long_study_the_forecast_takes_those_that_climbed_highest_and_an_even_sample():

@@ -176,18 +176,20 @@ figures.compression = {
   draw(host) {
     const rows = B.rowsOf("compression");
     if (!rows.length) return false;
-    const shown = [["bytes", "bytes on disk", B.si], ["latency_seconds", "latency (s)", B.number]].filter(([key]) => rows.some(r => r[key] > 0));
+    const shown = [["megabytes", "megabytes on disk", B.number], ["milliseconds", "milliseconds a token", B.number]].filter(([key]) => rows.some(r => r[key] > 0));
     const cells = B.cells(host, "two", shown.length);
     for (const [key, title, format] of shown) {
       const known = rows.filter(r => r[key] > 0);
       const c = B.chart(cells.shift(), { height: 330, label: `Loss against ${title}` });
       const x = B.logScale(d3.extent(known, r => r[key]), [c.left, c.right]).nice(), y = d3.scaleLinear(B.padded(known.map(r => r.bpb)), [c.bottom, c.top]);
       B.axes(c, x, y, { xLabel: `${title} (log scale)`, yLabel: "bits per byte", xFormat: format, yFormat: d3.format(".3f") });
-      B.dots(c, known.filter(r => !r.front).map(r => [r[key], r.bpb]), x, y, "trial", 6);
+      B.dots(c, known.filter(r => !r.front && r.kind === "trial").map(r => [r[key], r.bpb]), x, y, "trial", 6);
       const front = known.filter(r => r.front).sort((a, b) => a[key] - b[key]);
       B.lines(c, [front.map(r => [r[key], r.bpb])], x, y, "chosen");
       B.dots(c, front.map(r => [r[key], r.bpb]), x, y, "chosen", 9);
-      B.tips(c, known.map(r => ({ x: x(r[key]), y: y(r.bpb), trial: r.kind === "rung" ? r.trial : null, lines: [r.run, `${B.bpb(r.bpb)} bits per byte, ${format(r[key])}`, r.dense_bpb ? `${B.bpb(r.dense_bpb)} before compression` : ""] })));
+      for (const r of known) if (r.kind === "final") B.mark(c, d3.symbolStar, x(r[key]), y(r.bpb), 110, "star");
+      const said = r => r.kind === "final" ? `final of trial ${r.trial}, ${r.compression}` : `trial ${r.trial}, ${r.compression}`;
+      B.tips(c, known.map(r => ({ x: x(r[key]), y: y(r.bpb), trial: r.trial, lines: [said(r), `${B.bpb(r.bpb)} bits per byte${r.low ? ` (${B.bpb(r.low)} to ${B.bpb(r.high)})` : ""}, ${format(r[key])} ${title}`, r.dense_bpb ? `${B.bpb(r.dense_bpb)} before compression` : ""] })));
     }
   },
 };
