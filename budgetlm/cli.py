@@ -18,11 +18,8 @@ from budgetlm.errors import BudgetlmError, ConfigError
 from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from budgetlm.config import StudyConfig
     from budgetlm.final import FinalResult
-    from budgetlm.forecast.front import FrontPoint
     from budgetlm.search.replay import TableReplay
     from budgetlm.search.replay_study import StudyReplay
 
@@ -116,33 +113,12 @@ def search(
         result = run_search(config, cache_folder(), Clock(), watcher)
     finally:
         watcher.close()
-    from budgetlm.forecast.worth import SAVED
-
-    name = config.name
     if result.exit_code:
-        print(f"budgetlm: study {name!r} is interrupted and settled; the same command goes on.", file=sys.stderr)
+        print(f"budgetlm: study {config.name!r} is interrupted and settled; the same command goes on.", file=sys.stderr)
         raise typer.Exit(result.exit_code)
-    if result.new_runs == 0:
-        typer.echo(f"study {name}: nothing left to do; {result.stopped_because}. Raise --hours to go on.")
-    else:
-        typer.echo(f"study {name}: {result.new_runs} runs; {result.stopped_because}.")
-        if result.stopped_because.endswith(SAVED):
-            typer.echo(f"saved: {result.saved_seconds:.0f} of {config.budget.seconds:.0f} device-seconds")
-    if result.choice:
-        typer.echo(f"chosen: trial {result.choice.trial}, {result.choice.why}.")
-        typer.echo(f"recipe: {result.recipe}")
-        _tell_front(result.choice.front)
-        typer.echo(f"next: budgetlm report --study {name}; budgetlm final --study {name}")
-    else:
-        typer.echo("no trial has finished a rung, so there is nothing to choose from.")
+    from budgetlm.tell import describe_search
 
-
-def _tell_front(points: "Sequence[FrontPoint]", indent: str = "") -> None:
-    """Print what there is to pick from, where more than the loss counts."""
-    from budgetlm.forecast.front import describe
-
-    for line in describe(points):
-        typer.echo(f"{indent}front: {line}")
+    typer.echo(describe_search(config, result))
 
 
 def _sections(
@@ -373,7 +349,7 @@ def _tell_final(name: str, result: "FinalResult") -> None:
         BudgetlmError: it diverged.
         typer.Exit: it is to be gone on with.
     """
-    from budgetlm.forecast.choose import RANKS_ONLY
+    from budgetlm.tell import describe_final
 
     record = result.record
     if record.state == "interrupted":
@@ -384,24 +360,7 @@ def _tell_final(name: str, result: "FinalResult") -> None:
             f"the final of study {name!r} diverged after {record.steps:,} steps and {record.seconds:.0f} s: {record.error}. "
             f"Try another trial (`--trial N`), or another seed."
         )
-    typer.echo(f"study {name}: {'already trained' if result.already_done else 'trained'} {record.run}")
-    typer.echo(f"recipe: {result.recipe}")
-    typer.echo(f"model: {result.folder / 'model'}")
-    forecast, said = result.forecast, f", no forecast ({RANKS_ONLY})"
-    if forecast:
-        said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
-    full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
-    typer.echo(f"reached: {record.bpb:.4f} bits per byte{full}{said}")
-    if record.artefact_bytes:
-        typer.echo(f"size: {result.size}")
-    typer.echo(
-        f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, {record.epochs:.2f} epochs"
-    )
-    typer.echo(
-        f"speed: {record.tokens_per_second:,.0f} tokens/s, {result.utilisation:.0%} of what the device's matrix products reach"
-    )
-    for sample in result.samples:
-        typer.echo(f"\n--- {sample['prompt']!r} goes on:\n{sample['continuation']}")
+    typer.echo(describe_final(name, result))
 
 
 @app.command()
@@ -541,6 +500,7 @@ def status(
     import dataclasses
 
     from budgetlm.studies import newest_study, resolve, status_of, study_names
+    from budgetlm.tell import describe_status
 
     if watch and sys.stdout.isatty():
         from budgetlm.view import follow
@@ -554,11 +514,7 @@ def status(
     if not rows:
         typer.echo("no studies yet; `budgetlm search --hours 24` begins one")
     for row in rows:
-        numbers = ["-" if v is None else f"{v:.4f}" for v in (row.best_forecast_bpb, row.final_bpb)]
-        typer.echo(
-            f"{row.name:20} {row.state:10} {row.trials:4} trials   forecast {numbers[0]:>7}   final {numbers[1]:>7}   {row.report or ''}"
-        )
-        _tell_front(row.front, "  ")
+        typer.echo(describe_status(row))
 
 
 @app.command()
@@ -597,44 +553,21 @@ def budget(
     """
     import dataclasses
 
-    from budgetlm.studies import balance_as_dict, ledger_of, resolve, status_of, trial_costs
+    from budgetlm.studies import balance_as_dict, front_to_pick, ledger_of, resolve, trial_costs
+    from budgetlm.tell import describe_accounts
 
     name = resolve(study)
-    ledger, front = ledger_of(name), status_of(name).front
-    search_account = balance_as_dict(name, ledger.balance())
-    costs = trial_costs(name, ledger)
+    ledger, front = ledger_of(name), front_to_pick(name)
+    search = balance_as_dict(name, ledger.balance())
     finals = {
         account: balance_as_dict(name, ledger.balance(account)) for account in ledger.accounts() if account != "search"
     }
+    costs = trial_costs(name, ledger)
     if as_json:
-        dear = [dataclasses.asdict(cost) for cost in costs]
-        typer.echo(
-            json.dumps(
-                {**search_account, "trials": dear, "finals": finals, "front": [dataclasses.asdict(p) for p in front]},
-                indent=1,
-            )
-        )
-        return
-    for title, account in {"search": search_account, **finals}.items():
-        charged, total = account["charged_seconds"], account["budget_seconds"]
-        leased = f", {account['leased_seconds']:.1f} leased by work under way" if account["leased_seconds"] else ""
-        left = account["remaining_seconds"]
-        typer.echo(f"{title}: {charged:.1f} of {total:.1f} device-seconds charged{leased}, {left:.1f} left")
-        for purpose, seconds in account["by_purpose"].items():
-            if not seconds:
-                continue
-            typer.echo(f"  {purpose:10} {seconds:10.1f} s  {100 * seconds / max(charged, 1e-9):5.1f} %")
-        typer.echo(f"  stopped because: {account['stopped_because'] or 'it has not stopped'}")
-    _tell_front(front)
-    shown = costs[: trials or None]
-    if shown:
-        typer.echo(f"{'the dearest' if len(shown) < len(costs) else 'all'} {len(shown)} of {len(costs)} trials:")
-    for cost in shown:
-        train = cost.by_purpose.get("train", 0.0) / max(cost.seconds, 1e-9)
-        typer.echo(
-            f"  trial {cost.trial:4} {cost.seconds:10.1f} s, {train:4.0%} of it training; {cost.rungs} rungs finished, "
-            f"{cost.attempts} attempts, last one {cost.ended}"
-        )
+        dear, points = ([dataclasses.asdict(one) for one in many] for many in (costs, front))
+        typer.echo(json.dumps({**search, "trials": dear, "finals": finals, "front": points}, indent=1))
+    else:
+        typer.echo(describe_accounts({"search": search, **finals}, costs, trials, front))
 
 
 @app.command()

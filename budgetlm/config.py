@@ -16,8 +16,8 @@ from budgetlm.allocator import CHOICES as ALLOCATORS
 from budgetlm.data.corpus import DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
-from budgetlm.recipe.scale import PROXIES, Proxy
 from budgetlm.recipe.space import read_space, unknown_key
+from budgetlm.recipe.world import PROXIES, Proxy
 from budgetlm.records import OBJECTIVES
 from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
 

@@ -33,8 +33,9 @@ from budgetlm.model.generate import generate
 from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
+from budgetlm.recipe.oracle import expected_speed
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, expected_speed, miniature
+from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
@@ -114,8 +115,10 @@ def final(
         raise StudyError(
             f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
         )
-    number, why = (trial, "asked for") if trial is not None else (pick(which, choice.front, choice.trial), "picked")
-    why = "chosen" if which == BEST and trial is None else why
+    if trial is not None:
+        number, why = trial, "asked for"
+    else:
+        number, why = pick(which, choice.front, choice.trial), "chosen" if which == BEST else "picked"
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
     limit = plan.world.max_model_bytes
@@ -269,7 +272,8 @@ class _Final:
                     save_model(new, *parts)
                 record = replace(record, artefact_bytes=weights_bytes(new))
                 write_json(new / "recipe.json", asdict(record))
-            deployed, _, _ = load_artefact(self.home / "model")  # what is on the disk, not what was trained
+            loaded, _, _ = load_artefact(self.home / "model")  # what is on the disk, not what was trained
+            deployed = loaded.to(config.device)
             samples = write_samples(deployed, tokens, lambda: meter.clock.now() > deadline)
             write_json(self.home / "samples.json", samples)
             record = self._measured(record, deployed, deadline, meter)
@@ -280,9 +284,17 @@ class _Final:
     def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
         """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
         left, takes = deadline - meter.clock.now(), tokens_read(deployed.config.context_length) / record.tokens_per_second
-        if left >= takes + APART_SECONDS:
-            return replace(record, **asdict(measure_apart(self.home / "model", torch.get_num_threads())))
-        return replace(record, **asdict(speed(deployed, meter.clock.now))) if left >= takes else record
+        if left < takes:
+            return record
+        if left < takes + APART_SECONDS:
+            return replace(record, **asdict(speed(deployed, meter.clock.now)))
+        threads, device = torch.get_num_threads(), self.plan.passport.device
+        try:
+            measured = measure_apart(self.home / "model", threads, device, within_seconds=left)
+        except StudyError as error:  # the final is done, whatever becomes of this
+            self.watcher.note(f"warning   {error}")
+            return record
+        return replace(record, **asdict(measured))
 
     def _config(self) -> RunConfig:
         """The run as it was first settled: a resumed final must not be another one because more is known by now."""

@@ -246,6 +246,13 @@ def status_of(name: str) -> StudyStatus:
     )
 
 
+def front_to_pick(name: str) -> list[FrontPoint]:
+    """A study's front; where the loss is all that counts there is none, and nothing is forecast to say so."""
+    config = open_config(name)
+    choice = choice_of(config.folder) if config.search.objectives != "loss" else None
+    return list(choice.front) if choice else []
+
+
 def _state(name: str, folder: Path) -> str:
     try:
         with FileLock(folder / LOCK, timeout=0):

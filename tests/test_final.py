@@ -98,6 +98,22 @@ def test_an_interrupted_final_keeps_its_checkpoint_and_goes_on(searched, cache, 
     assert clock.seconds - began <= 3.2
 
 
+def test_a_final_whose_model_cannot_be_measured_is_done_all_the_same(searched, cache, clock, monkeypatch):
+    from budgetlm import final as module
+
+    def fails(*_arguments, **_options):
+        asked.append(True)
+        raise StudyError("the process failed")
+
+    asked = []
+    monkeypatch.setattr(module, "tokens_read", lambda _context_length: -1e9)  # so that there is always time for it
+    monkeypatch.setattr(module, "measure_apart", fails)
+    result = run(searched, cache, clock)
+    assert asked
+    assert (result.record.state, result.record.resident_bytes) == ("done", 0)
+    assert run(searched, cache, clock).already_done
+
+
 def test_other_trials_hours_and_seeds_are_finals_of_their_own(searched, cache, clock):
     first = run(searched, cache, clock, trial=0, seed=1)
     longer = run(searched, cache, clock, trial=0, hours=6.4 / 3600)

@@ -37,7 +37,7 @@ def test_a_finished_study_is_planned_with_what_it_has_measured(searched, cache):
 
 def test_a_device_that_is_not_here_trains_a_larger_final(tiny_study, cache):
     config = tiny_study(
-        3600.0, budget={"hours": 1.0, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
+        900.0, budget={"hours": 0.25, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
     )
     small, large = ahead(config, cache, device="t4"), ahead(config, cache, device="h100")
     assert large.final.parameters > 3 * small.final.parameters
@@ -55,12 +55,11 @@ def test_a_precision_that_a_device_does_not_compute_in_is_refused(tiny_study, ca
 
 
 def test_several_devices_finish_sooner_and_pay_the_same(tiny_study, cache):
-    spends = {"stop_early": False, "least_rung_seconds": 0.2}  # all of it, so that chance does not end one before the other
-    one = ahead(tiny_study(60.0, search=spends), cache)
-    two = ahead(tiny_study(60.0, search=spends, train={"devices": 2, "threads": 1, "eval_tokens": 256}), cache)
-    searching_alone, searching_together = one.wall_hours - one.target_hours, two.wall_hours - two.target_hours
-    assert searching_together < searching_alone
-    assert 2 * searching_together == pytest.approx(searching_alone, rel=0.1)
+    one = ahead(tiny_study(60.0), cache)
+    two = ahead(tiny_study(60.0, train={"devices": 2, "threads": 1, "eval_tokens": 256}), cache)
+    assert two.wall_hours < one.wall_hours
+    alone, together = (sum(stage.runs * stage.seconds for stage in outlook.rungs) for outlook in (one, two))
+    assert together == pytest.approx(alone, rel=0.1)  # how many trials that is depends on who climbs
 
 
 def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch, capsys):
@@ -80,7 +79,7 @@ def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch,
 def test_truncated_proxies_are_planned_at_the_shape_of_the_final(home, cache, monkeypatch, capsys):
     shapes = {}
     for proxy in ("miniature", "truncate"):
-        arguments = ["plan", "--hours", "24", "--device", "h100", "--proxy", proxy, "--json"]
+        arguments = ["plan", "--hours", "4", "--target-hours", "24", "--device", "h100", "--proxy", proxy, "--json"]
         monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
         monkeypatch.setattr(sys, "argv", ["budgetlm", *arguments])
         with pytest.raises(SystemExit):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from budgetlm.data.tokens import Tokens
     from budgetlm.passport import Passport
     from budgetlm.recipe.recipe import Recipe
-    from budgetlm.recipe.scale import World
     from budgetlm.recipe.space import Space
+    from budgetlm.recipe.world import World
     from budgetlm.search.plan import Plan
 
 State = Literal["ok", "warning", "fault"]

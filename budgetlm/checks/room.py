@@ -8,9 +8,11 @@ from typing import Any
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Finding, judge, needed, size_text
 from budgetlm.model.size import round_width, saved_bytes
+from budgetlm.recipe.oracle import model_of
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import USABLE_MEMORY, World, least_bytes, model_of
+from budgetlm.recipe.scale import least_bytes
 from budgetlm.recipe.space import Choices, Domain, Fixed, Space
+from budgetlm.recipe.world import USABLE_MEMORY, World
 
 ALLOWANCE = 100 * 10**6
 """Bytes for what does not grow with the model: records, curves, database, tokenizer, report."""

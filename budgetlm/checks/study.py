@@ -13,15 +13,8 @@ from budgetlm.data.corpus import prepare_corpus
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import parameters
 from budgetlm.recipe.limit import limited
-from budgetlm.recipe.scale import (
-    MANY_EPOCHS,
-    at_target,
-    deployed_bytes,
-    epochs_at_target,
-    expected_tokens,
-    model_of,
-    size_violation,
-)
+from budgetlm.recipe.oracle import deployed_bytes, expected_tokens, model_of, size_violation
+from budgetlm.recipe.scale import MANY_EPOCHS, at_target, epochs_at_target
 from budgetlm.recipe.space import complete_space, default_recipe, only_compression, read_space, searched, suggest
 from budgetlm.records import read_records
 from budgetlm.search.ladder import plan_rungs

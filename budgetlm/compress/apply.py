@@ -8,6 +8,7 @@ no sense together, or cannot be had on a device, is refused with the reason. To 
 import difflib
 import importlib.util
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from budgetlm.errors import ConfigError
@@ -66,6 +67,7 @@ ARCHITECTURE = {
 """Recipe fields that make a model smaller from the start. They are searched like any other, and stand in the same table of prices."""
 
 
+@lru_cache(256)  # asked for in every step, and for every shape that is weighed
 def parse(text: str) -> tuple[Option, ...]:
     """The options that a string names, in the order in which they are applied; none for `none`.
 

@@ -32,7 +32,7 @@ def artefact_bytes(model: ModelConfig, compression: Compression) -> int:
     """Bytes of `model.safetensors` as it would be deployed.
 
     Args:
-        model: the shape before compression, as `recipe.scale.model_of` gives it at the target.
+        model: the shape before compression, as `recipe.oracle.model_of` gives it at the target.
     """
     return file_bytes(*artefact_tensors(shrunk(model, compression), compression))
 

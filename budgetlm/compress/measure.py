@@ -1,6 +1,7 @@
 """What a deployed model takes on this device: speed of reading and writing text one sequence at a time, memory of a process of its own.
 
-`python -m budgetlm.compress.measure FOLDER` prints it as JSON; with `--processor-time`, for a machine that is shared, in seconds of this process's work.
+`python -m budgetlm.compress.measure FOLDER DEVICE` prints it as JSON; with `--processor-time` after that, for a machine that is shared, in seconds
+of this process's work.
 """
 
 import json
@@ -52,18 +53,29 @@ def speed(network: LanguageModel, now: Callable[[], float] = time.perf_counter) 
     return Deployed(length / statistics.median(seconds), DECODED / writing)
 
 
-def measure_apart(folder: Path, threads: int, *options: str) -> Deployed:
-    """The same of a model on disk, in a process of its own, with the memory that it takes there.
+def measure_apart(
+    folder: Path, threads: int, device: str = "cpu", *options: str, within_seconds: float | None = None
+) -> Deployed:
+    """The same of a model on disk, in a process of its own, with the memory that it takes there: on a GPU, the GPU's.
 
     Args:
+        folder: of the model.
+        threads: of the CPU.
+        device: `cpu` or `cuda`.
         options: of the command, as said above.
+        within_seconds: it is ended after so many; None lets it take its time.
 
     Raises:
-        StudyError: the process failed; the message has the end of what it said.
+        StudyError: the process failed, or took too long; the message has the end of what it said.
     """
-    command = [sys.executable, "-m", "budgetlm.compress.measure", str(folder), *options]
+    command = [sys.executable, "-m", "budgetlm.compress.measure", str(folder), device, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603  # ourselves
+    try:
+        done = subprocess.run(  # noqa: S603  # ourselves
+            command, capture_output=True, text=True, env=environment, check=False, timeout=within_seconds
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StudyError(f"{folder} could not be measured within {error.timeout:.0f} s.") from error
     if done.returncode:
         raise StudyError(f"{folder} could not be measured: {done.stderr.strip()[-500:]}")
     return Deployed(**json.loads(done.stdout))
@@ -75,20 +87,23 @@ def _timed(work: Callable[[], object], now: Callable[[], float]) -> float:
     return max(1e-9, now() - before)
 
 
-def resident() -> int:
-    """Bytes of memory that are this process's and in use."""
+def resident(device: str = "cpu") -> int:
+    """Bytes of memory that are this process's and in use; of a GPU's, what PyTorch holds there."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def main(folder: Path, *options: str) -> None:
+def main(folder: Path, device: str = "cpu", *options: str) -> None:
     """Load, use and measure a model. What PyTorch itself takes is there before."""
     import_torchao()
-    torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))
-    before = resident()
-    network, _, _ = load_artefact(folder)
+    torch.nn.functional.linear(torch.ones(64, 64, device=device), torch.ones(64, 64, device=device))
+    before = resident(device)
+    loaded, _, _ = load_artefact(folder)
+    network = loaded.to(device)
     measured = speed(network, time.process_time if "--processor-time" in options else time.perf_counter)
-    sys.stdout.write(json.dumps(asdict(measured) | {"resident_bytes": max(0, resident() - before)}))
+    sys.stdout.write(json.dumps(asdict(measured) | {"resident_bytes": max(0, resident(device) - before)}))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from budgetlm.compress.apply import Compression
 from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters
+from budgetlm.recipe.oracle import deployed_bytes, model_of, size_violation
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import World, deployed_bytes, model_of, size_violation
 from budgetlm.recipe.space import INTEGERS, Choices, Domain, Fixed, Range, Space, default_recipe, nearest
+from budgetlm.recipe.world import World
 
 MOVED = ("depth", "width", "batch_tokens", "peak_lr")
 """What of a default recipe follows from how much its weights weigh."""

@@ -15,8 +15,10 @@ from budgetlm.compress.apply import BY_NAME, SCOPES, Compression, canonical, che
 from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, round_width
+from budgetlm.recipe.oracle import fits
 from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
-from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS, World, fits
+from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS
+from budgetlm.recipe.world import World
 from budgetlm.train.config import OPTIMIZERS
 from budgetlm.train.schedule import COOLDOWN_SHAPES, DECAY_SCHEDULES, SHAPES
 

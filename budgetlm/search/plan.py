@@ -20,8 +20,9 @@ from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.model.size import FP32, WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
 from budgetlm.recipe.limit import least_artefact_bytes, limited, too_small
+from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import World, at_rung, expected_peak_bytes, expected_speed
+from budgetlm.recipe.scale import at_rung
 from budgetlm.recipe.space import (
     Choices,
     Domain,
@@ -35,6 +36,7 @@ from budgetlm.recipe.space import (
     only_compression,
     read_space,
 )
+from budgetlm.recipe.world import World
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT

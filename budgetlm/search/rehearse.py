@@ -14,16 +14,10 @@ from budgetlm.config import StudyConfig
 from budgetlm.data.tokens import Tokens
 from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
+from budgetlm.recipe.oracle import deployed_bytes, expected_peak_bytes, expected_speed, model_of, token_milliseconds
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import (
-    World,
-    at_rung,
-    deployed_bytes,
-    expected_peak_bytes,
-    expected_speed,
-    model_of,
-    token_milliseconds,
-)
+from budgetlm.recipe.scale import at_rung
+from budgetlm.recipe.world import World
 from budgetlm.records import RunRecord
 from budgetlm.search.engines.simulated import simulate
 from budgetlm.search.jobs import RungJob

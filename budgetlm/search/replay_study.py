@@ -10,8 +10,8 @@ import numpy as np
 from budgetlm.config import StudyConfig
 from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.forecast.choose import choose
+from budgetlm.recipe.oracle import size_violation
 from budgetlm.recipe.recipe import recipe_from
-from budgetlm.recipe.scale import size_violation
 from budgetlm.recipe.space import recipe_of
 from budgetlm.records import RunRecord, read_records
 from budgetlm.search.engines.modelled import Drawn, fit_landscape, random_recipes

@@ -7,41 +7,29 @@ from their checkpoints, and trials that Optuna still calls running are told what
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
-from budgetlm.budget.clock import Clock, Meter, Purpose
-from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Lease, Ledger
-from budgetlm.data.tokens import Tokens
+from budgetlm.budget.clock import Meter
+from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH
 from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
 from budgetlm.forecast.choose import can_win, choose, highest_rungs
-from budgetlm.forecast.fit import Forecast, Forecaster
-from budgetlm.forecast.front import costs_of
 from budgetlm.forecast.history import append_moment, moment
 from budgetlm.forecast.worth import improvement
-from budgetlm.model.size import compute_parameters, parameters
+from budgetlm.model.size import parameters
 from budgetlm.recipe.limit import fitted, moved, starts
+from budgetlm.recipe.oracle import deployed_bytes, expected_peak_bytes, expected_speed, size_violation, token_milliseconds
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import (
-    at_rung,
-    deployed_bytes,
-    expected_peak_bytes,
-    expected_speed,
-    memory_violation,
-    size_violation,
-    token_milliseconds,
-)
-from budgetlm.records import CurvePoint, Records, RunRecord, append_point, append_record, curve_path
+from budgetlm.recipe.scale import at_rung, memory_violation
+from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path
 from budgetlm.search.climb import Enough, Standing, Wish, next_wish
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
+from budgetlm.search.site import Seat, Site, Step
 from budgetlm.search.trials import Trials
-from budgetlm.search.trunks import KEPT, forget_all_but, tidy, trunks_of
-from budgetlm.search.unfinished import Unfinished, begin, unfinished_runs
-from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
-from budgetlm.watch import Watcher
+from budgetlm.search.trunks import KEPT, forget_all_but, tidy
+from budgetlm.search.unfinished import Unfinished, begin, failed_record, unfinished_runs
+from budgetlm.train.config import Label, run_config_from
 from budgetlm.workers.job import TRANSIENT, Ended, Event, Failure, Spent, Workers
 
 MARGIN_SECONDS = 0.4
@@ -56,101 +44,6 @@ EXCEPTIONS_IN_A_ROW = 3
 MOST_REFUSED = 200
 """So many recipes in a row that would not fit the memory end the study: its space is not for this device."""
 FINAL_STATES = ("done", "diverged", "failed")
-
-
-@dataclass
-class Site:
-    """What is the same for all trials of a search."""
-
-    folder: Path
-    plan: Plan
-    tokens: Tokens
-    ledger: Ledger
-    clock: Clock
-    watcher: Watcher
-    should_stop: Callable[[], bool]
-    seed: int
-    max_restarts: int
-    checkpoint_seconds: float = 0.0
-    """Between checkpoints of a run; 0 for the interval that costs least."""
-    stops_early: bool = True
-    """Whether the search ends when going on is worth less than its seconds."""
-    _fitted: tuple[int, dict[int, Forecast]] = (-1, {})
-
-    def __post_init__(self) -> None:
-        self._records = Records(self.folder)
-        self.trunks = trunks_of(self.folder, self.plan.world.proxy)
-        self._forecaster = Forecaster(self.plan.target_seconds)
-
-    def records(self) -> list[RunRecord]:
-        """All runs so far."""
-        return self._records.all()
-
-    def forecasts(self) -> dict[int, Forecast]:
-        """Forecasts of all trials from all runs so far."""
-        records = self.records()
-        if self._fitted[0] != len(records):
-            self._fitted = len(records), self._forecaster.fit(records)
-        return self._fitted[1]
-
-    def costs(self) -> dict[int, float]:
-        """Of the trials' artefacts, where more than the loss counts."""
-        return costs_of(self.records(), self.plan.world.objectives)
-
-    def remaining(self) -> float:
-        """Device-seconds that nobody has used or leased."""
-        balance = self.ledger.balance(SEARCH)
-        self.watcher.budget(balance.charged_seconds, balance.budget_seconds)
-        return balance.remaining_seconds
-
-
-@dataclass(frozen=True)
-class Step:
-    """A rung that a trial is to climb."""
-
-    trial: int
-    recipe: Recipe
-    rung: int
-    run: Unfinished | None = None
-    """Set where it was begun before."""
-    repeat: int = 0
-    """How often the trial was on this rung before: its seed is another one each time."""
-    why: str = "new"
-    """What it is paid for (`records.REASONS`)."""
-
-
-@dataclass
-class Seat:
-    """A place that is held: its lease, its meter, and what is being done there."""
-
-    lease: Lease
-    meter: Meter
-    place: int = 0
-    held_seconds: float = 0.0
-    """What the lease was last made to hold, and when."""
-    held_at: float = 0.0
-    step: Step | None = None
-    run: Unfinished | None = None
-    began_at: float = 0.0
-    """The clock when the run was begun."""
-    before: dict[Purpose, float] = field(default_factory=dict)
-
-    def hold(self, seconds: float) -> bool:
-        """Make the lease hold `seconds` from now on."""
-        self.meter.flush()
-        if not self.lease.hold(seconds):
-            return False
-        self.held_seconds, self.held_at = seconds, self.meter.clock.now()
-        return True
-
-    def spent(self) -> dict[Purpose, float]:
-        """What the run at this place has spent, by purpose."""
-        return {purpose: seconds - self.before[purpose] for purpose, seconds in self.meter.spent.items()}
-
-    def leave(self) -> None:
-        """Free the device, and give back what was leased and not used."""
-        self.meter.flush()
-        self.lease.settle()
 
 
 class Scheduler:
@@ -243,7 +136,7 @@ class Scheduler:
         cost = self.site.ledger.charged_to(SEARCH, name) - recorded
         if cost > 1e-3:
             why = Failure("killed", "the search itself was ended")
-            record = _failed(run.label, run.config, run.config.seed, why, "interrupted")
+            record = failed_record(run.label, run.config, run.config.seed, why, "interrupted")
             # Not its own doing, and not its machine's: it does not count against the restarts.
             record = replace(record, seconds=cost, by_purpose={"lost": cost}, cause="stopped")
             append_record(self.site.folder, record)
@@ -305,7 +198,7 @@ class Scheduler:
                 return step
             if step.run:  # what it has cost is in the records of its parts
                 why = Failure("killed", "it was cut off, and the budget did not pay for going on")
-                append_record(self.site.folder, _failed(step.run.label, step.run.config, step.run.config.seed, why))
+                append_record(self.site.folder, failed_record(step.run.label, step.run.config, step.run.config.seed, why))
                 step.run.finish()
             self._conclude(step.trial)
         if place in self.seats:  # what the run before has left over is free again
@@ -401,7 +294,7 @@ class Scheduler:
         try:
             config = at_rung(step.recipe, plan.rungs[step.rung], plan.target_seconds, plan.world, seed=seed)
         except ConfigError as error:
-            record = _failed(label, None, seed, Failure("configuration", str(error)))
+            record = failed_record(label, None, seed, Failure("configuration", str(error)))
             append_record(self.site.folder, record)
             self._decide(step, record)
             return None
@@ -478,12 +371,12 @@ class Scheduler:
             )
         if failure.cause == "study":
             self.fatal = failure.message
-            return _failed(run.label, run.config, run.config.seed, failure, "interrupted")
+            return failed_record(run.label, run.config, run.config.seed, failure, "interrupted")
         if failure.cause in TRANSIENT and self.stopping_since is not None:  # by force: it was asked to, and did not
-            return replace(_failed(run.label, run.config, run.config.seed, failure, "interrupted"), cause="stopped")
+            return replace(failed_record(run.label, run.config, run.config.seed, failure, "interrupted"), cause="stopped")
         before = [r for r in self.site.records() if r.run == run.label.run and r.cause in TRANSIENT]
         again = failure.cause in TRANSIENT and len(before) < self.site.max_restarts
-        return _failed(run.label, run.config, run.config.seed, failure, "interrupted" if again else "failed")
+        return failed_record(run.label, run.config, run.config.seed, failure, "interrupted" if again else "failed")
 
     # --- what becomes of a trial ---
 
@@ -555,33 +448,4 @@ def _title(step: Step, run: Unfinished) -> str:
         f"trial {step.trial}, rung {step.rung}{f' ({why})' if why else ''}: depth {model.depth} x width {model.width} "
         f"({parameters(model) / 1e6:.2f} M), batch {config.batch_tokens:,}, {config.optimizer.name} "
         f"lr {config.optimizer.peak_lr:.1e}, {config.schedule.shape}"
-    )
-
-
-def _failed(label: Label, config: RunConfig | None, seed: int, why: Failure, state: Any = "failed") -> RunRecord:
-    """The record of a run that has left none itself."""
-    return RunRecord(
-        run=label.run,
-        kind=label.kind,
-        trial=label.trial,
-        rung=label.rung,
-        state=state,
-        recipe=label.recipe,
-        config=as_dict(config) if config else {},
-        seed=seed,
-        target_seconds=label.target_seconds,
-        planned_seconds=config.seconds if config else 0.0,
-        seconds=0.0,
-        by_purpose={},
-        steps=0,
-        tokens=0,
-        parameters=parameters(config.model) if config else 0,
-        compute_parameters=compute_parameters(config.model) if config else 0,
-        flops=0.0,
-        tokens_per_second=0.0,
-        bpb=None,
-        passport=label.passport,
-        why=label.why,
-        cause=why.cause,
-        error=why.message,
     )

@@ -43,7 +43,8 @@ from budgetlm.search.plan import (
     usual_shape,
     vocabulary_of,
 )
-from budgetlm.search.scheduler import TICK_SECONDS, Scheduler, Site
+from budgetlm.search.scheduler import TICK_SECONDS, Scheduler
+from budgetlm.search.site import Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
 from budgetlm.train.compilation import keep_compiled

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from budgetlm.files import digest
-from budgetlm.recipe.scale import Proxy
+from budgetlm.recipe.world import Proxy
 from budgetlm.train.config import RunConfig
 from budgetlm.train.trunk import trunk_of
 

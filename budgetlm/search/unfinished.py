@@ -11,9 +11,12 @@ from pathlib import Path
 
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json, write_json
+from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
+from budgetlm.records import RunRecord, State
 from budgetlm.studies import UNFINISHED
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
+from budgetlm.workers.job import Failure
 
 SETTLED = "run.json"
 
@@ -61,3 +64,32 @@ def unfinished_runs(study: Path) -> list[Unfinished]:
         except (StudyError, KeyError, TypeError):
             shutil.rmtree(folder, ignore_errors=True)
     return runs
+
+
+def failed_record(label: Label, config: RunConfig | None, seed: int, why: Failure, state: State = "failed") -> RunRecord:
+    """The record of a run that has left none itself."""
+    return RunRecord(
+        run=label.run,
+        kind=label.kind,
+        trial=label.trial,
+        rung=label.rung,
+        state=state,
+        recipe=label.recipe,
+        config=as_dict(config) if config else {},
+        seed=seed,
+        target_seconds=label.target_seconds,
+        planned_seconds=config.seconds if config else 0.0,
+        seconds=0.0,
+        by_purpose={},
+        steps=0,
+        tokens=0,
+        parameters=parameters(config.model) if config else 0,
+        compute_parameters=compute_parameters(config.model) if config else 0,
+        flops=0.0,
+        tokens_per_second=0.0,
+        bpb=None,
+        passport=label.passport,
+        why=label.why,
+        cause=why.cause,
+        error=why.message,
+    )

@@ -5,6 +5,7 @@ import signal
 
 import torch
 
+import budgetlm.train.loop  # noqa: F401  # what every worker runs
 from budgetlm.train.step import warm_up
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group, it must not take the server from under its workers

@@ -85,7 +85,7 @@ class Bench:
         seconds, again = time.process_time() - began, artefact.network()
         with new_folder(self.folder / name) as new:
             save_artefact(new, artefact, network, self.tokens.tokenizer_file, self.tokens.facts.end_of_text)
-        apart = asdict(measure_apart(self.folder / name, 1, "--processor-time"))
+        apart = asdict(measure_apart(self.folder / name, 1, "cpu", "--processor-time"))
         return {"bytes": len(artefact.weights), "bpb": self.score(again), "compress_seconds": seconds, **apart}
 
 

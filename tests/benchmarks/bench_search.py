@@ -36,8 +36,9 @@ from budgetlm.budget.clock import Meter
 from budgetlm.config import StudyConfig, study_config
 from budgetlm.data.batches import validation_windows
 from budgetlm.passport import take_passport
+from budgetlm.recipe.oracle import expected_speed
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import at_target, expected_speed
+from budgetlm.recipe.scale import at_target
 from budgetlm.recipe.space import parameters_of, suggest
 from budgetlm.records import CurvePoint, read_records
 from budgetlm.search.plan import Plan, make_plan, suited_vocabulary

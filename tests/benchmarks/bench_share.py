@@ -18,7 +18,8 @@ from budgetlm.config import study_config
 from budgetlm.passport import pick_device, take_passport
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.rehearse import guessed_plan
-from budgetlm.search.scheduler import MARGIN_SECONDS, Scheduler, Site
+from budgetlm.search.scheduler import MARGIN_SECONDS, Scheduler
+from budgetlm.search.site import Site
 from budgetlm.search.study import prepare
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import DATABASE

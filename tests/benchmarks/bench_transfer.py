@@ -33,8 +33,9 @@ from budgetlm.budget.clock import Meter
 from budgetlm.config import study_config
 from budgetlm.model.size import body_parameters, compute_parameters
 from budgetlm.passport import take_passport
+from budgetlm.recipe.oracle import expected_tokens
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import BATCH_BY_TOKENS, expected_tokens, miniature, truncated
+from budgetlm.recipe.scale import BATCH_BY_TOKENS, miniature, truncated
 from budgetlm.recipe.space import default_space
 from budgetlm.search.plan import Plan, load_plan, make_plan, suited_vocabulary
 from budgetlm.train.calibrate import calibrate

@@ -15,8 +15,9 @@ from budgetlm.errors import ConfigError
 from budgetlm.final import final
 from budgetlm.model.export import save_model
 from budgetlm.model.size import parameters
+from budgetlm.recipe.oracle import deployed_bytes, expected_peak_bytes, expected_speed, model_of
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import at_target, deployed_bytes, expected_peak_bytes, expected_speed, miniature, model_of
+from budgetlm.recipe.scale import at_target, miniature
 from budgetlm.recipe.space import Choices, compressions, read_space
 from budgetlm.records import read_records
 from budgetlm.search import study

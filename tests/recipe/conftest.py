@@ -1,6 +1,6 @@
 import pytest
 
-from budgetlm.recipe.scale import World
+from budgetlm.recipe.world import World
 from budgetlm.train.throughput import SpeedModel, Work
 
 

@@ -10,15 +10,8 @@ from budgetlm.errors import ConfigError
 from budgetlm.model.size import ModelConfig, body_parameters
 from budgetlm.recipe.limit import fitted, least_artefact_bytes, limited, moved, starts
 from budgetlm.recipe.near import near
-from budgetlm.recipe.scale import (
-    at_target,
-    deployed_bytes,
-    expected_tokens,
-    miniature,
-    model_of,
-    size_violation,
-    token_milliseconds,
-)
+from budgetlm.recipe.oracle import deployed_bytes, expected_tokens, model_of, size_violation, token_milliseconds
+from budgetlm.recipe.scale import at_target, miniature
 from budgetlm.recipe.space import Choices, Fixed, Range, complete_space, default_recipe, read_space
 from budgetlm.search.trials import Trials
 

@@ -5,18 +5,9 @@ import pytest
 
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import body_parameters, compute_parameters, parameters
+from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed, expected_tokens, model_of
 from budgetlm.recipe.recipe import Recipe
-from budgetlm.recipe.scale import (
-    at_rung,
-    at_target,
-    expected_peak_bytes,
-    expected_speed,
-    expected_tokens,
-    memory_violation,
-    miniature,
-    model_of,
-    truncated,
-)
+from budgetlm.recipe.scale import at_rung, at_target, memory_violation, miniature, truncated
 from budgetlm.train.compilation import Compilation
 from budgetlm.train.memory import MemoryModel
 

@@ -5,8 +5,8 @@ import pytest
 
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import body_parameters
+from budgetlm.recipe.oracle import expected_tokens, model_of
 from budgetlm.recipe.recipe import PARAMETERS, UNUSUAL, Recipe, recipe_from
-from budgetlm.recipe.scale import expected_tokens, model_of
 from budgetlm.recipe.space import (
     Choices,
     Fixed,

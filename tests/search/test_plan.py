@@ -4,7 +4,8 @@ import pytest
 
 from budgetlm.config import study_config
 from budgetlm.passport import identify
-from budgetlm.recipe.scale import expected_peak_bytes, miniature
+from budgetlm.recipe.oracle import expected_peak_bytes
+from budgetlm.recipe.scale import miniature
 from budgetlm.records import read_records
 from budgetlm.search.plan import guessed_calibration, load_plan, world_of
 from budgetlm.train.config import as_dict, run_config_from

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from budgetlm.recipe.scale import expected_speed, miniature
+from budgetlm.recipe.oracle import expected_speed
+from budgetlm.recipe.scale import miniature
 from budgetlm.records import read_records
 from budgetlm.search.plan import load_plan
 from budgetlm.train.compilation import EXPECTED, Compilation

@@ -145,3 +145,19 @@ if __name__ == "__main__":
     assert subprocess.run([sys.executable, script], env=environment).returncode == -signal.SIGKILL
     time.sleep(3.5)  # the job would be done by now
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_worker_finds_what_it_runs_imported_already():
+    code = """
+import sys
+import budgetlm.workers.preload
+from budgetlm.search.ahead import PRELOAD
+for name in PRELOAD:
+    __import__(name)
+before = set(sys.modules)
+from budgetlm.train.loop import train
+print(sorted(set(sys.modules) - before))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"  # a device waits for whatever is imported after a fork

@@ -14,7 +14,8 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.records import RunRecord, curve_path
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
-from budgetlm.search.scheduler import Scheduler, Site
+from budgetlm.search.scheduler import Scheduler
+from budgetlm.search.site import Site
 from budgetlm.search.trials import Trials
 from budgetlm.studies import DATABASE
 from budgetlm.watch import Watcher

@@ -1,0 +1,213 @@
+"""What a recipe will take, before anything is paid for: time, memory, and what its artefact weighs."""
+
+from bisect import bisect_right
+from functools import lru_cache, partial
+
+from budgetlm.compress.apply import Compression, extra_bytes, shrunk
+from budgetlm.compress.layout import artefact_bytes
+from budgetlm.model.size import (
+    FP32,
+    ModelConfig,
+    TrainingMemory,
+    compute_parameters,
+    training_memory,
+)
+from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.world import Thrift, World
+from budgetlm.train.config import RunConfig
+from budgetlm.train.memory import MemoryModel, run_memory
+from budgetlm.train.schedule import longest_up_to, mean_batch_share
+from budgetlm.train.throughput import paced
+
+FORWARD, BYTES_OF_AN_UPDATE = 1 / 3, 28
+"""Share of a step that is its forward pass; and what AdamW reads and writes of a weight, from which the price of a byte of memory is read off: the
+weight, its gradient and two moments in, all but the gradient out, in fp32."""
+START_SECONDS = 0.1
+"""What building a model and its optimizer takes of a run."""
+
+
+def model_of(recipe: Recipe, world: World) -> ModelConfig:
+    """The recipe's shape at the target."""
+    return ModelConfig(
+        vocab_size=world.vocab_size,
+        context_length=world.context_length,
+        depth=recipe.depth,
+        width=recipe.width,
+        kv_groups=recipe.kv_groups,
+        mlp_ratio=recipe.mlp_ratio,
+        norm_embedding=recipe.norm_embedding,
+        tie_embeddings=recipe.tie_embeddings,
+        document_end=world.document_end,
+    )
+
+
+def compression_of(recipe: Recipe, world: World) -> Compression:
+    """How the recipe compresses its model.
+
+    Raises:
+        ConfigError: its options make no sense together.
+    """
+    return _compression(
+        option=recipe.compression,
+        sparsity=recipe.sparsity,
+        scope=recipe.prune_scope,
+        start=recipe.prune_start,
+        end=recipe.prune_end,
+        qat_share=recipe.qat_share,
+        teacher=world.teacher,
+        teacher_parameters=world.teacher_parameters,
+        distil_weight=recipe.distil_weight,
+        distil_temperature=recipe.distil_temperature,
+        distil_top_k=recipe.distil_top_k,
+    )
+
+
+_compression = lru_cache(256)(Compression)
+"""Made once of the same values: shapes of one recipe are weighed by the hundred."""
+
+
+def deployed_bytes(recipe: Recipe, world: World) -> int:
+    """Bytes of the recipe's model at the target as it would be deployed, compressed (`compress/layout.py`)."""
+    return artefact_bytes(model_of(recipe, world), compression_of(recipe, world))
+
+
+def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, seconds: float, world: World) -> float:
+    """Tokens that training reads in `seconds`, by the throughput model, the last evaluation's time taken off.
+
+    Of a batch ramp it knows that the batch is smaller in the mean, so that the optimizer's share of a step is larger.
+    """
+    sequences, thrift = forward_pass(model, whole_sequences(batch_tokens, world), recipe, world)
+    micro, again = sequences * world.context_length, thrift.checkpoint_activations
+    mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
+    speed = _speed(model, mean_batch, micro, recipe.optimizer, again, compression_of(recipe, world), world)
+    training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
+    if world.compiles(seconds):
+        speed, training = speed * world.compilation.gain, training - world.compilation.seconds
+    return max(0.5 * seconds, training) * speed
+
+
+def expected_speed(config: RunConfig, world: World) -> float:
+    """Tokens per second of a run's optimisation steps, by the throughput model."""
+    model, micro = config.model, config.micro_batch_sequences * config.model.context_length
+    name, again = config.optimizer.name, config.checkpoint_activations
+    mean_batch = config.batch_tokens * mean_batch_share(config.schedule.batch_ramp)
+    gain = world.compilation.gain if config.compile else 1.0
+    return gain * _speed(model, mean_batch, micro, name, again, config.compression, world)
+
+
+def _speed(
+    model: ModelConfig,
+    batch_tokens: float,
+    micro_batch_tokens: float,
+    optimizer: str,
+    again: bool,
+    compression: Compression,
+    world: World,
+) -> float:
+    """Tokens per second in the mean over a run, which compression may make faster or slower on the way."""
+    plain = partial(
+        world.speed.tokens_per_second,
+        batch_tokens=batch_tokens,
+        micro_batch_tokens=micro_batch_tokens,
+        optimizer=optimizer,
+        checkpoint_activations=again,
+    )
+    whole = plain(model)
+    small = plain(shrunk(model, compression)) if compression.shrinks else whole
+    return world.paces.get(compression.option, 1.0) * paced(whole, small, compression, world.speed)
+
+
+def expected_peak_bytes(config: RunConfig, world: World) -> float:
+    """Memory that a run needs at its fullest moment, by the memory model."""
+    return _priced(run_memory(config), config.compact_heap, world)
+
+
+def size_violation(recipe: Recipe, world: World) -> float:
+    """Megabytes (1e6 bytes) by which the final's artefact would exceed the study's limit; 0 or less where it keeps it, or there is none."""
+    return (deployed_bytes(recipe, world) - world.max_model_bytes) / 1e6 if world.max_model_bytes else 0.0
+
+
+def too_large(model: ModelConfig, recipe: Recipe, world: World) -> bool:
+    """Whether a shape that the recipe is carried to would weigh more than the study allows."""
+    return 0 < world.max_model_bytes < artefact_bytes(model, compression_of(recipe, world))
+
+
+def token_milliseconds(recipe: Recipe, world: World) -> float:
+    """Milliseconds in which the final's artefact would write one token, alone and from nothing.
+
+    Nothing of it is measured: by the prices of the throughput model it is a forward pass of one token through every block, for which all weights
+    are read once as they are stored. It is for telling recipes of one study apart; what a final measures is another figure.
+    """
+    prices, compression = world.speed.prices, compression_of(recipe, world)
+    model = shrunk(model_of(recipe, world), compression)
+    count = compute_parameters(model)
+    bits = compression.quantised.bits if compression.quantised else 8 * FP32
+    begun = FORWARD * prices.passes * (model.depth + 1)
+    return 1e3 * (begun + max(count * bits / 8 * prices.updates / BYTES_OF_AN_UPDATE, 2 * count * prices.products))
+
+
+def fits(model: ModelConfig, world: World) -> bool:
+    """Whether a shape can be trained at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
+    return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], 0, world, 1) <= world.usable_bytes
+
+
+def averaging_time(recipe: Recipe) -> float:
+    """Share of the run over which weights are averaged; none for schedule-free AdamW, which averages them by itself."""
+    return 0.0 if recipe.optimizer == "schedulefree" else recipe.ema
+
+
+def whole_sequences(batch_tokens: float, world: World) -> int:
+    """Whole sequences of a batch."""
+    return max(1, round(batch_tokens / world.context_length))
+
+
+def forward_pass(model: ModelConfig, batch_sequences: int, recipe: Recipe, world: World) -> tuple[int, Thrift]:
+    """Sequences in one forward pass, and what else is done to fit the memory that there is.
+
+    The largest micro-batch that fits; thrift costs time, so only where not even one sequence fits without it. Where nothing
+    fits, the thriftiest way.
+    """
+    most = max(1, min(batch_sequences, world.micro_batch_tokens // world.context_length))
+    for thrift in world.thrift:
+        averaged, products = averaging_time(recipe) > 0, 0
+        if not thrift.checkpoint_activations:
+            products = longest_up_to(world.products_up_to, model.context_length, recipe.short_sequences)
+        beside = extra_bytes(model, compression_of(recipe, world))
+        peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, averaged, products, thrift, beside, world)
+        room = world.fitting_bytes(thrift.compact_heap)
+        # Memory grows with the micro-batch, but the whole batch at once is apart: it accumulates no gradients.
+        fitting = most if peak(most) <= room else bisect_right(range(1, most), room, key=peak)
+        if fitting:
+            return fitting, thrift
+    return 1, world.thrift[-1]
+
+
+def _pass_bytes(
+    model: ModelConfig,
+    batch_sequences: int,
+    optimizer: str,
+    averaged: bool,
+    products_length: int,
+    thrift: Thrift,
+    beside: int,
+    world: World,
+    micro_batch_sequences: int,
+) -> float:
+    counted = training_memory(
+        model,
+        micro_batch_sequences=micro_batch_sequences,
+        optimizer=optimizer,
+        precision=world.precision,
+        checkpoint_activations=thrift.checkpoint_activations,
+        accumulates=batch_sequences > micro_batch_sequences or world.compile == "graphs",
+        muon_in_bf16=world.bf16_is_fast,
+        averaged=averaged,
+        products_length=products_length,
+        beside=beside,
+    )
+    return _priced(counted, thrift.compact_heap, world)
+
+
+def _priced(counted: TrainingMemory, compact_heap: bool, world: World) -> float:
+    """What a process needs for which the formula counts this much; a compact heap takes just that."""
+    return (MemoryModel() if compact_heap else world.memory).peak_bytes(counted)

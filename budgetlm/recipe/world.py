@@ -1,0 +1,85 @@
+"""What all recipes of a study share: its data, its device, and what was measured of it."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from budgetlm.train.compilation import EXPECTED, Compilation
+from budgetlm.train.config import Matmul, Precision
+from budgetlm.train.memory import MemoryModel
+from budgetlm.train.throughput import SpeedModel
+
+Proxy = Literal["miniature", "truncate"]
+"""What stands for a recipe on a rung: a smaller model by the rule, or the recipe's own shape, batch and rate in less time."""
+PROXIES: tuple[Proxy, ...] = get_args(Proxy)
+USABLE_MEMORY, USABLE_BY_A_LOOSE_HEAP = 0.9, 0.7
+"""Share of the device's memory that a run may be predicted to need; less on a CPU where the heap keeps what is freed, for that
+is hard to predict."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What all recipes of a study share: data, device, and what was measured of it."""
+
+    vocab_size: int
+    context_length: int
+    train_tokens: int
+    """Tokens of the training split; of a streamed source that was not all there when the study was planned, about."""
+    eval_tokens: int
+    full_eval_tokens: int
+    micro_batch_tokens: int
+    precision: Precision
+    bf16_is_fast: bool
+    compile: str
+    """`on`, `graphs`, `off`, or `auto` for runs in which it pays."""
+    device: str
+    memory_bytes: int
+    clip: float
+    speed: SpeedModel
+    memory: MemoryModel = field(default_factory=MemoryModel)
+    compilation: Compilation = EXPECTED["cpu"]
+    matmul: Matmul = "auto"
+    products_up_to: int = 0
+    """Length of the longest sequences whose attention is by plain products."""
+    document_end: int | None = None
+    """Id of the end-of-text token where attention stays within documents."""
+    proxy: Proxy = "miniature"
+    objectives: str = "loss"
+    """What recipes are judged by (`records.OBJECTIVES`)."""
+    max_model_bytes: int = 0
+    """Most that the final's artefact may weigh; 0 for no limit."""
+    teacher: str = ""
+    """Folder or Hugging Face id of the model that `distil` learns from."""
+    teacher_parameters: int = 0
+    paces: dict[str, float] = field(default_factory=dict)
+    """Measured speed of options that change training, as a multiple of what was foretold."""
+
+    def compiles(self, run_seconds: float) -> bool:
+        """Whether a run of this length is compiled."""
+        return self.compile in ("on", "graphs") or (self.compile == "auto" and self.compilation.pays(run_seconds))
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory that a run may be predicted to need at its thriftiest."""
+        return USABLE_MEMORY * self.memory_bytes
+
+    @property
+    def thrift(self) -> "tuple[Thrift, ...]":
+        """What can be done on this device to save memory, the cheapest first."""
+        return THRIFT if self.device == "cpu" else THRIFT[:2]
+
+    def fitting_bytes(self, compact_heap: bool) -> float:
+        """Memory that a run may be predicted to need with this heap."""
+        loose = self.device == "cpu" and not compact_heap
+        return (USABLE_BY_A_LOOSE_HEAP if loose else USABLE_MEMORY) * self.memory_bytes
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """What is done to save memory beside a smaller micro-batch; each costs time."""
+
+    checkpoint_activations: bool = False
+    """And with it attention by the fused kernel, whatever is faster."""
+    compact_heap: bool = False
+
+
+THRIFT = (Thrift(), Thrift(checkpoint_activations=True), Thrift(checkpoint_activations=True, compact_heap=True))
