@@ -65,11 +65,7 @@ class Forecast:
 
     def quantile(self, share: float) -> float:
         """The value that the outcome stays below with probability `share`."""
-        low, high = float(self.floors.min()), float(np.max(self.floors + np.exp(self.means + 6 * self._widths)))
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.probability_below(middle) < share else (low, middle)
-        return (low + high) / 2
+        return float(quantiles([self], (share,))[0, 0])
 
     def probability_below(self, value: float) -> float:
         """Probability that the outcome is less than `value`."""
@@ -79,7 +75,8 @@ class Forecast:
     @property
     def interval(self) -> tuple[float, float]:
         """The central 80 % interval."""
-        return self.quantile(0.1), self.quantile(0.9)
+        low, high = quantiles([self], (0.1, 0.9))[0].tolist()
+        return low, high
 
 
 def usable(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -197,7 +194,7 @@ def _uncompressed(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndarray:
-    """What `Forecast.quantile` says of many at once, shape (forecasts, shares)."""
+    """Values that outcomes stay below with given probabilities, of many forecasts at once: shape (forecasts, shares)."""
     found = np.zeros((len(forecasts), len(shares)))
     for start in range(0, len(forecasts), AT_ONCE):
         many = forecasts[start : start + AT_ONCE]
