@@ -188,7 +188,7 @@ def test_whatever_looks_for_a_recipe_takes_the_proxy_that_it_is_to_look_with(hom
         raise StudyError("enough is seen")
 
     monkeypatch.setattr("budgetlm.search.ahead.load_ahead", lambda *_: None)
-    monkeypatch.setattr("budgetlm.cli.begin_again", lambda _: None)  # it would replace the process that tests
+    monkeypatch.setattr("budgetlm.commands.search.begin_again", lambda _: None)  # it would replace the process that tests
     monkeypatch.setattr(f"budgetlm.{function}", stop)
     CliRunner().invoke(app, [command, "--hours", "1", "--proxy", "truncate"])
     assert seen == ["truncate"]

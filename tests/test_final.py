@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from budgetlm.budget.ledger import Ledger, open_database
-from budgetlm.cli import _tell_final
+from budgetlm.commands.final import tell_final
 from budgetlm.errors import StudyError
 from budgetlm.final import final
 from budgetlm.forecast.fit import fit
@@ -50,7 +50,7 @@ def test_where_all_runs_are_on_one_rung_a_final_has_no_forecast_and_says_so(sear
     assert result.record.trial == min((r for r in records if r.seed == 0), key=lambda r: r.bpb).trial
     assert result.forecast is None
     assert json.loads((result.folder / "forecast.json").read_text())["mean"] is None
-    _tell_final("tiny", result)
+    tell_final("tiny", result)
     assert "no forecast (ranks only: all runs are on one rung)" in capsys.readouterr().out
     assert not collect("tiny").forecasts_kept
     assert status_of("tiny").best_forecast_bpb is None

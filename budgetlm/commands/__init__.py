@@ -1,0 +1,1 @@
+"""What the commands do: parse, call one function, print."""

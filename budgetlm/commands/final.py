@@ -1,0 +1,102 @@
+"""Train what was chosen, and let it write."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from budgetlm.allocator import begin_again
+from budgetlm.commands.options import StudyOption, cache_folder
+from budgetlm.errors import BudgetlmError, ConfigError
+
+if TYPE_CHECKING:
+    from budgetlm.final import FinalResult
+
+
+def final(
+    study: StudyOption = "best",
+    hours: Annotated[float, typer.Option(help="Device-hours of the final; 0 for the study's target.", min=0)] = 0.0,
+    trial: Annotated[int | None, typer.Option(help="Train this trial's recipe instead of the chosen one.", min=0)] = None,
+    pick: Annotated[
+        str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial.")
+    ] = "best",
+    seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
+) -> None:
+    """Train the chosen recipe for the full target; run it again to resume."""
+    from budgetlm.budget.clock import Clock
+    from budgetlm.progress import make_watcher
+    from budgetlm.studies import open_config, resolve
+
+    if trial is not None and pick != "best":
+        raise ConfigError(f"`--trial {trial}` and `--pick {pick}` name two recipes. Give one of them.")
+    name = resolve(study)
+    config = open_config(name)
+    begin_again(config.train.allocator)
+    watcher = make_watcher(name)
+    try:
+        from budgetlm.final import final as run_final
+
+        result = run_final(
+            name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed, which=pick
+        )
+    finally:
+        watcher.close()
+    tell_final(name, result)
+
+
+def tell_final(name: str, result: "FinalResult") -> None:
+    """Print how a final ended.
+
+    Raises:
+        BudgetlmError: it diverged.
+        typer.Exit: it is to be gone on with.
+    """
+    from budgetlm.tell import describe_final
+
+    record = result.record
+    if record.state == "interrupted":
+        typer.echo("budgetlm: the final is interrupted, its checkpoint written; the same command goes on.", err=True)
+        raise typer.Exit(result.exit_code)
+    if record.state == "diverged":
+        raise BudgetlmError(
+            f"the final of study {name!r} diverged after {record.steps:,} steps and {record.seconds:.0f} s: {record.error}. "
+            f"Try another trial (`--trial N`), or another seed."
+        )
+    typer.echo(describe_final(name, result))
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; empty begins a new text.")] = "",
+    study: StudyOption = "best",
+    model: Annotated[Path | None, typer.Option(help="A model folder, instead of a study's newest final.")] = None,
+    tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="Higher is wilder; 0 takes the likeliest.", min=0)] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Choose among so many tokens; 0 for all.", min=0)] = 50,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
+) -> None:
+    """Let a trained model go on from a prompt."""
+    from budgetlm.studies import finals_of, open_config, resolve
+
+    if model is None:
+        folder = open_config(resolve(study)).folder
+        finals = finals_of(folder)
+        if not finals:
+            raise BudgetlmError(
+                f"study {folder.name!r} has no trained final. Run `budgetlm final --study {folder.name}` first."
+            )
+        model = folder / "finals" / finals[-1].run / "model"
+    from budgetlm.compress.artefact import load_artefact
+    from budgetlm.model.generate import generate as sample
+
+    network, tokenizer, end = load_artefact(model)
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
+    shown = ""
+    made: list[int] = []
+    typer.echo(prompt, nl=False)
+    for token in sample(network, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=end):
+        made.append(token)
+        text = tokenizer.decode(made)
+        if not text.endswith("\ufffd"):  # half a character: wait for its other bytes
+            typer.echo(text[len(shown) :], nl=False)
+            shown = text
+    typer.echo()
