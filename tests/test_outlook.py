@@ -76,10 +76,10 @@ def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch,
     assert {"device", "trials", "rungs", "final", "epochs", "disk_bytes", "wall_hours"} <= set(said)
 
 
-def test_truncated_proxies_are_planned_at_the_shape_of_the_final(home, cache, monkeypatch, capsys):
-    shapes = {}
+def test_truncated_proxies_are_planned_at_the_shape_of_the_final(home, cache, corpus_folder, monkeypatch, capsys):
+    shapes, data = {}, ["--data", str(corpus_folder)]
     for proxy in ("miniature", "truncate"):
-        arguments = ["plan", "--hours", "1", "--target-hours", "24", "--device", "h100", "--proxy", proxy, "--json"]
+        arguments = ["plan", "--hours", "1", "--target-hours", "24", "--device", "h100", "--proxy", proxy, "--json", *data]
         monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
         monkeypatch.setattr(sys, "argv", ["budgetlm", *arguments])
         with pytest.raises(SystemExit):
