@@ -238,7 +238,11 @@ def _determined(precision: np.ndarray, pull: np.ndarray) -> tuple[np.ndarray, np
     bordered = np.empty((len(pull), size + 1, size + 1))
     bordered[:, :size, :size], bordered[:, size, :size] = precision, pull
     bordered[:, size, size] = np.finfo(float).max  # large enough for any pull; only the corner of the factor knows it
-    root = np.linalg.cholesky(bordered)
+    try:
+        root = np.linalg.cholesky(bordered)
+    except np.linalg.LinAlgError:  # rounding has left one of them not quite positive
+        solved = np.linalg.solve(precision, pull[..., None])[..., 0]
+        return np.linalg.slogdet(precision)[1], (pull * solved).sum(axis=1)
     determinant: np.ndarray = 2 * np.log(np.einsum("dff->df", root)[:, :size]).sum(axis=1)
     return determinant, (root[:, size, :size] ** 2).sum(axis=1)
 
