@@ -65,7 +65,7 @@ class CorpusFacts:
     overlap_dropped: bool = False
     """Whether these were dropped, and are not among `documents`."""
     parts: list[dict[str, Any]] = field(default_factory=list)
-    """Where these are several sources: `source`, `weight`, `documents` and `bytes` of each."""
+    """Where these are several sources: `source`, `weight` (0 where all are read equally often), `documents` and `bytes` of each."""
 
     @property
     def kept_bytes(self) -> int:
@@ -97,7 +97,7 @@ class CorpusFacts:
         notes += [f"{self.invalid} documents had invalid UTF-8 (replaced)"] if self.invalid else []
         notes += ["cut at max_bytes"] if self.cut else []
         notes += [f"the head of about {self.whole_bytes / 1e6:.0f} MB"] if self.whole_bytes else []
-        notes += [f"{part['weight']:.3g} from {part['source']}" for part in self.parts]
+        notes += [f"{part['weight']:.3g} from {part['source']}" for part in self.parts if part["weight"]]
         train, validation = self.bytes["train"] / 1e6, self.bytes["validation"] / 1e6
         return (
             f"{self.source}: {sum(self.documents.values())} documents, {train:.1f} MB to train, {validation:.1f} MB "
@@ -211,8 +211,11 @@ def _read_source(source: Source, config: DataConfig, writer: "_Writer", tick: Ti
 
 def _overlapping(writers: "list[_Writer]", sources: list[Source], *, drop: bool) -> list[int]:
     """How many validation documents of each source are in any source's training documents, by half or more; they can be dropped."""
-    validation, train = (chain.from_iterable(_documents(w.folder, split) for w in writers) for split in reversed(SPLITS))
-    shares = overlap(validation, train)
+
+    def all_of(split: str) -> Iterator[bytes]:
+        return chain.from_iterable(_documents(writer.folder, split) for writer in writers)
+
+    shares = overlap(all_of("validation"), all_of("train"))
     counts = []
     for writer, source in zip(writers, sources, strict=True):
         documents = len(writer.ends["validation"])
@@ -246,8 +249,7 @@ def _facts(
 
 
 def _together(parts: list[CorpusFacts], sources: list[Source], config: DataConfig, key: str) -> CorpusFacts:
-    """The facts of several sources as of one. Without weights, each has the share of its training text."""
-    text = sum(part.bytes["train"] for part in parts)
+    """The facts of several sources as of one."""
     counts = ("duplicates", "empty", "invalid", "short", "near_duplicates", "changed", "overlapping")
     return CorpusFacts(
         source=config.source,
@@ -259,7 +261,7 @@ def _together(parts: list[CorpusFacts], sources: list[Source], config: DataConfi
         parts=[
             {
                 "source": source.name,
-                "weight": source.weight or part.bytes["train"] / text,
+                "weight": source.weight,
                 "documents": part.documents,
                 "bytes": part.bytes,
             }

@@ -20,7 +20,7 @@ from budgetlm.errors import DataError
 from budgetlm.files import digest, disk_errors, fsync_folder, read_json, write_json
 
 ATTEMPTS = 6
-"""Connections in a row that may fail without a byte: the waits between them are 1, 2, 4, 8 and 16 s."""
+"""Connections in a row that may fail; one that brings something counts anew. The waits between them are 1, 2, 4, 8 and 16 s."""
 TIMEOUT_SECONDS = 60.0
 CHUNK_BYTES = 2**20
 NAME_CHARS = 100
@@ -43,7 +43,7 @@ def fetch(url: str, cache: Path, tick: Tick | None = None, sleep: Callable[[floa
     Raises:
         DataError: the address names no file, the server refuses, or it cannot be reached time after time; what has arrived is kept.
     """
-    name = unquote(Path(urlsplit(url).path).name)
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
     if not name or not urlsplit(url).hostname:
         raise DataError(f"{url!r} names no file. Write it as `https://host/path/file.jsonl.gz`.")
     folder = cache / DOWNLOADS / digest(url)

@@ -189,7 +189,9 @@ def _parsed(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode(errors="replace"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error.msg} (character {error.colno:,}). Mend or remove it.") from error
+        raise DataError(
+            f"{where} is not JSON: {error.msg.removesuffix(' at')} (character {error.colno:,}). Mend or remove it."
+        ) from error
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply to be read. Remove it.") from error
 
@@ -203,16 +205,16 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 def _csv(file: IO[bytes], path: Path) -> Rows:
     """Rows of a CSV or TSV file with a header."""
     csv.field_size_limit(2**31 - 1)  # of its own accord it refuses fields beyond 128 KiB
-    lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
-    reader = csv.reader(lines, delimiter="\t" if ".tsv" in path.suffixes[-2:] else ",", strict=True)
-    header = next(reader, [])
-    for row in reader:
-        if len(row) == len(header):
-            yield reader.line_num, dict(zip(header, row, strict=True))
-        elif row:
-            raise DataError(
-                f"line {reader.line_num:,} of {path} has {len(row)} fields, but its header names {len(header)}. Mend that line."
-            )
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
+        reader = csv.reader(lines, delimiter="\t" if ".tsv" in path.suffixes[-2:] else ",", strict=True)
+        header = next(reader, [])
+        for row in reader:
+            if len(row) == len(header):
+                yield reader.line_num, dict(zip(header, row, strict=True))
+            elif row:
+                raise DataError(
+                    f"line {reader.line_num:,} of {path} has {len(row)} fields, but its header names {len(header)}. Mend that line."
+                )
 
 
 def _parquet(path: Path, config: DataConfig) -> Rows:

@@ -55,7 +55,10 @@ class TokenFacts:
     @property
     def weights(self) -> list[float]:
         """Shares of the training and validation tokens that are read from each source; they add up to 1."""
-        return [float(part["weight"]) for part in self.corpus.get("parts", [])] or [1.0]
+        given = [float(part["weight"]) for part in self.corpus.get("parts", [])]
+        if all(given):
+            return given or [1.0]
+        return [part["train"] / self.tokens["train"] for part in self.parts]  # so all are read equally often
 
     @property
     def uniform_bpb(self) -> float:
@@ -208,9 +211,10 @@ def _sample(corpus: Corpus, tick: Tick) -> Iterator[str]:
     if not parts:
         yield from _beginning(corpus.documents("train"), BPE_SAMPLE_BYTES, tick)
         return
-    size = min(BPE_SAMPLE_BYTES, corpus.facts.bytes["train"])
+    text = corpus.facts.bytes["train"]
     for number, part in enumerate(parts):
-        yield from _beginning(cycle(corpus.documents_of(number, "train")), part["weight"] * size, tick)
+        size = (part["weight"] or part["bytes"]["train"] / text) * min(BPE_SAMPLE_BYTES, text)
+        yield from _beginning(cycle(corpus.documents_of(number, "train")), size, tick)
 
 
 def _beginning(documents: Iterable[str], size: float, tick: Tick) -> Iterator[str]:
