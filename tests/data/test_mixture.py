@@ -10,9 +10,7 @@ from budgetlm.data.config import DataConfig, Share
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.tokens import prepare_tokens
 from budgetlm.errors import ConfigError, DataError
-from budgetlm.search.study import search
-from budgetlm.watch import Watcher
-from tests.conftest import sentences, study_of
+from tests.conftest import sentences
 
 LENGTH = 16
 PARTS = [
@@ -191,12 +189,3 @@ def test_a_source_that_is_too_small_is_named(two, tmp_path):
         prepared(f"{large}:0.5 + {lonely}:0.5", tmp_path / "cache")
     with pytest.raises(DataError, match="A weight is for one of several sources"):
         prepared(f"{large}:0.5", tmp_path / "cache")
-
-
-def test_a_search_reads_several_sources_by_their_weights(two, home, clock, tmp_path):
-    large, small = two
-    data = {"source": f"{large}:0.3 + {small}:0.7", "vocab_size": 320, "validation_fraction": 0.2}
-    config = study_of(home, 5.0, data=data)
-    result = search(config, tmp_path / "cache", clock, Watcher())
-    assert result.choice
-    assert result.new_runs > 1

@@ -198,7 +198,7 @@ def test_a_source_that_cannot_be_read_on_is_one_line_and_what_is_there_stays(tmp
         wait_until(lambda: notes)
     assert len(notes) == 1
     assert notes[0].startswith("warning   the rest of ")
-    assert "could not read" in notes[0]
+    assert f"line 1 of {folder / bad} is not JSON" in notes[0]
     assert "\n" not in notes[0]
     assert tokens.shards()
     assert not tokens.complete
