@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.callable import make_callable
 from budgetlm.compress.artefact import load_artefact, save_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
@@ -81,6 +82,9 @@ class FinalResult:
             return weighs
         kept = "is kept" if self.record.artefact_bytes <= self.limit_bytes else "is NOT kept"
         return f"{weighs}; the limit of {self.limit_bytes / 1e6:,.4g} MB {kept}"
+
+
+make_callable(__name__)
 
 
 def final(

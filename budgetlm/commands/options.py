@@ -40,6 +40,9 @@ ObjectivesOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
 ]
+TrackOption = Annotated[
+    list[str] | None, typer.Option(help="Tell tensorboard, mlflow, wandb or trackio of runs as they end; may be repeated.")
+]
 
 
 def sections(
