@@ -20,7 +20,7 @@ from budgetlm.callable import make_callable
 from budgetlm.compress.artefact import load_artefact, save_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
@@ -338,7 +338,7 @@ def write_samples(network: LanguageModel, tokens: Tokens, should_stop: Callable[
     """Continue the beginnings of a few validation windows."""
     tokenizer = Tokenizer.from_file(str(tokens.tokenizer_file))
     context = network.config.context_length
-    windows = validation_windows(tokens.split("validation"), context, SAMPLES * context)
+    windows = validation_sample(tokens, context, SAMPLES * context)
     samples = []
     for number, window in enumerate(windows):
         prompt = [int(t) for t in window[:PROMPT_TOKENS]]
