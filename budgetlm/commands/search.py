@@ -17,6 +17,7 @@ from budgetlm.commands.options import (
     LimitOption,
     NameOption,
     ObjectivesOption,
+    PickOption,
     ProxyOption,
     TargetOption,
     ThreadsOption,
@@ -82,6 +83,7 @@ def run(
     proxy: ProxyOption = None,
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
+    pick: PickOption = "best",
 ) -> None:
     """Search, train the final and report within one budget.
 
@@ -102,7 +104,7 @@ def run(
     total = hours or config.budget.hours / SEARCH_SHARE
     if not total:
         raise ConfigError("how much may be spent on everything? Give `--hours`, e.g. `budgetlm run --hours 24`.")
-    spent = run_all(enveloped(config, total), total, cache_folder(), Clock(), lambda: make_watcher(config.name))
+    spent = run_all(enveloped(config, total), total, cache_folder(), Clock(), lambda: make_watcher(config.name), which=pick)
     if spent.final is None:
         typer.echo(f"budgetlm: study {config.name!r} is interrupted and settled; the same command goes on.", err=True)
         raise typer.Exit(spent.search.exit_code)
