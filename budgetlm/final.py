@@ -126,7 +126,7 @@ def final(
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
     limit = plan.world.max_model_bytes
-    name = f"final-trial{number:04d}-{seconds:.0f}s-seed{seed}"
+    name = final_name(number, seconds, seed)
     home = folder / "finals" / name
     home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / "lock", timeout=0)
@@ -147,6 +147,11 @@ def final(
     finally:
         watcher.close()
         lock.release()
+
+
+def final_name(trial: int, seconds: float, seed: int = 0) -> str:
+    """Of a final's folder, account and record."""
+    return f"final-trial{trial:04d}-{seconds:.0f}s-seed{seed}"
 
 
 def _recipe_of(number: int, records: list[RunRecord], study: str) -> Recipe:

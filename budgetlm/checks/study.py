@@ -201,7 +201,8 @@ def budget(case: Case) -> Finding:
     if budget.hours == 0:
         return "warning", "how much may the search spend? Give `--hours`, then this says what they pay for."
     known = plan.rungs if plan else ()
-    rungs = plan_rungs(budget.seconds, budget.target_seconds, case.config.search.least_rung_seconds, known)
+    wanted = case.config.search
+    rungs = plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
     balance = _balance(case.config.folder)
     charged = balance.charged_seconds if balance else 0.0
     if charged > budget.seconds:

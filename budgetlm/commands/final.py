@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from budgetlm.allocator import begin_again
-from budgetlm.commands.options import StudyOption, TrackOption, cache_folder
+from budgetlm.commands.options import PickOption, StudyOption, TrackOption, cache_folder
 from budgetlm.errors import BudgetlmError, ConfigError
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ def final(
     study: StudyOption = "best",
     hours: Annotated[float, typer.Option(help="Device-hours of the final; 0 for the study's target.", min=0)] = 0.0,
     trial: Annotated[int | None, typer.Option(help="Train this trial's recipe instead of the chosen one.", min=0)] = None,
-    pick: Annotated[
-        str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial.")
-    ] = "best",
+    pick: PickOption = "best",
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
     track: TrackOption = None,
 ) -> None:

@@ -37,6 +37,9 @@ LimitOption = Annotated[
 ObjectivesOption = Annotated[
     str | None, typer.Option(help="What recipes are judged by: loss, or loss,size or loss,latency.")
 ]
+PickOption = Annotated[
+    str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial's number.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
 ]

@@ -17,6 +17,7 @@ from budgetlm.commands.options import (
     LimitOption,
     NameOption,
     ObjectivesOption,
+    PickOption,
     ProxyOption,
     TargetOption,
     ThreadsOption,
@@ -86,6 +87,7 @@ def run(
     proxy: ProxyOption = None,
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
+    pick: PickOption = "best",
     track: TrackOption = None,
 ) -> None:
     """Search, train the final and report within one budget.
@@ -109,7 +111,9 @@ def run(
     if not total:
         raise ConfigError("how much may be spent on everything? Give `--hours`, e.g. `budgetlm run --hours 24`.")
     with tracking(config.name, track or [], make_watcher().note):
-        spent = run_all(enveloped(config, total), total, cache_folder(), Clock(), lambda: make_watcher(config.name))
+        spent = run_all(
+            enveloped(config, total), total, cache_folder(), Clock(), lambda: make_watcher(config.name), which=pick
+        )
     if spent.final is None:
         typer.echo(f"budgetlm: study {config.name!r} is interrupted and settled; the same command goes on.", err=True)
         raise typer.Exit(spent.search.exit_code)

@@ -50,6 +50,10 @@ class Recipe:
     """Whether a token's vector is normalised before the first block."""
     tie_embeddings: bool = True
     """Whether the embedding is also the output head."""
+    share_layers: int = 1
+    """Layers in a row that are one block, used so many times; 1 for none."""
+    embedding_rank: int = 0
+    """Numbers of a token in an embedding of two factors, a multiple of 16; 0 for as many as the width, in one piece."""
     compression: str = "none"
     """What makes the deployed model smaller: options of `compress/apply.py`, joined by `+`."""
     sparsity: float = 0.5
@@ -91,6 +95,8 @@ UNUSUAL = (
     "momentum_warmup",
     "short_sequences",
     "ema",
+    "share_layers",
+    "embedding_rank",
     "compression",
 )
 """What a summary says only where it differs from its default."""

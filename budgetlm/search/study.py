@@ -169,7 +169,8 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
 def _rungs(config: StudyConfig, plan: Plan | None) -> list[float]:
     budget = config.budget
     known = plan.rungs if plan else ()
-    return plan_rungs(budget.seconds, budget.target_seconds, config.search.least_rung_seconds, known)
+    wanted = config.search
+    return plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
 
 
 def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire) -> SearchResult:
