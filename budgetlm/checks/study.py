@@ -21,6 +21,7 @@ from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import DATABASE, LOCK
 
 if TYPE_CHECKING:
+    from budgetlm.data.tokens import Tokens
     from budgetlm.search.plan import Plan
 
 DRAWS = 100
@@ -99,8 +100,16 @@ def data(case: Case) -> Finding:
     case.tokens = tokens
     count = " and ".join(f"{facts.tokens[split]:,} tokens to {verb}" for split, verb in SPLITS.items())
     count += f", {tokens.state()}, the rest is read beside training" if tokens.streamed else ""
+    count += f", {_first_again(tokens)}" if tokens.facts.parts else ""
     says = f"{tokens.corpus.summary()}; {count}, vocabulary {facts.vocab_size:,}, context {context}"
     return judge([], _overlap_warnings(tokens.corpus), says)
+
+
+def _first_again(tokens: "Tokens") -> str:
+    """Which of several sources is read through first: it is what counts as the training tokens."""
+    shares = zip(tokens.corpus.parts, tokens.facts.parts, tokens.facts.weights, strict=True)
+    _, source = min((part["train"] / weight, str(named["source"])) for named, part, weight in shares)
+    return f"{tokens.train_tokens:,} training tokens can be read by these weights before {source} comes again"
 
 
 def _overlap_warnings(corpus: CorpusFacts) -> list[str]:
