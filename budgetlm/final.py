@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.callable import make_callable
 from budgetlm.compress.artefact import load_artefact, save_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
@@ -81,6 +82,9 @@ class FinalResult:
             return weighs
         kept = "is kept" if self.record.artefact_bytes <= self.limit_bytes else "is NOT kept"
         return f"{weighs}; the limit of {self.limit_bytes / 1e6:,.4g} MB {kept}"
+
+
+make_callable(__name__)
 
 
 def final(
@@ -339,7 +343,7 @@ def write_samples(network: LanguageModel, tokens: Tokens, should_stop: Callable[
     """Continue the beginnings of a few validation windows."""
     tokenizer = Tokenizer.from_file(str(tokens.tokenizer_file))
     context = network.config.context_length
-    windows = validation_windows(tokens.split("validation"), context, SAMPLES * context)
+    windows = validation_sample(tokens, context, SAMPLES * context)
     samples = []
     for number, window in enumerate(windows):
         prompt = [int(t) for t in window[:PROMPT_TOKENS]]

@@ -112,7 +112,7 @@ def study_of(corpus_folder: Path, seconds: float, **changes) -> StudyConfig:
 def small_study(corpus_folder: Path, **changes) -> str:
     """The file of a study that takes seconds on the real clock."""
     settings = {
-        "hours": 8 / 3600,
+        "hours": 6 / 3600,
         "devices": 0,
         "memory_gb": 0.0,
         "width": "{ low = 16, high = 48, step = 16 }",

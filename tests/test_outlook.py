@@ -14,7 +14,7 @@ def ahead(config, cache, **options):
 
 
 def test_a_plan_spends_nothing_and_leaves_nothing(tiny_study, cache, home):
-    outlook = ahead(tiny_study(60.0), cache)
+    outlook = ahead(tiny_study(16.0), cache)
     assert not list(home.iterdir())
     assert outlook.trials >= 2
     assert sum(stage.runs for stage in outlook.rungs) >= outlook.trials
@@ -37,7 +37,7 @@ def test_a_finished_study_is_planned_with_what_it_has_measured(searched, cache):
 
 def test_a_device_that_is_not_here_trains_a_larger_final(tiny_study, cache):
     config = tiny_study(
-        900.0, budget={"hours": 0.25, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
+        150.0, budget={"hours": 150 / 3600, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
     )
     small, large = ahead(config, cache, device="t4"), ahead(config, cache, device="h100")
     assert large.final.parameters > 3 * small.final.parameters
@@ -50,20 +50,20 @@ def test_a_device_that_is_not_here_trains_a_larger_final(tiny_study, cache):
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_a_precision_that_a_device_does_not_compute_in_is_refused(tiny_study, cache, precision):
     with pytest.raises(ConfigError, match="V100.* has no bf16. Use `auto` or `fp32`"):
-        ahead(tiny_study(60.0, train={"precision": precision}), cache, device="v100")
-    assert ahead(tiny_study(60.0), cache, device="v100").trials
+        ahead(tiny_study(16.0, train={"precision": precision}), cache, device="v100")
+    assert ahead(tiny_study(16.0), cache, device="v100").trials
 
 
 def test_several_devices_finish_sooner_and_pay_the_same(tiny_study, cache):
-    one = ahead(tiny_study(60.0), cache)
-    two = ahead(tiny_study(60.0, train={"devices": 2, "threads": 1, "eval_tokens": 256}), cache)
+    one = ahead(tiny_study(24.0), cache)
+    two = ahead(tiny_study(24.0, train={"devices": 2, "threads": 1, "eval_tokens": 256}), cache)
     assert two.wall_hours < one.wall_hours
     alone, together = (sum(stage.runs * stage.seconds for stage in outlook.rungs) for outlook in (one, two))
     assert together == pytest.approx(alone, rel=0.1)  # how many trials that is depends on who climbs
 
 
 def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch, capsys):
-    tiny_study(60.0).save(home)
+    tiny_study(16.0).save(home)
     monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
     monkeypatch.setattr(
         sys, "argv", ["budgetlm", "plan", "--file", "study.toml", "--device", "a100", "--price-per-hour", "3600", "--json"]
@@ -72,14 +72,14 @@ def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch,
         main()
     assert left.value.code == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["price"] == pytest.approx(60.0 + 3.2)
+    assert said["price"] == pytest.approx(16.0 + 3.2)
     assert {"device", "trials", "rungs", "final", "epochs", "disk_bytes", "wall_hours"} <= set(said)
 
 
-def test_truncated_proxies_are_planned_at_the_shape_of_the_final(home, cache, monkeypatch, capsys):
-    shapes = {}
+def test_truncated_proxies_are_planned_at_the_shape_of_the_final(home, cache, corpus_folder, monkeypatch, capsys):
+    shapes, data = {}, ["--data", str(corpus_folder)]
     for proxy in ("miniature", "truncate"):
-        arguments = ["plan", "--hours", "4", "--target-hours", "24", "--device", "h100", "--proxy", proxy, "--json"]
+        arguments = ["plan", "--hours", "1", "--target-hours", "24", "--device", "h100", "--proxy", proxy, "--json", *data]
         monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
         monkeypatch.setattr(sys, "argv", ["budgetlm", *arguments])
         with pytest.raises(SystemExit):

@@ -1,7 +1,19 @@
 import json
+import math
+import random
 
 from budgetlm.files import append_line
-from budgetlm.records import RUNS, Records, append_record, read_records
+from budgetlm.records import (
+    RUNS,
+    CurvePoint,
+    Records,
+    append_point,
+    append_record,
+    curve_path,
+    places_of_most_interest,
+    read_curve,
+    read_records,
+)
 from tests.conftest import record
 
 
@@ -65,3 +77,24 @@ def test_fields_of_a_newer_version_are_left_out(tmp_path):
     line = json.loads((tmp_path / RUNS).read_text())
     append_line(tmp_path / RUNS, line | {"mood": "good"})
     assert read_records(tmp_path) == [record(0, 0, 10, 2.0)] * 2
+
+
+def point(step, chance):
+    loss = math.nan if chance.random() < 0.01 else 3 * chance.random()
+    return CurvePoint(step=step, seconds=step / 7, tokens=64 * step, loss=loss, lr=1e-7, tokens_per_second=500.0)
+
+
+def test_of_a_curve_some_points_are_those_that_all_of_it_would_give(tmp_path):
+    chance = random.Random(0)
+    for run in ("straight", "resumed", "cut short"):
+        curve_path(tmp_path, run).parent.mkdir(exist_ok=True)
+        steps = list(range(1, 60)) + (list(range(40, 90)) if run == "resumed" else [])
+        for step in steps:
+            append_point(tmp_path, run, point(step, chance))
+        if run == "cut short":
+            with curve_path(tmp_path, run).open("ab") as file:
+                file.write(b'{"step": 60, "seconds": 8.5, "tokens": 3840, "loss": 0.1')
+            append_point(tmp_path, run, point(61, chance))
+        whole = read_curve(tmp_path, run)
+        places = places_of_most_interest([p.loss for p in whole], 12)
+        assert repr(read_curve(tmp_path, run, 12)) == repr([whole[place] for place in places])  # nan is not equal to itself

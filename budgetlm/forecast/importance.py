@@ -1,6 +1,5 @@
 """Draws from a density known up to a constant, by adaptive importance sampling: deterministic, in a few batched evaluations."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,10 +75,11 @@ def _propose(points: np.ndarray, weights: np.ndarray, seed: int, size: int) -> t
 
 def _temper(ratios: np.ndarray) -> float:
     """The largest power up to 1 that leaves the weights healthy."""
+    below = ratios - ratios.max()
 
     def effective(power: float) -> float:
-        scaled = power * ratios
-        return math.exp(2 * float(logsumexp(scaled)) - float(logsumexp(2 * scaled)))
+        weights = np.exp(power * below)
+        return float(weights.sum() ** 2 / (weights @ weights))
 
     if effective(1.0) >= HEALTHY * len(ratios):
         return 1.0

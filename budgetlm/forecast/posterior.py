@@ -148,13 +148,24 @@ class Model:
 class Solved:
     """The linear model for some draws of the parameters."""
 
-    evidence: np.ndarray  # (n,)
-    means: np.ndarray  # (n, features)
-    precision: np.ndarray  # (n, features, features)
-    effects: (
-        np.ndarray
-    )  # (n, groups, effects, effects) covariance of a group's effects given the features', in units of the noise's
-    seen: np.ndarray  # (n, groups, effects) weighted sums of the shared regressors times the responses
+    evidence: np.ndarray
+    """Logarithm of the marginal likelihood of the losses, (n,)."""
+    precision: np.ndarray
+    """Of the coefficients, (n, features, features)."""
+    expected: np.ndarray
+    """Their prior means, (n, features)."""
+    pull: np.ndarray
+    """What of the losses these do not explain, in the coefficients' measure, (n, features)."""
+    effects: np.ndarray
+    """Covariance of a group's effects given the features', in units of the noise's, (n, groups, effects, effects)."""
+    seen: np.ndarray
+    """Weighted sums of the shared regressors times the responses, (n, groups, effects)."""
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """Of the coefficients, (n, features)."""
+        means: np.ndarray = self.expected + np.linalg.solve(self.precision, self.pull[..., None])[..., 0]
+        return means
 
 
 def _responses(model: Model, parameters: Parameters) -> np.ndarray:
@@ -208,13 +219,32 @@ def solve(model: Model, parameters: Parameters) -> Solved:
     right = seen - through  # of what the prior mean leaves
     square = square - 2 * (means * seen).sum(1) + (through * means).sum(1)
     pull = right / noise**2
-    precision = gram / noise[..., None] ** 2 + np.eye(gram.shape[1]) * (spreads**-2.0)[:, None, :]
-    shift = np.linalg.solve(precision, pull[..., None])[..., 0]
-    determinant = np.linalg.slogdet(precision)[1] + 2 * np.log(spreads).sum(1)
+    precision = gram / noise[..., None] ** 2
+    np.einsum("dff->df", precision)[...] += spreads**-2.0
+    determinant, explained = _determined(precision, pull)
+    determinant = determinant + 2 * np.log(spreads).sum(1)
     determinant = determinant - _log_determinant(effects).sum(axis=1) - errors.groups * np.log(small).sum(axis=1)
-    evidence = -0.5 * (square / noise[:, 0] ** 2 - (pull * shift).sum(1) + determinant)
+    evidence = -0.5 * (square / noise[:, 0] ** 2 - explained + determinant)
     evidence -= len(y) * np.log(noise[:, 0]) + np.log(np.maximum(model.loss[:, None] - parameters.floor, 1e-9)).sum(0)
-    return Solved(evidence, means + shift, precision, effects, together)
+    return Solved(evidence, precision, means, pull, effects, together)
+
+
+def _determined(precision: np.ndarray, pull: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each matrix the logarithm of its determinant, and pull' · precision^-1 · pull.
+
+    One Cholesky factor has both: of the matrix bordered by `pull`, for its last row is what `pull` becomes when the factor is taken off it.
+    """
+    size = pull.shape[1]
+    bordered = np.empty((len(pull), size + 1, size + 1))
+    bordered[:, :size, :size], bordered[:, size, :size] = precision, pull
+    bordered[:, size, size] = np.finfo(float).max  # large enough for any pull; only the corner of the factor knows it
+    try:
+        root = np.linalg.cholesky(bordered)
+    except np.linalg.LinAlgError:  # rounding has left one of them not quite positive
+        solved = np.linalg.solve(precision, pull[..., None])[..., 0]
+        return np.linalg.slogdet(precision)[1], (pull * solved).sum(axis=1)
+    determinant: np.ndarray = 2 * np.log(np.einsum("dff->df", root)[:, :size]).sum(axis=1)
+    return determinant, (root[:, size, :size] ** 2).sum(axis=1)
 
 
 def _lent(effects: np.ndarray, shared: np.ndarray) -> np.ndarray:

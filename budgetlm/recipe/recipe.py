@@ -33,7 +33,7 @@ class Recipe:
     weight_decay: float = 0.1
     """Decoupled; `adam` is without."""
     weight_decay_schedule: str = "constant"
-    """Whether the weight decay stays, or falls `linear`ly to 0."""
+    """Whether the weight decay stays, or falls to 0 (`linear`)."""
     batch_ramp: float = 0.0
     """Share of the run in which the batch rises from a quarter to the whole."""
     momentum_warmup: float = 0.0

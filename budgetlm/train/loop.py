@@ -22,7 +22,7 @@ from budgetlm.budget.clock import Meter
 from budgetlm.compress.artefact import Artefact
 from budgetlm.compress.compressor import Compressor, Stage
 from budgetlm.compress.layout import artefact_bytes
-from budgetlm.data.batches import training_batches, validation_windows
+from budgetlm.data.batches import training_batches, validation_sample
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
@@ -137,11 +137,9 @@ class _Run:
         set_heap(config.device, compact=config.compact_heap)
         self.memory = PeakMemory.begin(config.device)
         context = config.model.context_length
-        self.windows = validation_windows(tokens.split("validation"), context, config.eval_tokens)
+        self.windows = validation_sample(tokens, context, config.eval_tokens)
         self.all_windows = (
-            validation_windows(tokens.split("validation"), context, config.full_eval_tokens)
-            if config.full_eval_tokens
-            else self.windows[:0]
+            validation_sample(tokens, context, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         )
         self.bytes_V = tokens.bytes_V
         self.network = build(config.model, config.seed, config.device)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from budgetlm.config import study_config
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.envelope import enveloped, run_all
 from budgetlm.model.export import load_model
 from budgetlm.receipts import receipts
@@ -30,12 +30,14 @@ from tests.benchmarks.bench_search import Contest
 from tests.workers.inline import Inline
 
 
-def by_run(hours: float, seed: int, cache: Path) -> dict:
-    """What `budgetlm run` does, its rungs and its final in this process."""
+def by_run(hours: float, seed: int, cache: Path, kept: Path | None) -> dict:
+    """What `budgetlm run` does, its rungs and its final in this process; its folder and report are `kept`, if anywhere."""
     torch.set_num_threads(1)
     clock = ProcessorClock()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+        if kept:
+            kept.mkdir(parents=True, exist_ok=True)
+        os.chdir(kept or folder)
         settings = {
             "name": "envelope",
             "budget": {"hours": hours},
@@ -48,7 +50,7 @@ def by_run(hours: float, seed: int, cache: Path) -> dict:
         network, _, _ = load_model(done.final.folder / "model")
         receipt = asdict(receipts([config.name]).finals[0])
     tokens = tokens_of("stdlib", network.config.vocab_size)
-    windows = validation_windows(tokens.split("validation"), network.config.context_length, WHOLE_SPLIT)
+    windows = validation_sample(tokens, network.config.context_length, WHOLE_SPLIT)
     return {
         "bpb": evaluate(network, windows, tokens.bytes_V, micro_batch=8),
         "search_seconds": done.search_seconds,
@@ -59,7 +61,7 @@ def by_run(hours: float, seed: int, cache: Path) -> dict:
     }
 
 
-def by_default(hours: float, seed: int, cache: Path) -> dict:
+def by_default(hours: float, seed: int, cache: Path, _kept: Path | None) -> dict:
     """The default recipe for all of the time."""
     options = argparse.Namespace(seconds=3600 * hours, search=0.0, cache=str(cache))
     contest = Contest(options, seed)
@@ -71,8 +73,9 @@ def by_default(hours: float, seed: int, cache: Path) -> dict:
 SIDES = {"run": by_run, "default": by_default}
 
 
-def measure(side: str, hours: float, seed: int, cache: Path) -> dict:
-    return {"side": side, "hours": hours, "seed": seed, **SIDES[side](hours, seed, cache)}
+def measure(side: str, hours: float, seed: int, cache: Path, keep: Path | None) -> dict:
+    kept = keep / f"{hours:g}-{seed}" if keep else None
+    return {"side": side, "hours": hours, "seed": seed, **SIDES[side](hours, seed, cache, kept)}
 
 
 def main() -> None:
@@ -83,13 +86,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "bench_envelope_cache")
+    parser.add_argument("--keep", type=Path, help="a folder for the studies and their reports")
     options = parser.parse_args()
     lines = options.results.read_text().splitlines() if options.results.exists() else []
     known = {(r["side"], r["hours"], r["seed"]) for r in map(json.loads, lines)}
     todo = [(s, n) for n in range(options.seeds) for s in SIDES if (s, options.hours, n) not in known]
     tokens_of("stdlib", 4096)
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        runs = [pool.submit(measure, side, options.hours, seed, options.cache) for side, seed in todo]
+        runs = [pool.submit(measure, side, options.hours, seed, options.cache, options.keep) for side, seed in todo]
         for done in as_completed(runs):
             with options.results.open("a") as file:
                 file.write(json.dumps(done.result()) + "\n")

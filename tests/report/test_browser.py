@@ -4,8 +4,11 @@ import re
 
 import pytest
 
+from budgetlm.records import append_record
+from budgetlm.report import live
 from budgetlm.report.page import page
 from budgetlm.report.pictures import find_browser, sandbox, write_pictures
+from tests.conftest import record
 from tests.report.made import evil_facts, facts
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (`pip install playwright`)")
@@ -229,6 +232,29 @@ def test_the_page_obeys_no_script_that_is_not_its_own(browser, path, tmp_path):
     window.goto(injected.as_uri())
     window.wait_for_selector("body[data-ready=yes]")
     assert window.title() == "tiny - budgetlm"
+    context.close()
+
+
+def test_a_live_page_follows_its_study_and_keeps_what_its_reader_was_at(browser, searched, monkeypatch, server):
+    monkeypatch.setattr(live, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(live, "COST_SHARE", 0.0)
+    context = browser.new_context()
+    window = context.new_page()
+    window.clock.install()
+    window.goto(f"http://{live.HERE}:{server.server_address[1]}/")
+    window.wait_for_selector("body[data-ready=yes]")
+    window.fill("#trial-filter", "trial>=900")
+    assert column(window, "trial") == []
+    append_record(searched.folder, record(900, 0, 1.0, 1.5))
+    window.clock.run_for(60_000)
+    window.wait_for_selector("tr[data-trial='900']")
+    assert window.input_value("#trial-filter") == "trial>=900"
+    assert column(window, "trial") == ["900"]
+    server.shutdown()
+    server.server_close()
+    window.clock.run_for(60_000)
+    window.wait_for_selector("header .lost")
+    assert "no longer live" in window.inner_text("header")
     context.close()
 
 

@@ -1,6 +1,5 @@
 import http.client
 import sqlite3
-import threading
 
 import pytest
 
@@ -11,17 +10,6 @@ from budgetlm.report.embedded import unpack
 from budgetlm.report.live import HERE, Followed, make_server
 from budgetlm.studies import DATABASE
 from tests.conftest import record
-
-
-@pytest.fixture
-def server(searched):
-    made = make_server("tiny", 0)
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
-    thread.join()
 
 
 def get(server, path, host=None, method="GET"):
