@@ -307,8 +307,8 @@ def make_plan(
     """
     check_precision(config, passport)
     target = config.budget.target_seconds
-    wanted = config.search
-    rungs = plan_rungs(config.budget.seconds, target, wanted.least_rung_seconds, objectives=wanted.objectives)
+    objectives = config.search.objectives
+    rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds, objectives=objectives)
     context = context_of(config, passport.device)
     # Too little text is noticed before anything is measured on its behalf.
     training_batches(tokens, context, config.search.seed)
