@@ -30,6 +30,12 @@ LimitOption = Annotated[
 ObjectivesOption = Annotated[
     str | None, typer.Option(help="What recipes are judged by: loss, or loss,size or loss,latency.")
 ]
+ObjectiveOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What models learn: clm, the next token (a decoder), or mlm, hidden ones (an encoder). Stays for a study's life."
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
 ]
@@ -42,12 +48,14 @@ def sections(
     device: str | None,
     devices: int | None,
     threads: int | None,
+    objective: str | None,
     **search: object,
 ) -> dict[str, dict[str, object]]:
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": data},
+        "model": {"objective": objective},
         "train": {"device": device, "devices": devices, "threads": threads},
         "search": search,
     }

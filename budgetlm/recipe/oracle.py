@@ -38,6 +38,9 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         norm_embedding=recipe.norm_embedding,
         tie_embeddings=recipe.tie_embeddings,
         document_end=world.document_end,
+        mixer=recipe.mixer,
+        mask_token=world.mask_token,
+        mask_rate=recipe.mask_rate,
     )
 
 

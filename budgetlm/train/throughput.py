@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from budgetlm.compress.apply import Compression
-from budgetlm.model.size import ModelConfig, block_matrices, flops_per_token, parameters
+from budgetlm.model.size import ModelConfig, block_matrices, flops_per_token, head_parameters, parameters
 from budgetlm.train.config import Precision
 
 PRIOR_WEIGHT = 0.2
@@ -162,7 +162,7 @@ def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, 
     """What one token takes. The forward pass is a third of it, and a checkpointed block takes a second one."""
     micro = max(1.0, min(batch_tokens, micro_batch_tokens))
     blocks = model.depth * (4 / 3 if checkpointed else 1.0)
-    head, count = 6 * model.vocab_size * model.width, parameters(model)
+    head, count = 6 * head_parameters(model), parameters(model)
     updated, orthogonal = UPDATE.get(optimizer, 1.0) * count, 0.0
     if optimizer == "muon":
         # Five Newton-Schulz steps on an (a, b) matrix, a <= b: each 4·a²·b + 2·a³ operations.
@@ -172,8 +172,8 @@ def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, 
     return Work(
         products=head + (flops_per_token(model) - head) * blocks / model.depth,
         elements=blocks * (10 * model.width + 4 * model.hidden),
-        scores=blocks * model.heads * model.context_length,
-        words=model.vocab_size,
+        scores=blocks * model.heads * model.context_length * (model.mixer == "attention"),
+        words=model.vocab_size * (model.mask_rate if model.encodes else 1.0),
         passes=(blocks + 1) / micro,
         steps=1 / batch_tokens,
         updates=updated / batch_tokens,
