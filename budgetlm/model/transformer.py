@@ -181,12 +181,6 @@ class LanguageModel(nn.Module):
         logits_BLV: Tensor = self.lm_head(self.head(features_BLD) if self.head else features_BLD)
         return logits_BLV
 
-    def targets(self, sequence_BL: Tensor) -> Tensor:
-        """The tokens of sequences (B, L + 1) that are to be predicted, in the order of `loss`: all but the first, or those hidden."""
-        if self.head:
-            return hidden_targets(sequence_BL[:, :-1])
-        return sequence_BL[:, 1:].flatten()
-
     def loss(self, token_BL: Tensor, target_BL: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the targets in nats: a scalar, or shape (targets,) with `reduction="none"`.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from budgetlm.errors import EvaluationError
+from budgetlm.model.encoder import hidden_targets
 from budgetlm.model.transformer import LanguageModel
 
 
@@ -83,7 +84,7 @@ def evaluate(
         rows = torch.from_numpy(windows[start : start + micro_batch]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32"):
             nats.append(network.loss(rows[:, :-1], rows[:, 1:], reduction="none").float().cpu())
-        targets.append(network.targets(rows).cpu())
+        targets.append((hidden_targets(rows[:, :-1]) if network.config.encodes else rows[:, 1:].flatten()).cpu())
         if tick:
             tick()
     nats_N, target_N, counts_V = torch.cat(nats), torch.cat(targets), torch.from_numpy(bytes_V)
