@@ -3,11 +3,12 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench bench-faults bench-train setup clean
+.PHONY: help demo test lint docs bench bench-faults bench-train setup clean
 help:
 	@echo "make demo   search, final and report on text you already have, in about five minutes on two CPU cores"
 	@echo "make test   the tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the site, from docs/ and the docstrings, in docs/_build"
 	@echo "make bench  the benchmarks (minutes to hours; see tests/benchmarks/)"
 	@echo "make bench-train   tokens per second against peers, which it installs, on one thread; about half an hour"
 	@echo "make bench-faults  the search killed at 200 random instants, about half an hour"
@@ -36,6 +37,10 @@ lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy budgetlm
+
+docs: .venv/ready
+	$(RUN) -m pip install --quiet -e '.[docs]' --no-build-isolation
+	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build
 
 # About half an hour: kill -9 at 200 random instants, and what was left after each.
 bench-faults: .venv/ready

@@ -12,7 +12,7 @@ import sys
 import typer
 
 from budgetlm.commands.final import final, generate
-from budgetlm.commands.look import budget, receipts, report, status
+from budgetlm.commands.look import budget, receipts, report, status, track
 from budgetlm.commands.search import doctor, plan, run, search
 from budgetlm.commands.tables import forecast, replay
 from budgetlm.errors import BudgetlmError
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Give it a device and a deadline: it finds the language model worth training, trains it, and shows why.",
 )
-for command in (search, doctor, plan, replay, final, run, report, forecast, status, receipts, budget, generate):
+for command in (search, doctor, plan, replay, final, run, report, forecast, status, receipts, budget, track, generate):
     app.command()(command)
 
 

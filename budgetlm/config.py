@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 
 from budgetlm.allocator import CHOICES as ALLOCATORS
-from budgetlm.data.corpus import DataConfig
+from budgetlm.data.config import DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
 from budgetlm.recipe.space import read_space, unknown_key

@@ -13,7 +13,8 @@ from budgetlm.budget.clock import Clock, duration
 from budgetlm.budget.ledger import SEARCH
 from budgetlm.config import BudgetConfig, StudyConfig
 from budgetlm.errors import BudgetExhausted, StudyError
-from budgetlm.final import FinalResult, final
+from budgetlm.final import FinalResult, final, final_name
+from budgetlm.forecast.front import BEST, check_pick, pick
 from budgetlm.report.write import report
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.study import Hire, SearchResult, search
@@ -64,7 +65,9 @@ def _shares(hours: float) -> BudgetConfig:
 def _pays_for_a_ladder(config: StudyConfig, hours: float) -> bool:
     budget = _shares(hours)
     try:
-        plan_rungs(budget.seconds, budget.target_seconds, config.search.least_rung_seconds)
+        plan_rungs(
+            budget.seconds, budget.target_seconds, config.search.least_rung_seconds, objectives=config.search.objectives
+        )
     except BudgetExhausted:
         return False
     return True
@@ -77,6 +80,7 @@ def run_all(
     clock: Clock,
     make_watcher: Callable[[], Watcher],
     hire: Hire | None = None,
+    which: str = BEST,
 ) -> Envelope:
     """Search, train the final for what is left, and write the report; repeat the call to go on where it stopped.
 
@@ -85,11 +89,13 @@ def run_all(
         hours: device-hours of everything.
         make_watcher: makes one for the search, and one for the final.
         hire: the search's workers, where they are not to be processes.
+        which: of the front the final trains `smallest`, `fastest`, `best`, or a trial's number, as `final` does.
 
     Raises:
         StudyError, BudgetExhausted, DataError, ConfigError: as search and final would.
     """
     seconds = 3600 * hours
+    check_pick(which, config.search.objectives)
     found = search(config, cache, clock, make_watcher(), hire)
     spent = ledger_of(config.name).balance(SEARCH).charged_seconds
     if found.exit_code:
@@ -99,11 +105,25 @@ def run_all(
             f"the search of study {config.name!r} spent {spent:.0f} s and no trial finished a rung, so there is nothing to "
             f"train for the {seconds - spent:.0f} s that are left. `budgetlm budget --study {config.name}` shows where they went."
         )
+    picked = pick(which, found.choice.front, found.choice.trial)
+    _check_one_final(config.name, picked, seconds - spent)
     watcher = make_watcher()
     watcher.note(
         f"envelope  {spent:.0f} of {seconds:.0f} device-seconds were spent on the search ({found.stopped_because}); "
         f"{seconds - spent:.0f} are left for the final"
     )
-    trained = final(config.name, cache, clock, watcher, config=config, hours=(seconds - spent) / 3600)
+    trained = final(config.name, cache, clock, watcher, config=config, hours=(seconds - spent) / 3600, which=which)
     page = report(config.name) if trained.record.state == "done" else None
     return Envelope(seconds, spent, trained.record.seconds, found.stopped_because, found, trained, page)
+
+
+def _check_one_final(study: str, trial: int, seconds: float) -> None:
+    """Refuse a second pick once another one has had what the envelope kept for its final."""
+    name = final_name(trial, seconds)
+    ending = name.removeprefix(f"final-trial{trial:04d}")
+    begun = [account for account in ledger_of(study).accounts() if account.startswith("final-") and account.endswith(ending)]
+    if begun and name not in begun:
+        raise StudyError(
+            f"the {seconds:.0f} s for the final of study {study!r} went to {begun[0]} already. Repeat the pick that it was, or train trial {trial} "
+            f"beside it, for as long again: `budgetlm final --study {study} --trial {trial}`."
+        )

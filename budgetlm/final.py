@@ -17,10 +17,11 @@ from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.callable import make_callable
 from budgetlm.compress.artefact import load_artefact, save_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, hide
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
@@ -86,6 +87,9 @@ class FinalResult:
         return f"{weighs}; the limit of {self.limit_bytes / 1e6:,.4g} MB {kept}"
 
 
+make_callable(__name__)
+
+
 def final(
     study: str,
     cache: Path,
@@ -125,7 +129,7 @@ def final(
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
     limit = plan.world.max_model_bytes
-    name = f"final-trial{number:04d}-{seconds:.0f}s-seed{seed}"
+    name = final_name(number, seconds, seed)
     home = folder / "finals" / name
     home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / "lock", timeout=0)
@@ -146,6 +150,11 @@ def final(
     finally:
         watcher.close()
         lock.release()
+
+
+def final_name(trial: int, seconds: float, seed: int = 0) -> str:
+    """Of a final's folder, account and record."""
+    return f"final-trial{trial:04d}-{seconds:.0f}s-seed{seed}"
 
 
 def _recipe_of(number: int, records: list[RunRecord], study: str) -> Recipe:
@@ -337,7 +346,7 @@ def write_samples(network: LanguageModel, tokens: Tokens, should_stop: Callable[
     """Continue the beginnings of a few validation windows."""
     tokenizer = Tokenizer.from_file(str(tokens.tokenizer_file))
     context = network.config.context_length
-    windows = validation_windows(tokens.split("validation"), context, SAMPLES * context)
+    windows = validation_sample(tokens, context, SAMPLES * context)
     samples: list[dict[str, str]] = []
     if network.config.encodes:
         return _filled(network, tokenizer, windows)

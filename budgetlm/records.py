@@ -32,6 +32,8 @@ COSTS = {"size": "predicted_model_bytes", "latency": "predicted_token_ms"}
 OBJECTIVES = ("loss", *(f"loss,{cost}" for cost in COSTS))
 """What a study may be about."""
 
+BITS, OWN = "bits per byte", "loss"
+"""Units of losses."""
 RUNS = "runs.jsonl"
 CURVES = "curves"
 
@@ -90,6 +92,8 @@ class RunRecord:
     """Tokens per second of optimisation steps."""
     bpb: float | None
     """Bits per byte on the study's validation sample, at the end. None if the run did not get there."""
+    unit: str = BITS
+    """What `bpb` and the other losses here are in: bits per byte, or whatever a training function of somebody's own returns."""
     bpb_full: float | None = None
     """Bits per byte on a larger part of the validation split; finals only."""
     dense_bpb: float | None = None

@@ -130,6 +130,7 @@ MISTAKES = [
     (["search", "--hours", "1", "--data", "blank.txt"], "documents with text"),
     (["search", "--hours", "1", "--data", "table.jsonl"], "no column 'text'. Its columns are: body"),
     (["search", "--hours", "1", "--data", "small.txt"], "too few for one sequence|a context of"),
+    (["search", "--hours", "1", "--data", "empty:0", "--data", "stdlib:1"], "the weight of empty is 0, but must be above 0"),
     (["search", "--hours", "0.001"], "do not pay for a ladder"),
     (["search", "--hours", "1", "--target-hours", "0.001"], "too short for 2 rungs"),
     (["search", "--hours", "1", "--file", "none.toml"], "there is no study file"),

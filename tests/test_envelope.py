@@ -4,7 +4,7 @@ import pytest
 
 from budgetlm.budget.ledger import SEARCH
 from budgetlm.envelope import SEARCH_SHARE, enveloped, run_all
-from budgetlm.errors import BudgetExhausted
+from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.records import read_records
 from budgetlm.studies import ledger_of
 from budgetlm.watch import Watcher
@@ -45,6 +45,13 @@ def test_what_the_search_does_not_earn_goes_to_the_final(tiny_study, cache, cloc
     assert less.search_seconds < all_of_it.search_seconds
     assert less.final_seconds > all_of_it.final_seconds
     assert "the rest of the budget is saved" in less.stopped_because
+
+
+def test_a_study_of_the_loss_alone_has_nothing_smallest_and_says_so_before_the_search(tiny_study, cache, clock):
+    config = enveloped(tiny_study(0.0), HOURS)
+    with pytest.raises(StudyError, match="about the loss alone"):
+        run_all(config, HOURS, cache, clock, Watcher, which="smallest")
+    assert not config.folder.exists()
 
 
 def test_an_envelope_that_is_too_small_says_how_much_would_do(tiny_study):

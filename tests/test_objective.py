@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from budgetlm.budget.clock import Meter
 from budgetlm.cli import app
+from budgetlm.data.config import DataConfig
+from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.tokens import prepare_tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.final import final
@@ -82,8 +84,6 @@ def test_an_encoder_learns_from_its_hidden_tokens(masked_tokens, clock):  # noqa
 
 
 def test_a_given_vocabulary_without_a_mask_gets_one(corpus_folder, cache, tokens, tmp_path):
-    from budgetlm.data.corpus import DataConfig, prepare_corpus
-
     config = DataConfig(source=str(corpus_folder), tokenizer=str(tokens.tokenizer_file))
     given = prepare_tokens(config, prepare_corpus(config, cache), 0, tmp_path, masks=True)
     assert (given.facts.vocab_size, given.facts.mask) == (321, 320)

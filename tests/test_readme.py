@@ -6,7 +6,7 @@ import pytest
 from budgetlm.cli import app
 
 ROOT = Path(__file__).parent.parent
-TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/LOG.md")]
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/LOG.md", "docs/library.md")]
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)

@@ -92,8 +92,15 @@ def largest_recipe(space: Space, default: Recipe) -> Recipe:
         mlp_ratio=float(_extreme(space["mlp_ratio"], max)),
         kv_groups=1,  # the most keys and values, and possible with any number of heads
         tie_embeddings=bool(_extreme(space["tie_embeddings"], min)),
+        share_layers=int(_extreme(space["share_layers"], min)),
+        embedding_rank=_heaviest_rank(space["embedding_rank"]),
         ema=float(_extreme(space["ema"], max)) if "ema" in space else default.ema,
     )
+
+
+def _heaviest_rank(domain: Domain) -> int:
+    """An embedding in one piece, where there may be one; else that of the largest factors."""
+    return int(0 if _extreme(domain, min) == 0 else _extreme(domain, max))
 
 
 def _extreme(domain: Domain, which: Callable[[Any], Any]) -> Any:

@@ -8,8 +8,8 @@ from budgetlm.budget.ledger import SEARCH, Balance, Ledger, open_database
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Expected, Finding, NotCheckedError, State, judge, needed, size_text
 from budgetlm.config import STUDY_FILE
-from budgetlm.data.batches import Batches, validation_windows
-from budgetlm.data.corpus import prepare_corpus
+from budgetlm.data.batches import training_batches, validation_sample
+from budgetlm.data.corpus import CorpusFacts, prepare_corpus
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import parameters
 from budgetlm.recipe.limit import limited
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DRAWS = 100
 """Recipes drawn from the space to see whether they are possible."""
+MUCH_OVERLAP = 0.05
+"""Share of the validation documents that may be in training documents, too, before it is warned of."""
 SPLITS = {"train": "train", "validation": "validate"}
 """Splits, and what is done with them."""
 
@@ -92,12 +94,23 @@ def data(case: Case) -> Finding:
     if case.plan:
         check_data(case.plan, tokens, case.config.name)
     context = context_of(case.config, case.identity.device if case.identity else "cpu")
-    Batches(tokens.split("train"), context, case.config.search.seed)
-    validation_windows(tokens.split("validation"), context, context)
+    training_batches(tokens, context, case.config.search.seed)
+    validation_sample(tokens, context, context)
     case.tokens = tokens
     count = " and ".join(f"{facts.tokens[split]:,} tokens to {verb}" for split, verb in SPLITS.items())
     count += f", {tokens.state()}, the rest is read beside training" if tokens.streamed else ""
-    return "ok", f"{tokens.corpus.summary()}; {count}, vocabulary {facts.vocab_size:,}, context {context}"
+    says = f"{tokens.corpus.summary()}; {count}, vocabulary {facts.vocab_size:,}, context {context}"
+    return judge([], _overlap_warnings(tokens.corpus), says)
+
+
+def _overlap_warnings(corpus: CorpusFacts) -> list[str]:
+    """A warning if too much of what validates was trained on."""
+    if corpus.overlap_dropped or corpus.overlap_share <= MUCH_OVERLAP:
+        return []
+    return [
+        f"{corpus.overlapping:,} of {corpus.documents['validation']:,} validation documents are in training documents, too, by half or more, so "
+        "bits per byte come out too good. `data.near_duplicates = 0.8` drops copies, `data.drop_overlap = true` those that validate:"
+    ]
 
 
 def _vocabulary(case: Case) -> int | None:
@@ -188,7 +201,8 @@ def budget(case: Case) -> Finding:
     if budget.hours == 0:
         return "warning", "how much may the search spend? Give `--hours`, then this says what they pay for."
     known = plan.rungs if plan else ()
-    rungs = plan_rungs(budget.seconds, budget.target_seconds, case.config.search.least_rung_seconds, known)
+    wanted = case.config.search
+    rungs = plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
     balance = _balance(case.config.folder)
     charged = balance.charged_seconds if balance else 0.0
     if charged > budget.seconds:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from budgetlm.allocator import begin_again
-from budgetlm.commands.options import StudyOption, cache_folder
+from budgetlm.commands.options import PickOption, StudyOption, TrackOption, cache_folder
 from budgetlm.errors import BudgetlmError, ConfigError
 
 if TYPE_CHECKING:
@@ -17,10 +17,9 @@ def final(
     study: StudyOption = "best",
     hours: Annotated[float, typer.Option(help="Device-hours of the final; 0 for the study's target.", min=0)] = 0.0,
     trial: Annotated[int | None, typer.Option(help="Train this trial's recipe instead of the chosen one.", min=0)] = None,
-    pick: Annotated[
-        str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial.")
-    ] = "best",
+    pick: PickOption = "best",
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
+    track: TrackOption = None,
 ) -> None:
     """Train the chosen recipe for the full target; run it again to resume."""
     from budgetlm.budget.clock import Clock
@@ -35,10 +34,12 @@ def final(
     watcher = make_watcher(name)
     try:
         from budgetlm.final import final as run_final
+        from budgetlm.track import tracking
 
-        result = run_final(
-            name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed, which=pick
-        )
+        with tracking(name, track or [], watcher.note):
+            result = run_final(
+                name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed, which=pick
+            )
     finally:
         watcher.close()
     tell_final(name, result)

@@ -146,3 +146,18 @@ def budget(
         typer.echo(json.dumps({**search, "trials": dear, "finals": finals, "front": points}, indent=1))
     else:
         typer.echo(describe_accounts({"search": search, **finals}, costs, trials, front))
+
+
+def track(
+    to: Annotated[list[str], typer.Option(help="tensorboard, mlflow, wandb or trackio; may be repeated.")],
+    study: StudyOption = "best",
+) -> None:
+    """Tell other tools of a study's runs, each run once.
+
+    budgetlm track --to mlflow        budgetlm track --study demo --to tensorboard --to wandb
+    """
+    from budgetlm.studies import resolve
+    from budgetlm.track import Tracking
+
+    name = resolve(study)
+    typer.echo(f"study {name}: {Tracking(name, to).send()} runs told")

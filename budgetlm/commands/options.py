@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from budgetlm.data.config import TOGETHER
+
 if TYPE_CHECKING:
     from budgetlm.config import StudyConfig
 
@@ -15,7 +17,12 @@ HoursOption = Annotated[float | None, typer.Option(help="Device-hours that the s
 TargetOption = Annotated[float | None, typer.Option(help="Device-hours of the final that it searches for (default 24).")]
 NameOption = Annotated[str | None, typer.Option(help="Name of the study; repeat it to go on where it stopped.")]
 FileOption = Annotated[Path | None, typer.Option(help="A study file (TOML), e.g. studies/demo.toml.")]
-DataOption = Annotated[str | None, typer.Option(help="stdlib, site, a file or folder, or hf:owner/name.")]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="stdlib, site, a file or folder, http(s)://…/file, or hf:owner/name. Several: repeat it, with shares of what is read (a:0.7) or without."
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 DevicesOption = Annotated[
     int | None, typer.Option(help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU.")
@@ -36,15 +43,21 @@ ObjectiveOption = Annotated[
         help="What models learn: clm, the next token (a decoder), or mlm, hidden ones (an encoder). Stays for a study's life."
     ),
 ]
+PickOption = Annotated[
+    str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial's number.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads of a worker; 0 for what is fastest, one per core at most.")
+]
+TrackOption = Annotated[
+    list[str] | None, typer.Option(help="Tell tensorboard, mlflow, wandb or trackio of runs as they end; may be repeated.")
 ]
 
 
 def sections(
     hours: float | None,
     target_hours: float | None,
-    data: str | None,
+    data: list[str] | None,
     device: str | None,
     devices: int | None,
     threads: int | None,
@@ -54,7 +67,7 @@ def sections(
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
-        "data": {"source": data},
+        "data": {"source": TOGETHER.join(data) if data else None},
         "model": {"objective": objective},
         "train": {"device": device, "devices": devices, "threads": threads},
         "search": search,

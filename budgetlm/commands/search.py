@@ -18,9 +18,11 @@ from budgetlm.commands.options import (
     NameOption,
     ObjectiveOption,
     ObjectivesOption,
+    PickOption,
     ProxyOption,
     TargetOption,
     ThreadsOption,
+    TrackOption,
     cache_folder,
     search_config,
     sections,
@@ -42,6 +44,7 @@ def search(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    track: TrackOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
 
@@ -60,8 +63,10 @@ def search(
     watcher = make_watcher(config.name)
     try:
         from budgetlm.search.study import search as run_search
+        from budgetlm.track import tracking
 
-        result = run_search(config, cache_folder(), Clock(), watcher)
+        with tracking(config.name, track or [], watcher.note):
+            result = run_search(config, cache_folder(), Clock(), watcher)
     finally:
         watcher.close()
     if result.exit_code:
@@ -85,6 +90,8 @@ def run(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    pick: PickOption = "best",
+    track: TrackOption = None,
 ) -> None:
     """Search, train the final and report within one budget.
 
@@ -101,11 +108,15 @@ def run(
     from budgetlm.budget.clock import Clock
     from budgetlm.envelope import SEARCH_SHARE, enveloped, run_all
     from budgetlm.progress import make_watcher
+    from budgetlm.track import tracking
 
     total = hours or config.budget.hours / SEARCH_SHARE
     if not total:
         raise ConfigError("how much may be spent on everything? Give `--hours`, e.g. `budgetlm run --hours 24`.")
-    spent = run_all(enveloped(config, total), total, cache_folder(), Clock(), lambda: make_watcher(config.name))
+    with tracking(config.name, track or [], make_watcher().note):
+        spent = run_all(
+            enveloped(config, total), total, cache_folder(), Clock(), lambda: make_watcher(config.name), which=pick
+        )
     if spent.final is None:
         typer.echo(f"budgetlm: study {config.name!r} is interrupted and settled; the same command goes on.", err=True)
         raise typer.Exit(spent.search.exit_code)

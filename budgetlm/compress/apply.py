@@ -63,6 +63,8 @@ ARCHITECTURE = {
     "tie_embeddings": "one matrix for embedding and head; saves nothing on disk where `norm_embedding` is on",
     "kv_groups": "query heads share keys and values: smaller matrices, faster steps, a smaller cache",
     "mlp_ratio": "fewer hidden units from the start: smaller and faster",
+    "share_layers": "layers in a row share a block: as slow as without, smaller where the file keeps it so",
+    "embedding_rank": "embedding and head in two factors: a faster head, smaller where the file keeps it so",
 }
 """Recipe fields that make a model smaller from the start. They are searched like any other, and stand in the same table of prices."""
 
@@ -215,10 +217,13 @@ NONE = Compression()
 
 
 def shrunk(model: ModelConfig, compression: Compression) -> ModelConfig:
-    """The shape that is left of a model: whole heads with their keys and values, hidden units in sixteens, whole layers, by rounding."""
+    """The shape that is left of a model: whole heads with their keys and values, hidden units in sixteens, whole layers, by rounding.
+
+    A block that layers share goes with all of them.
+    """
     names, left = {o.name for o in compression.options}, 1 - compression.sparsity
     if "shrink-layers" in names:
-        model = replace(model, depth=max(1, round(model.depth * left)))
+        model = replace(model, depth=min(model.depth, max(1, round(model.blocks * left)) * model.share_layers))
     if "shrink-heads" in names:
         model = replace(model, kept_heads=max(1, round(model.kv_heads * left)) * model.kv_groups)
     if "shrink-hidden" in names:

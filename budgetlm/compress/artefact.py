@@ -3,7 +3,8 @@
 A folder as of any Hugging Face model. Dense and smaller models are a plain Qwen3; 8 bits are what transformers writes with torchao
 (`TorchAoConfig`), and it loads them. For two forms nothing in use has a reader, so theirs is our own: 4 bits, packed as
 compressed-tensors packs them but embedding and all, which its reader refuses (torchao's own want a GPU); and pruned weights, for each matrix
-`.bits`, a bit for each weight, the first in the lowest, and `.kept`, the weights whose bit is set. Both are read by
+`.bits`, a bit for each weight, the first in the lowest, and `.kept`, the weights whose bit is set. Nor has a Qwen3 shared layers or an
+embedding in two factors: pruned or in fewer bits they are stored as they are. All of these are read by
 budgetlm, and `model.export.save_model` makes a plain folder of what was read.
 """
 
@@ -20,14 +21,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from budgetlm.compress.apply import Compression
-from budgetlm.compress.layout import group_of
+from budgetlm.compress.layout import group_of, stored_form
 from budgetlm.compress.prune import prunable
 from budgetlm.compress.quantize import INT4, quantised, torchao_tensors
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json, write_json
-from budgetlm.model.export import CONFIG, EMBEDDING, TOKENIZER, WEIGHTS, exported, load_model, model_from, save_model
-from budgetlm.model.size import ModelConfig
-from budgetlm.model.transformer import LanguageModel
+from budgetlm.model.export import CONFIG, OWN, TOKENIZER, WEIGHTS, exported, load_model, model_from, own_weights, save_model
+from budgetlm.model.size import ModelConfig, plain_form
+from budgetlm.model.transformer import LanguageModel, tied_names
 
 PRUNED, BITS = "budgetlm_pruned", "budgetlm_bits"
 """Keys in `config.json`: that pruned weights are left out, and of how many bits the packed ones are."""
@@ -52,11 +53,12 @@ class Artefact:
 
 def make_artefact(network: LanguageModel, compression: Compression) -> Artefact:
     """What would be deployed of a network whose training is over, already pruned or smaller where that was asked for."""
-    plain, option = exported(network), compression.quantised
+    form, option = stored_form(network.config, compression), compression.quantised
+    plain = exported(network, form)
     config: dict[str, Any] = {}
     metadata = {"format": "pt"}
     if option is None:
-        tensors = _contiguous(plain)
+        tensors = own_weights(plain)
     elif option.bits == 4:
         tensors, config = _packed(quantised(plain, option)), {BITS: 4}
     else:
@@ -66,6 +68,8 @@ def make_artefact(network: LanguageModel, compression: Compression) -> Artefact:
     if compression.prunes:
         sparse = [_dense_name(name, tensors) for name in prunable(plain)]
         tensors, config = _without_zeros(tensors, sparse, prunable(plain)), {PRUNED: True, **config}
+    if form != plain_form(form):
+        config |= {"tie_word_embeddings": form.tie_embeddings, **{f"budgetlm_{name}": getattr(form, name) for name in OWN}}
     return Artefact(save(tensors, metadata=metadata), config, plain.config)
 
 
@@ -118,21 +122,15 @@ def _read(model: ModelConfig, tensors: dict[str, Tensor], metadata: dict[str, st
         assert not left, list(left)
     elif BITS in config:
         tensors = _unpacked(tensors, model)
-    if model.tie_embeddings:
-        tensors["lm_head.weight"] = tensors[EMBEDDING]
+    # Factors are small, and multiplied in both directions, which torchao's tensors are not made for.
+    tensors |= {name: value.dequantize() for name, value in tensors.items() if name.endswith("factor.weight")}
+    tensors |= {second: tensors[first] for second, first in tied_names(model).items()}
     with torch.device("meta"):
         network = LanguageModel(model)
     missing = network.load_state_dict({n: nn.Parameter(t, requires_grad=False) for n, t in tensors.items()}, assign=True)
     assert not missing.missing_keys, missing
     network.model.fill_positions()
     return network.eval()
-
-
-def _contiguous(network: LanguageModel) -> dict[str, Tensor]:
-    tied = network.config.tie_embeddings
-    return {
-        n: t.detach().cpu().contiguous() for n, t in network.state_dict().items() if not (tied and n == "lm_head.weight")
-    }
 
 
 def _metadata(weights: bytes) -> dict[str, str]:
@@ -148,7 +146,7 @@ def _metadata(weights: bytes) -> dict[str, str]:
 def _flattened(network: LanguageModel) -> tuple[dict[str, Tensor], dict[str, str]]:
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    tensors, noted = flatten_tensor_state_dict(_contiguous(network))
+    tensors, noted = flatten_tensor_state_dict(own_weights(network))
     return {name: value.contiguous() for name, value in tensors.items()}, noted
 
 
@@ -173,7 +171,7 @@ def _torchao_config(dynamic: bool) -> dict[str, Any]:
 def _packed(network: LanguageModel) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     shifts = 4 * torch.arange(NIBBLES)
-    for name, value in _contiguous(network).items():
+    for name, value in own_weights(network).items():
         if value.ndim < 2:
             packed[name] = value
             continue

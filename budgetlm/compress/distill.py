@@ -55,7 +55,7 @@ def load_teacher(name: str, tokenizer_file: Path, device: str) -> Teacher:
             raise ConfigError(f"train.teacher: {error}") from error
         network = network.to(device).requires_grad_(False)
         return Teacher(
-            network.model, lambda rows: torch.nn.functional.linear(rows, network.lm_head.weight), seconds_of(folder)
+            network.features, lambda rows: torch.nn.functional.linear(rows, network.lm_head.weight), seconds_of(folder)
         )
     return _from_transformers(name, folder, device)
 
@@ -83,7 +83,7 @@ def distil_loss(
     """The mean over tokens of (1 - w) · cross-entropy + w · T² · KL(teacher || student at temperature T), in nats."""
     with torch.no_grad():
         seen_ND = teacher.features(token_BL).flatten(0, 1)
-    features_ND = network.model(token_BL).flatten(0, 1)
+    features_ND = network.features(token_BL).flatten(0, 1)
     loss: Tensor = _DistilLoss.apply(  # type: ignore[no-untyped-call]
         features_ND.float(), network.lm_head.weight, target_BL.flatten(), seen_ND, teacher.head, compression
     )

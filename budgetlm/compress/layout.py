@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from budgetlm.compress.apply import Compression, shrunk
 from budgetlm.model.kinds import stored_shapes
-from budgetlm.model.size import ModelConfig, block_matrices
+from budgetlm.model.size import ModelConfig, block_matrices, plain_form
 
 Tensors = dict[str, tuple[str, list[int]]]
 """Names of tensors, each with its type as safetensors has it, and its shape."""
@@ -25,6 +25,8 @@ MATRICES = (
     "mlp.down_proj",
 )
 """Of a block, in the order of `block_matrices`."""
+NOT_MULTIPLIED = ("model.embed_tokens", "model.embed_factor", "head_factor")
+"""Matrices whose products are never of integers."""
 GROUP, LEAST_GROUP = 32, 16
 """Weights that share a scale in 4 bits, and in models whose sizes are not multiples of it."""
 
@@ -35,11 +37,21 @@ def artefact_bytes(model: ModelConfig, compression: Compression) -> int:
     Args:
         model: the shape before compression, as `recipe.oracle.model_of` gives it at the target.
     """
-    return file_bytes(*artefact_tensors(shrunk(model, compression), compression))
+    return file_bytes(*artefact_tensors(stored_form(shrunk(model, compression), compression), compression))
+
+
+def stored_form(model: ModelConfig, compression: Compression) -> ModelConfig:
+    """The shape in which a model of this one is stored: a plain Qwen3 or, of shared layers or an embedding in two factors that are compressed, its own.
+
+    Those forms are read by budgetlm alone, so that nothing is lost by keeping them small; whole layers and the product of the factors would also
+    have to be rounded anew, and would not be what was trained.
+    """
+    smaller = model.blocks < model.depth or model.embedding_rank > 0
+    return model if smaller and (compression.quantised or compression.prunes) else plain_form(model)
 
 
 def artefact_tensors(model: ModelConfig, compression: Compression) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a deployed model that has this shape by now, and the file's metadata."""
+    """The tensors of a deployed model that is stored in this shape, and the file's metadata."""
     metadata: dict[str, str] = {"format": "pt"}
     if model.unusual:  # and not compressed
         return {name: ("F32", list(shape)) for name, shape in stored_shapes(model).items()}, metadata
@@ -55,7 +67,7 @@ def artefact_tensors(model: ModelConfig, compression: Compression) -> tuple[Tens
                 f"{name}._weight_scale": ("F32", [rows, 1]),
                 f"{name}._weight_zero_point": ("I8", [rows, 1]),
             }
-            metadata[f"{name}.weight"] = _torchao_note(columns, option.rounds_activations and name != "model.embed_tokens")
+            metadata[f"{name}.weight"] = _torchao_note(columns, option.rounds_activations and name not in NOT_MULTIPLIED)
         else:
             stored = {
                 f"{name}.weight_packed": ("I32", [rows, columns // 8]),
@@ -84,7 +96,7 @@ def pruned_of(weights: int, share: float) -> int:
 
 def group_of(model: ModelConfig) -> int:
     """Weights in a row that share a 4-bit scale: the same number everywhere in a model."""
-    sizes = (model.width, model.hidden, model.heads * model.head_size)
+    sizes = (model.width, model.hidden, model.heads * model.head_size, model.embedding_rank)
     return GROUP if all(size % GROUP == 0 for size in sizes) else LEAST_GROUP
 
 
@@ -102,22 +114,22 @@ def file_bytes(tensors: Tensors, metadata: dict[str, str]) -> int:
     return 8 + math.ceil(len(json.dumps(header, separators=(",", ":"))) / 8) * 8 + at
 
 
-def ties(model: ModelConfig) -> bool:
-    """Whether the deployed model has one matrix for embedding and head: with a norm after the embedding it has two (`model/export.py`)."""
-    return model.tie_embeddings and not model.norm_embedding
-
-
 def _matrices(model: ModelConfig) -> Iterator[tuple[str, tuple[int, int]]]:
-    ends = ("model.embed_tokens",) if ties(model) else ("model.embed_tokens", "lm_head")
-    yield from ((name, (model.vocab_size, model.width)) for name in ends)
-    for layer in range(model.depth):
+    pairs = (("model.embed_tokens", "model.embed_factor"), ("lm_head", "head_factor"))
+    for name, factor in pairs[:1] if model.tie_embeddings else pairs:
+        yield name, (model.vocab_size, model.embedding_width)
+        if model.embedding_rank:
+            yield factor, (model.width, model.embedding_rank)
+    for layer in range(model.blocks):
         yield from (
             (f"model.layers.{layer}.{name}", shape) for name, shape in zip(MATRICES, block_matrices(model), strict=True)
         )
 
 
 def _norms(model: ModelConfig) -> Iterator[tuple[str, int]]:
-    for layer in range(model.depth):
+    if model.norm_embedding:
+        yield "model.embed_norm", model.width
+    for layer in range(model.blocks):
         yield f"model.layers.{layer}.input_layernorm", model.width
         yield f"model.layers.{layer}.post_attention_layernorm", model.width
         yield f"model.layers.{layer}.self_attn.q_norm", model.head_size

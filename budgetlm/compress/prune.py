@@ -107,12 +107,12 @@ def parts_to_keep(network: LanguageModel, compression: Compression, token_BL: Te
         token_BL: sequences to see layers at work on; None for any parts of the right number, for weights that will be replaced.
     """
     old, new = network.config, shrunk(network.config, compression)
-    layers = list(range(old.depth))
-    if new.depth < old.depth and token_BL is not None:
+    layers = list(range(old.blocks))
+    if new.blocks < old.blocks and token_BL is not None:
         turned = _turning(network, token_BL)
-        layers = sorted(sorted(layers, key=lambda layer: -turned[layer])[: new.depth])
+        layers = sorted(sorted(layers, key=lambda layer: -turned[layer])[: new.blocks])
     kept: Kept = {}
-    for layer in layers[: new.depth]:
+    for layer in layers[: new.blocks]:
         block = network.model.layers[layer]
         assert isinstance(block, Block)
         hidden = _largest(_unit_weights(block), new.hidden)
@@ -181,13 +181,14 @@ def _cut(value: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
 
 
 def _turning(network: LanguageModel, token_BL: Tensor) -> list[float]:
-    """One minus the cosine between what goes into each layer and what comes out, its mean over tokens."""
-    turned: list[float] = []
+    """One minus the cosine between what goes into each block and what comes out, its mean over tokens; of a shared one the sum over its layers."""
+    blocks = list(network.model.layers)
+    turned = [0.0] * len(blocks)
 
-    def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        turned.append(1 - float(nn.functional.cosine_similarity(inputs[0], output, dim=-1).mean()))
+    def look(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        turned[blocks.index(block)] += 1 - float(nn.functional.cosine_similarity(inputs[0], output, dim=-1).mean())
 
-    hooks = [block.register_forward_hook(look) for block in network.model.layers]
+    hooks = [block.register_forward_hook(look) for block in blocks]
     network.model(token_BL)
     for hook in hooks:
         hook.remove()

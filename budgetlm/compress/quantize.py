@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from budgetlm.compress.apply import Option
-from budgetlm.compress.layout import group_of
+from budgetlm.compress.apply import Compression, Option
+from budgetlm.compress.layout import group_of, stored_form
 from budgetlm.model.size import ModelConfig
-from budgetlm.model.transformer import LanguageModel
+from budgetlm.model.transformer import Factor, LanguageModel
 
 INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]  # its type stubs do not know it
 Rounding = Callable[[Tensor], Tensor]
@@ -31,11 +31,11 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 def quantised(network: LanguageModel, option: Option) -> LanguageModel:
-    """A copy of a model in its exported form (`model/export.py`) whose matrices are rounded."""
+    """A copy of a model in the form in which it is stored (`compress/layout.py`) whose matrices are rounded."""
     copied = copy.deepcopy(network).requires_grad_(False)
     by_weight: dict[int, nn.Parameter] = {}  # a tied matrix is rounded once, and stays tied
     for module in copied.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding | Factor):
             weight, active = module.weight, isinstance(module, nn.Linear)
             if id(weight) not in by_weight:
                 rounded = rounding(option, copied.config, activations=active)(weight.detach())
@@ -47,20 +47,21 @@ def quantised(network: LanguageModel, option: Option) -> LanguageModel:
 def rounded_twin(network: LanguageModel, option: Option) -> LanguageModel:
     """The network again, on the very same parameters, computing with rounded weights, and activations where the option rounds them.
 
-    Where a norm follows the embedding, it is the normalised vectors that are deployed, and so rounded.
+    Where a norm follows the embedding, it is the normalised vectors that are deployed, and so rounded, unless the model is stored in its own form.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     shared[id(network.model.compiled)] = []  # those would compute by the network's own blocks
     twin = copy.deepcopy(network, shared)
     weights = _StraightThrough(rounding(option, network.config, activations=False))
     for module in twin.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | Factor):
             register_parametrization(module, "weight", weights, unsafe=True)
-            if option.rounds_activations and module is not twin.lm_head:
+            if option.rounds_activations and isinstance(module, nn.Linear) and module is not twin.lm_head:
                 module.register_forward_pre_hook(lambda _, inputs: (_rounded_rows(inputs[0]),))
     if option.rounds_activations:  # the head's, which the loss multiplies itself
-        twin.model.norm.register_forward_hook(lambda _module, _inputs, output: _rounded_rows(output))
-    embedded = twin.model.embed_norm or twin.model.embed_tokens
+        (twin.head_factor or twin.model.norm).register_forward_hook(lambda _module, _inputs, output: _rounded_rows(output))
+    own = stored_form(network.config, Compression(option=option.name)) == network.config
+    embedded = twin.model.embed_tokens if own else twin.model.embed_norm or twin.model.embed_tokens
     embedded.register_forward_hook(lambda _module, _inputs, output: weights(output.flatten(0, 1)).view_as(output))
     return twin
 

@@ -6,9 +6,13 @@ resume. Each pass over the data reads its windows in a new order and from a new 
 A streamed source comes in parts, its head and then shards. Which part is read when depends on what was there when the one
 before it was done, so there the position needs the route that was taken; it is kept with the run's checkpoints.
 
+Of several sources each is a part, too, and has a share of the sequences. They take turns in one fixed order, in which every stretch is as near
+to the shares as whole sequences can be, so that every batch is a sample of all, and any position is found without going there.
+
 Shapes: B sequences, L context length.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -16,6 +20,9 @@ import numpy as np
 
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import DataError
+
+TURNS = 1024
+"""Sequences in a round of several sources: shares are kept to within one of so many."""
 
 
 class Batches:
@@ -159,9 +166,83 @@ class StreamedBatches:
         self._room = max(0, self._room - len(part))
 
 
+class MixedBatches:
+    """Training sequences of several sources, each read by its share; one that has been read through is read again.
+
+    Args:
+        parts: token ids of each source, shape (tokens,).
+        weights: shares of the sequences, above 0, which add up to 1.
+        context_length: L.
+        seed: decides the order within each source.
+        unique: of every source read only so great a part, drawn evenly from the whole.
+
+    Raises:
+        DataError: a source has too few tokens for one sequence.
+    """
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], weights: Sequence[float], context_length: int, seed: int, unique: float = 1.0
+    ) -> None:
+        self._length = context_length
+        self._parts = [
+            Batches(part, context_length, seed, math.ceil(unique * len(part)) if unique < 1 else 0, number)
+            for number, part in enumerate(parts)
+        ]
+        self._turns = turns(weights)
+        # Of each turn of a round: how many of its source come before it in the round; and how many a round has of each source.
+        self._before = np.zeros(len(self._turns), dtype=np.int64)
+        self._of_round = np.bincount(self._turns, minlength=len(parts))
+        for part in range(len(parts)):
+            self._before[self._turns == part] = np.arange(self._of_round[part])
+
+    @property
+    def sequences(self) -> int:
+        """Sequences until a source has to be read again."""
+        shares = self._of_round / len(self._turns)
+        return min(int(part.sequences / share) for part, share in zip(self._parts, shares, strict=True))
+
+    @property
+    def route(self) -> tuple[int, ...]:
+        """Nothing beside the position is needed to go on."""
+        return ()
+
+    def take(self, position: int, count: int) -> np.ndarray:
+        """The `count` sequences from `position` on: token ids, int64, shape (count, L + 1); the last one is only a target."""
+        rounds, turn = np.divmod(np.arange(position, position + count), len(self._turns))
+        of, index = self._turns[turn], rounds * self._of_round[self._turns[turn]] + self._before[turn]
+        rows = np.empty((count, self._length + 1), dtype=np.int64)
+        for number, part in enumerate(self._parts):
+            mine = np.flatnonzero(of == number)
+            if len(mine):  # they follow each other
+                rows[mine] = part.take(int(index[mine[0]]), len(mine))
+        return rows
+
+
+def turns(weights: Sequence[float]) -> np.ndarray:
+    """A round of turns in which sources are read: int64, shape (TURNS,). Any stretch of it has each source about as often as its weight says.
+
+    Raises:
+        DataError: a weight is so small that its source would never be read.
+    """
+    credit, order = np.zeros(len(weights)), np.empty(TURNS, dtype=np.int64)
+    for turn in range(TURNS):
+        credit += weights
+        order[turn] = credit.argmax()
+        credit[order[turn]] -= 1
+    if len(set(order.tolist())) < len(weights):
+        raise DataError(
+            f"a source has the weight {min(weights):.2g}, but sources with less than about {1 / TURNS:.1g} of all would never be read. "
+            "Leave it out, or give it more."
+        )
+    return order
+
+
+AnyBatches = Batches | StreamedBatches | MixedBatches
+
+
 def training_batches(
     tokens: Tokens, context_length: int, seed: int, unique_tokens: int = 0, route: Sequence[int] = ()
-) -> Batches | StreamedBatches:
+) -> AnyBatches:
     """The training sequences of a corpus.
 
     Args:
@@ -170,6 +251,9 @@ def training_batches(
     Raises:
         DataError: there are too few tokens for one sequence.
     """
+    if tokens.facts.parts:
+        unique = unique_tokens / tokens.train_tokens if unique_tokens else 1.0
+        return MixedBatches(tokens.parts("train"), tokens.facts.weights, context_length, seed, unique)
     head = tokens.split("train")
     if not tokens.streamed or 0 < unique_tokens <= len(head):
         return Batches(head, context_length, seed, unique_tokens)
@@ -184,17 +268,44 @@ def _windows(tokens: np.ndarray, context_length: int) -> int:
 
 
 def validation_windows(tokens: np.ndarray, context_length: int, most_tokens: int) -> np.ndarray:
-    """A fixed sample of the validation split: int64, shape (windows, L + 1), spread evenly, the same for every run.
+    """A fixed sample of validation tokens: int64, shape (windows, L + 1), spread evenly, the same for every run.
 
     Raises:
         DataError: the split is too small for one sequence.
     """
+    wanted = max(1, most_tokens // context_length)
+    return _spread(tokens, context_length, min(wanted, _whole_windows(tokens, context_length)))
+
+
+def validation_sample(tokens: Tokens, context_length: int, most_tokens: int) -> np.ndarray:
+    """The same of a corpus, of several sources by their weights.
+
+    Each has its share of the windows, so that bits per byte, the bits of all windows over their bytes, are those of text that is read as
+    the training text is. Where a source has too little for its share, windows count twice.
+
+    Raises:
+        DataError: the split is too small for one sequence.
+    """
+    parts = tokens.parts("validation")
+    if len(parts) == 1:
+        return validation_windows(parts[0], context_length, most_tokens)
+    there = sum(_whole_windows(part, context_length) for part in parts)
+    wanted = max(1, min(there, most_tokens // context_length))
+    shares = zip(parts, tokens.facts.weights, strict=True)
+    return np.concatenate([_spread(part, context_length, max(1, round(weight * wanted))) for part, weight in shares])
+
+
+def _whole_windows(tokens: np.ndarray, context_length: int) -> int:
     windows = (len(tokens) - 1) // context_length
     if windows < 1:
         raise DataError(
             f"the validation split has {len(tokens):,} tokens, too few for one sequence of {context_length}. Give more text, "
             "a larger `data.validation_fraction`, or a smaller `model.context_length`."
         )
-    wanted = max(1, min(windows, most_tokens // context_length))
-    starts = np.linspace(0, windows - 1, wanted).round().astype(np.int64) * context_length
+    return windows
+
+
+def _spread(tokens: np.ndarray, context_length: int, wanted: int) -> np.ndarray:
+    last = _whole_windows(tokens, context_length) - 1
+    starts = np.linspace(0, last, wanted).round().astype(np.int64) * context_length
     return np.stack([np.asarray(tokens[s : s + context_length + 1], dtype=np.int64) for s in starts])

@@ -9,7 +9,7 @@ Shapes: B sequences, L context length.
 
 import numpy as np
 
-from budgetlm.data.batches import Batches, StreamedBatches
+from budgetlm.data.batches import AnyBatches
 
 EVALUATION_RATE, EVALUATION_SEED = 0.15, 0
 """What validation hides, the same for all recipes, whatever they train with."""
@@ -24,7 +24,7 @@ class MaskedBatches:
         seed: decides which.
     """
 
-    def __init__(self, batches: Batches | StreamedBatches, rate: float, seed: int) -> None:
+    def __init__(self, batches: AnyBatches, rate: float, seed: int) -> None:
         self._batches, self._rate, self._seed = batches, rate, seed
 
     @property

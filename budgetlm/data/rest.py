@@ -24,7 +24,11 @@ import numpy as np
 from filelock import FileLock
 from tokenizers import Tokenizer
 
-from budgetlm.data.corpus import DataConfig, Sieve, open_source, prepare_corpus, texts
+from budgetlm.data.config import DataConfig
+from budgetlm.data.corpus import prepare_corpus
+from budgetlm.data.formats import Text
+from budgetlm.data.sieve import Sieve
+from budgetlm.data.sources import open_sources
 from budgetlm.data.tokens import BATCH, COMPLETE, Tokens, check_bytes, encode
 from budgetlm.errors import BudgetlmError, DataError
 from budgetlm.files import write_atomic, write_json
@@ -55,11 +59,11 @@ def write_rest(config: DataConfig, cache: Path, tokens: Tokens) -> None:
             )
         for left in tokens.rest.glob(".*.tmp"):  # by a writer that was killed
             left.unlink()
-        sieve, source = Sieve(config.validation_fraction), open_source(config)
+        sieve, (source,) = Sieve(config), open_sources(config, cache)  # several are not streamed
         for split in tokens.facts.tokens:
             for text in corpus.documents(split):
                 sieve.sort(text)
-        rest = _Rest(sieve, texts(source, config.column, sieve), source.max_bytes)
+        rest = _Rest(sieve, source.texts(), source.max_bytes)
         _write_shards(tokens, rest)
         totals = {
             "documents": rest.documents,
@@ -74,13 +78,13 @@ def write_rest(config: DataConfig, cache: Path, tokens: Tokens) -> None:
 class _Rest:
     """The training documents that the head has not, in order, counted as they go by."""
 
-    def __init__(self, sieve: Sieve, source: Iterator[str], max_bytes: int) -> None:
+    def __init__(self, sieve: Sieve, source: Iterator[Text], max_bytes: int) -> None:
         self._sieve, self._source, self._max_bytes = sieve, source, max_bytes
         self.documents = self.bytes = self.left_out = 0
         self.cut = False
 
     def __iter__(self) -> Iterator[str]:
-        for text in self._source:
+        for text, _ in self._source:
             split, data = self._sieve.sort(text)
             self.left_out += split == "validation"
             if split == "train":

@@ -5,9 +5,9 @@ comes one end-of-text token, which stands for no bytes.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 from filelock import FileLock
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from budgetlm.data.corpus import Corpus, CorpusFacts, DataConfig, Tick
+from budgetlm.data.config import DataConfig
+from budgetlm.data.corpus import SPLITS, Corpus, CorpusFacts
+from budgetlm.data.fetch import Tick
 from budgetlm.errors import DataError
 from budgetlm.files import digest, new_folder, read_json, write_json
 
@@ -48,13 +50,26 @@ class TokenFacts:
     """Tokens in each split; of a streamed source, in its head."""
     corpus: dict[str, Any]
     """Facts of the corpus, as a dictionary."""
+    parts: list[dict[str, int]] = field(default_factory=list)
+    """Tokens in each split of each source, where there are several: they lie one after the other."""
     mask: int | None = None
     """Id of the token that stands for a hidden one, where there is one; it is never in the text."""
 
     @property
+    def weights(self) -> list[float]:
+        """Shares of the training and validation tokens that are read from each source; they add up to 1."""
+        given = [float(part["weight"]) for part in self.corpus.get("parts", [])]
+        if all(given):
+            return given or [1.0]
+        return [part["train"] / self.tokens["train"] for part in self.parts]  # so all are read equally often
+
+    @property
     def uniform_bpb(self) -> float:
         """Bits per byte of guessing every token alike: what knowing nothing is worth."""
-        return math.log2(self.vocab_size) * self.tokens["validation"] / float(self.corpus["bytes"]["validation"])
+        tokens = [part["validation"] for part in self.parts or [self.tokens]]
+        bytes = [float(part["bytes"]["validation"]) for part in self.corpus.get("parts") or [self.corpus]]
+        shares = zip(self.weights, tokens, bytes, strict=True)
+        return math.log2(self.vocab_size) / sum(weight * size / count for weight, count, size in shares)
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,12 @@ class Tokens:
     def split(self, name: str) -> np.ndarray:
         """Token ids of `train` or `validation`, memory-mapped, shape (tokens,). Of a streamed source, those of its head."""
         return self._map(self.folder / f"{name}.bin")
+
+    def parts(self, name: str) -> list[np.ndarray]:
+        """The same, of each source apart."""
+        whole = self.split(name)
+        ends = np.cumsum([part[name] for part in self.facts.parts])
+        return np.split(whole, ends[:-1]) if len(ends) else [whole]
 
     def _map(self, path: Path) -> np.ndarray:
         return np.memmap(path, dtype=self.facts.dtype, mode="r")
@@ -111,7 +132,14 @@ class Tokens:
 
     @property
     def train_tokens(self) -> int:
-        """Training tokens: counted, or estimated from the head while the rest of a streamed source is not there."""
+        """Training tokens: counted, or estimated from the head while the rest of a streamed source is not there.
+
+        Of several sources, the tokens that can be read by their weights before any of them has to be read again.
+        """
+        if self.facts.parts:
+            return min(
+                int(part["train"] / weight) for part, weight in zip(self.facts.parts, self.facts.weights, strict=True)
+            )
         head = self.facts.tokens["train"]
         if totals := self.totals:
             return head + int(totals["tokens"])
@@ -184,18 +212,30 @@ def train_bpe(corpus: Corpus, vocab_size: int, tick: Tick | None = None) -> Toke
         show_progress=False,
     )
 
-    def sample() -> Iterator[str]:
-        met = 0
-        for text in corpus.documents("train"):
-            met += len(text)
-            if tick:
-                tick(len(text.encode()))
-            yield text
-            if met >= BPE_SAMPLE_BYTES:
-                return
-
-    tokenizer.train_from_iterator(sample(), trainer)
+    tokenizer.train_from_iterator(_sample(corpus, tick or (lambda _: None)), trainer)
     return tokenizer
+
+
+def _sample(corpus: Corpus, tick: Tick) -> Iterator[str]:
+    """What the BPE learns from: the beginning of the training split, or of each source's by its weight, one that is too small again."""
+    parts = corpus.facts.parts
+    if not parts:
+        yield from _beginning(corpus.documents("train"), BPE_SAMPLE_BYTES, tick)
+        return
+    text = corpus.facts.bytes["train"]
+    for number, part in enumerate(parts):
+        size = (part["weight"] or part["bytes"]["train"] / text) * min(BPE_SAMPLE_BYTES, text)
+        yield from _beginning(cycle(corpus.documents_of(number, "train")), size, tick)
+
+
+def _beginning(documents: Iterable[str], size: float, tick: Tick) -> Iterator[str]:
+    met = 0
+    for text in documents:
+        met += len(text)
+        tick(len(text.encode()))
+        yield text
+        if met >= size:
+            return
 
 
 def _read_tokenizer(path: str) -> Tokenizer:
@@ -235,23 +275,27 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 def _encode_corpus(tokenizer: Tokenizer, corpus: Corpus, key: str, folder: Path, tick: Tick | None) -> None:
     end, bytes_V = _end_of_text(tokenizer), token_bytes(tokenizer)
     dtype = "uint16" if len(bytes_V) <= 2**16 else "uint32"
-    counts: dict[str, int] = {}
+    parts: list[dict[str, int]] = [{} for _ in range(max(1, len(corpus.facts.parts)))]
     with new_folder(folder) as new:
-        for split in ("train", "validation"):
-            counts[split] = met = 0
-            documents = corpus.documents(split)
+        for split in SPLITS:
+            met = 0
             with (new / f"{split}.bin").open("wb") as file:
-                while batch := list(islice(documents, BATCH)):
-                    for ids in encode(tokenizer, batch, end, dtype):
-                        met += int(bytes_V[ids].sum())
-                        counts[split] += len(ids)
-                        file.write(ids.tobytes())
-                    if tick:
-                        tick(sum(len(text.encode()) for text in batch))
+                for number, counts in enumerate(parts):
+                    counts[split] = 0
+                    documents = corpus.documents_of(number, split)
+                    while batch := list(islice(documents, BATCH)):
+                        for ids in encode(tokenizer, batch, end, dtype):
+                            met += int(bytes_V[ids].sum())
+                            counts[split] += len(ids)
+                            file.write(ids.tobytes())
+                        if tick:
+                            tick(sum(len(text.encode()) for text in batch))
             check_bytes(met, corpus.facts.bytes[split], f"the {split} split")
         np.save(new / "bytes.npy", bytes_V)
         tokenizer.save(str(new / "tokenizer.json"))
-        facts = TokenFacts(key, len(bytes_V), end, dtype, counts, asdict(corpus.facts), tokenizer.token_to_id(MASK))
+        tokens = {split: sum(part[split] for part in parts) for split in SPLITS}
+        several, mask = parts if corpus.facts.parts else [], tokenizer.token_to_id(MASK)
+        facts = TokenFacts(key, len(bytes_V), end, dtype, tokens, asdict(corpus.facts), several, mask)
         write_json(new / "tokens.json", asdict(facts))
 
 

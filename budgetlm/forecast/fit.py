@@ -21,7 +21,7 @@ from budgetlm.forecast.importance import Draws
 from budgetlm.forecast.points import Kinds, Points, Prior
 from budgetlm.forecast.surface import Mixture, Surface, fit_surface
 from budgetlm.forecast.traits import traits_of
-from budgetlm.records import RunRecord
+from budgetlm.records import BITS, RunRecord
 
 EXPONENT = 0.2
 """Median exponent in device time, E apart: published fits in compute lie between 0.1 and 0.3."""
@@ -131,7 +131,7 @@ class Forecaster:
         kinds = Kinds(curved, np.zeros_like(curved), np.zeros_like(curved))
         points = Points(u[:, None], np.concatenate([knobs[trial], doses], axis=1))
         loss = np.array([r.bpb for r in runs], dtype=float)
-        fitted = partial(fit_surface, points, loss, kinds, _prior(), Errors.of_trials(trial, u))
+        fitted = partial(fit_surface, points, loss, kinds, _prior(runs), Errors.of_trials(trial, u))
         surface = fitted(size=SIZE, like=self._known or fitted(size=SIZE).draws)
         self._known = surface.draws
         return Fitted(surface, self._target_seconds, numbers, recipes, knobs, final_doses)
@@ -211,11 +211,11 @@ def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndar
     return found
 
 
-def _prior() -> Prior:
+def _prior(runs: Sequence[RunRecord]) -> Prior:
     return Prior(
         exponents=(EXPONENT,),
         balance=(0.0,),
-        floor=FLOOR,
+        floor=FLOOR if all(run.unit == BITS for run in runs) else None,  # of other losses nobody knows
         fall=None,
         shared=(OWN_LEVEL, OWN_EXPONENT),
         depth=DEPTH,

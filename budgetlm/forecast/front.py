@@ -107,19 +107,33 @@ def pick(which: str, points: Sequence[FrontPoint], best: int) -> int:
     Raises:
         StudyError: there is no such pick; the message says which there are.
     """
+    known = ", ".join(str(p.trial) for p in points) or str(best)
+    check_pick(which, "loss,size" if points else "loss", known)
     if which == BEST:
         return best
     if which.isdecimal():
         return int(which)
-    if which in (SMALLEST, FASTEST):
-        if not points:
-            raise StudyError(
-                f"there is no {which} to pick: the study is about the loss alone. Use {BEST}, or a trial's number; a new study with "
-                "`--objectives loss,size` or `loss,latency` would keep the best of every size or speed."
-            )
-        return min(points, key=lambda p: (p.megabytes if which == SMALLEST else p.token_ms, p.bpb)).trial
-    known = ", ".join(str(p.trial) for p in points) or str(best)
-    raise StudyError(f"there is no pick {which!r}. Use {SMALLEST}, {FASTEST}, {BEST}, or a trial's number, e.g. {known}.")
+    return min(points, key=lambda p: (p.megabytes if which == SMALLEST else p.token_ms, p.bpb)).trial
+
+
+def check_pick(which: str, objectives: str, known: str = "0") -> None:
+    """Refuse a pick that a study of these objectives cannot have, whatever it finds.
+
+    Args:
+        known: trials to name as examples.
+
+    Raises:
+        StudyError: as `pick`.
+    """
+    if which in (SMALLEST, FASTEST) and objectives == "loss":
+        raise StudyError(
+            f"there is no {which} to pick: the study is about the loss alone. Use {BEST}, or a trial's number; a new study with "
+            "`--objectives loss,size` or `loss,latency` would keep the best of every size or speed."
+        )
+    if which not in (SMALLEST, FASTEST, BEST) and not which.isdecimal():
+        raise StudyError(
+            f"there is no pick {which!r}. Use {SMALLEST}, {FASTEST}, {BEST}, or a trial's number, e.g. {known}."
+        )
 
 
 def describe(points: Sequence[FrontPoint]) -> list[str]:

@@ -3,8 +3,9 @@
 An encoder is a ModernBERT, and is written under that one's names (`model/export_encoder.py`). Of decoders with other mixers transformers has no
 architecture, so their folders say so in `config.json`, and are read here alone.
 
-The decoder is a Qwen3 weight for weight and name for name, so this writes a config and copies nothing around, but for the norm after
-the embedding, which is worked into it: what is loaded has two embeddings and no such norm, and computes the same.
+The decoder is a Qwen3 weight for weight and name for name, so this writes a config and copies nothing around, but for what no Qwen3 has: a norm
+after the embedding is worked into it, so that there are two, the factors of an embedding are multiplied out, and a block that layers share is repeated.
+What is loaded computes the same.
 """
 
 import shutil
@@ -27,10 +28,12 @@ from budgetlm.model.export_encoder import (
     save_encoder_tokenizer,
     their_weights,
 )
-from budgetlm.model.size import ModelConfig
-from budgetlm.model.transformer import LanguageModel
+from budgetlm.model.size import ModelConfig, plain_form
+from budgetlm.model.transformer import LanguageModel, tied_names
 
 EMBEDDING = "model.embed_tokens.weight"
+OWN = ("share_layers", "embedding_rank", "norm_embedding")
+"""What no Qwen3 has. `compress/artefact.py` writes it down, after `budgetlm_`, where the file keeps the model's own form."""
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
@@ -60,35 +63,58 @@ def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": 0.0,
         "use_sliding_window": False,
-        "tie_word_embeddings": model.tie_embeddings and not model.norm_embedding,
+        "tie_word_embeddings": plain_form(model).tie_embeddings,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": "float32",
     }
 
 
+def own_weights(network: LanguageModel) -> dict[str, Tensor]:
+    """A network's weights by the names that they have here, each once."""
+    second = tied_names(network.config)
+    return {n: w.detach().cpu().contiguous() for n, w in network.state_dict().items() if n not in second}
+
+
+@torch.no_grad()
 def plain_weights(network: LanguageModel) -> dict[str, Tensor]:
-    """The weights of the Qwen3 that computes what this network does, by their names there."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    if network.config.encodes:
-        return their_weights(weights, tied=network.config.tie_embeddings)
-    if norm := network.model.embed_norm:
-        weights[EMBEDDING] = norm(network.model.embed_tokens.weight).detach().cpu().contiguous()
-        weights.pop("model.embed_norm.weight")
-    elif network.config.tie_embeddings:
-        weights.pop("lm_head.weight")
+    """The fp32 weights of the model of transformers that computes what this network does, by their names there; rounded ones are what they stand for."""
+    model, own = network.config, {name: w.dequantize() for name, w in own_weights(network).items()}
+    if model.encodes:
+        return their_weights(own, tied=model.tie_embeddings)
+    weights = {"model.norm.weight": own["model.norm.weight"]}
+    table_VD = _whole(own, EMBEDDING, "model.embed_factor.weight")
+    norm = network.model.embed_norm
+    weights[EMBEDDING] = table_VD if norm is None else norm(table_VD.to(norm.weight.device)).cpu().contiguous()
+    if not model.tie_embeddings:
+        weights["lm_head.weight"] = _whole(own, "lm_head.weight", "head_factor.weight")
+    elif norm is not None:
+        weights["lm_head.weight"] = table_VD
+    for layer in range(model.depth):
+        block, again = divmod(layer, model.share_layers)
+        old, new = f"model.layers.{block}.", f"model.layers.{layer}."
+        found = {name.replace(old, new): value for name, value in own.items() if name.startswith(old)}
+        weights |= {name: value.clone() for name, value in found.items()} if again else found
     return weights
 
 
-def exported(network: LanguageModel) -> LanguageModel:
-    """A copy of the network in the form that is exported, on the CPU: without a norm after the embedding."""
-    model = network.config
-    tied = model.tie_embeddings and not model.norm_embedding
+def _whole(weights: dict[str, Tensor], name: str, factor: str) -> Tensor:
+    """A matrix with a vector for each token, its factors multiplied."""
+    return weights[name] @ weights[factor].T if factor in weights else weights[name]
+
+
+def exported(network: LanguageModel, form: ModelConfig | None = None) -> LanguageModel:
+    """A copy of the network on the CPU in the form that is exported.
+
+    Args:
+        form: the network's own shape, to keep what no Qwen3 has; a plain Qwen3 if left out.
+    """
+    form = form or plain_form(network.config)
     with torch.device("meta"):
-        plain = LanguageModel(replace(model, norm_embedding=False, tie_embeddings=tied))
-    plain.load_state_dict(plain_weights(network), strict=False, assign=True)
-    if tied:
-        plain.lm_head.weight = plain.model.embed_tokens.weight
+        plain = LanguageModel(form)
+    weights = own_weights(network) if form == network.config else plain_weights(network)
+    plain.load_state_dict(weights, strict=False, assign=True)
+    plain.tie()
     plain.model.fill_positions()
     return plain.eval().requires_grad_(False)
 
@@ -141,6 +167,7 @@ def model_from(config: dict[str, Any]) -> ModelConfig:
         kv_groups=config["num_attention_heads"] // config["num_key_value_heads"],
         mlp_ratio=config["budgetlm_mlp_ratio"],
         tie_embeddings=config["tie_word_embeddings"],
+        **{name: config[f"budgetlm_{name}"] for name in OWN if f"budgetlm_{name}" in config},
         rope_theta=config["rope_theta"],
         mixer=config.get("budgetlm_mixer", "attention"),
     )
@@ -162,8 +189,7 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
         weights = load_file(folder / WEIGHTS)
         if model.encodes:
             weights = our_weights(weights)
-        if model.tie_embeddings:
-            weights["lm_head.weight"] = weights[EMBEDDING]
+        weights |= {second: weights[first] for second, first in tied_names(model).items()}
         network.load_state_dict(weights)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except StudyError:

@@ -37,7 +37,7 @@ def generate(
         if should_stop():
             return
         window = torch.tensor([ids[-network.config.context_length :]], device=device)
-        logits_V = network.lm_head(network.model(window)[:, -1])[0].float().cpu()
+        logits_V = network.lm_head(network.features(window)[:, -1])[0].float().cpu()
         if temperature == 0:
             token = int(logits_V.argmax())
         else:

@@ -6,7 +6,7 @@ never fit. Everything that scales a model, prices it or plots it asks here.
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,6 +41,12 @@ class ModelConfig:
     norm_embedding: bool = False
     """Whether a token's vector is normalised before the first block. As it depends on the token alone, the exported model has
     the normalised vectors for its input embedding, apart from the head, and is a Qwen3 as ever."""
+    share_layers: int = 1
+    """Layers in a row that are one block used so many times over (Dehghani et al. 2018, arXiv:1807.03819; Lan et al. 2019, ALBERT,
+    section 3.1, arXiv:1909.11942); 1 gives each a block of its own."""
+    embedding_rank: int = 0
+    """Numbers of a token in the embedding, which a matrix of rank x width turns into its vector, and back before the head (ALBERT again); 0 for
+    as many as the width."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (arXiv:2104.09864)."""
     kept_heads: int = 0
@@ -63,11 +69,21 @@ class ModelConfig:
                 f"an encoder has plain attention, as a ModernBERT has, but this one has mixer {self.mixer!r}, {self.kv_groups} `kv_groups` and "
                 f"document_end {self.document_end}. Use `attention`, 1, and no document attention."
             )
-        if min(self.vocab_size, self.depth, self.width, self.context_length, self.kv_groups) < 1 or self.mlp_ratio <= 0:
+        if self.unusual and (self.share_layers > 1 or self.embedding_rank):
+            raise ConfigError(
+                f"`share_layers` ({self.share_layers}) and `embedding_rank` ({self.embedding_rank}) are for decoders with attention. Use 1 and 0."
+            )
+        sizes = (self.vocab_size, self.depth, self.width, self.context_length, self.kv_groups, self.share_layers)
+        if min(sizes) < 1 or self.mlp_ratio <= 0:
             raise ConfigError(f"every size of a model must be at least 1: {self}. Raise the one that is not.")
         if self.width % WIDTH_STEP:
             raise ConfigError(
                 f"width {self.width} is not a multiple of {WIDTH_STEP}. Use {round_width(self.width)} instead."
+            )
+        if self.embedding_rank % WIDTH_STEP or not 0 <= self.embedding_rank <= self.width:
+            raise ConfigError(
+                f"embedding_rank {self.embedding_rank} is to be a multiple of {WIDTH_STEP}, and no more than the width, which is {self.width}. "
+                f"Use {min(self.width, round_width(self.embedding_rank))}, or 0 for an embedding in one piece."
             )
         if not self.head_size:
             raise ConfigError(
@@ -84,6 +100,16 @@ class ModelConfig:
     def unusual(self) -> bool:
         """Whether its blocks are others than the decoder's with attention: what it weighs is counted in `model/kinds.py`."""
         return self.encodes or self.mixer != "attention"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks with weights of their own; the last may be used fewer times than the others."""
+        return -(-self.depth // self.share_layers)
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers of a token in the embedding, and of what the head reads."""
+        return self.embedding_rank or self.width
 
     @property
     def head_size(self) -> int:
@@ -135,33 +161,51 @@ def block_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(4096)
 def body_parameters(model: ModelConfig) -> int:
-    """Parameters of all blocks and the last norm: the N, without embeddings, of the scaling laws."""
+    """Parameters of all blocks, shared ones once, and the last norm: the N, without embeddings, of the scaling laws."""
     if model.unusual:
         return kinds.body_parameters(model)
     norms = 2 * model.width + 2 * model.head_size
-    return model.depth * (sum(a * b for a, b in block_matrices(model)) + norms) + model.width
+    return model.blocks * (sum(a * b for a, b in block_matrices(model)) + norms) + model.width
+
+
+def end_matrices(model: ModelConfig) -> list[tuple[int, int]]:
+    """Shapes (out, in) of the matrices of the embedding and, unless it is tied, the head: each with its factor, if it has one."""
+    end = [(model.vocab_size, model.embedding_width)]
+    end += [(model.width, model.embedding_rank)] if model.embedding_rank else []
+    return end if model.tie_embeddings else 2 * end
 
 
 def parameters(model: ModelConfig) -> int:
-    """All parameters, exactly as built; a tied embedding counts once."""
-    embeddings = model.vocab_size * model.width * (1 if model.tie_embeddings else 2)
+    """All parameters, exactly as built; a tied embedding and a shared block count once."""
+    embeddings = sum(a * b for a, b in end_matrices(model))
     beside = model.width * (model.width + 2) if model.encodes else model.norm_embedding * model.width
     return body_parameters(model) + embeddings + beside
 
 
+def end_products(model: ModelConfig) -> int:
+    """Parameters that take part in a matrix product for every token before and after the blocks: of the head, and of its factor and the embedding's."""
+    if model.encodes:
+        return round(model.mask_rate * model.width * (model.vocab_size + model.width))
+    return model.vocab_size * model.embedding_width + 2 * model.width * model.embedding_rank
+
+
 def compute_parameters(model: ModelConfig) -> int:
-    """Parameters that take part in a matrix product for every token: the blocks' matrices and the output head.
+    """Parameters that take part in a matrix product for every token, as often as they do: the layers' matrices and the output head.
 
     Of an encoder's head the share that counts is that of the tokens that go through it.
     """
-    return model.depth * sum(a * b for a, b in block_matrices(model)) + head_parameters(model)
+    return model.depth * sum(a * b for a, b in block_matrices(model)) + end_products(model)
 
 
-def head_parameters(model: ModelConfig) -> int:
-    """Of the head, those that take part in a product for every token, on average."""
+def plain_form(model: ModelConfig) -> ModelConfig:
+    """The shape of the Qwen3 that computes the same: layers repeated, factors multiplied out, a norm worked into the embedding.
+
+    An encoder is what a ModernBERT is already.
+    """
     if model.encodes:
-        return round(model.mask_rate * model.width * (model.vocab_size + model.width))
-    return model.vocab_size * model.width
+        return model
+    tied = model.tie_embeddings and not model.norm_embedding
+    return replace(model, share_layers=1, embedding_rank=0, norm_embedding=False, tie_embeddings=tied)
 
 
 def flops_per_token(model: ModelConfig) -> int:
@@ -254,28 +298,32 @@ def block_activation_bytes(model: ModelConfig, precision: str, products_length: 
 
 
 def block_copy_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes of the bf16 copies of one block's weights that autocast makes and autograd keeps; the matrices may be in bf16 already."""
-    matrices = 0 if precision == "bf16-master" else sum(a * b for a, b in block_matrices(model))
-    return 0 if precision == "fp32" else BF16 * (matrices + 2 * model.head_size)
+    """Bytes of the bf16 copies of all blocks' weights that autocast makes and autograd keeps; the matrices may be in bf16 already.
+
+    Of a matrix there is one however many layers share it, of the norms of queries and keys one each time.
+    """
+    matrices = 0 if precision == "bf16-master" else model.blocks * sum(a * b for a, b in block_matrices(model))
+    return 0 if precision == "fp32" else BF16 * (matrices + 2 * model.depth * model.head_size)
 
 
 def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes that autograd keeps for one token between the last block and the logits: the last norm and what comes out."""
+    """Bytes that autograd keeps for one token between the last block and the logits: the last norm, what comes out, and what a factor makes of it."""
     if model.encodes:
         return kinds.encoder_loss_activation_bytes(model, precision)
     if precision == "fp32":
-        return FP32 * (2 * model.width + 1)
-    return FP32 * (2 * model.width + 1) + BF16 * model.width
+        return FP32 * (2 * model.width + 1 + model.embedding_rank)
+    return FP32 * (2 * model.width + 1) + BF16 * (model.width + model.embedding_rank)
 
 
 def embedding_activation_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes that autograd keeps for one token before the first block: of the norm after the embedding, if there is one.
+    """Bytes that autograd keeps for one token before the first block: of the embedding's factor and of the norm after it, if they are there.
 
     What an encoder's keeps its first block does without.
     """
     if model.encodes:
         return 0
-    return model.norm_embedding * FP32 * ((1 if precision == "fp32" else 2) * model.width + 1)
+    factor = (FP32 if precision == "fp32" else BF16) * model.embedding_rank
+    return factor + model.norm_embedding * FP32 * ((1 if precision == "fp32" else 2) * model.width + 1)
 
 
 def document_mask_bytes(model: ModelConfig, sequences: int, precision: str) -> int:
@@ -324,7 +372,7 @@ def training_memory(
     if averaged:
         moments = [moment._replace(weights=2 * weights) for moment in moments]
     if precision == "bf16-master":
-        halves = BF16 * model.depth * sum(a * b for a, b in block_matrices(model))
+        halves = BF16 * model.blocks * sum(a * b for a, b in block_matrices(model))
         moments = [moment._replace(weights=moment.weights + halves) for moment in moments]
     apart = Moment(*map(max, zip(*moments, strict=True)))
     return TrainingMemory(max(moments, key=lambda moment: moment.peak), apart)
@@ -336,9 +384,9 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
     Two numbers for a parameter that one of Adam's kind trains (moments, or schedule-free's base weights and second moment), one
     for SGD's momentum and for a matrix that Muon trains; Adafactor keeps one for each row and each column of a matrix.
     """
-    matrices = [shape for shape in block_matrices(model) for _ in range(model.depth)]
+    matrices = [shape for shape in block_matrices(model) for _ in range(model.blocks)]
     if optimizer == "adafactor":
-        ends = [(model.vocab_size, model.width)] * (1 if model.tie_embeddings else 2)
+        ends = end_matrices(model)
         vectors = parameters(model) - sum(a * b for a, b in matrices + ends)
         return FP32 * (sum(a + b for a, b in matrices + ends) + vectors)
     once = {"sgd": parameters(model), "muon": sum(a * b for a, b in matrices)}.get(optimizer, 0)
@@ -347,8 +395,7 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
 
 def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False, averaged: bool = False) -> int:
     """Bytes on the disk: a checkpoint's weights, their average and two moments (some optimizers keep fewer), an exported model's."""
-    parted = model.vocab_size * model.width if model.norm_embedding and model.tie_embeddings and not model.encodes else 0
-    return FP32 * (parameters(model) * ((3 + averaged) * checkpoints + exported) + exported * parted)
+    return FP32 * (parameters(model) * (3 + averaged) * checkpoints + exported * parameters(plain_form(model)))
 
 
 def _moments_of_a_pass(
@@ -363,18 +410,20 @@ def _moments_of_a_pass(
     """The moments of a forward and backward pass at which memory may be fullest."""
     tokens = sequences * model.context_length
     c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
-    weights, head = FP32 * parameters(model), FP32 * model.vocab_size * model.width
+    weights, head = FP32 * parameters(model), FP32 * model.vocab_size * model.embedding_width
     embedding = 0 if model.tie_embeddings else head
+    features_gradient = FP32 * tokens * model.embedding_width
     residual = FP32 * tokens * model.width
     copies = block_copy_bytes(model, precision)
-    block = tokens * block_activation_bytes(model, precision, products_length) + copies
+    block = tokens * block_activation_bytes(model, precision, products_length) + copies // model.blocks
     kept = residual if checkpointed else block
+    kept_of_all = model.depth * residual if checkpointed else model.depth * (block - copies // model.blocks) + copies
     beside = document_mask_bytes(model, sequences, precision) + tokens * embedding_activation_bytes(model, precision)
 
     # Logits: all of them and, while the loss is computed, what they are rounded to and their logarithms of probabilities;
     # in the backward pass those, their gradient, and that of the logits.
     features = tokens * loss_activation_bytes(model, precision)
-    head_copy = rounded * model.vocab_size * model.width
+    head_copy = rounded * (model.vocab_size * model.embedding_width + 2 * model.width * model.embedding_rank)
     predicted = round(model.mask_rate * tokens) if model.encodes else tokens
     forward, backward = ((k * FP32 + r) * predicted * model.vocab_size for k, r in ((2, rounded), (3, 0)))
     before = weights if accumulates else 0
@@ -382,8 +431,9 @@ def _moments_of_a_pass(
     if chunk := _chunk_bytes(
         model, predicted, precision
     ):  # the gradients of the head and of its input are made in the forward pass
-        forward, backward, head_copy, made_early = chunk + residual, residual, 0, head
-    cached = model.depth * copies if checkpointed else 0  # autocast keeps its copies until the forward pass is over
+        forward, backward, made_early = chunk + features_gradient, features_gradient, head
+        head_copy -= rounded * model.vocab_size * model.embedding_width
+    cached = copies if checkpointed else 0  # autocast keeps its copies until the forward pass is over
 
     # Of a block's backward pass the fullest moment is that of SwiGLU's product: its own gradient and its factors' have
     # been made, and of what was kept only the product is gone. A checkpointed block has just been computed again. In attention
@@ -392,14 +442,15 @@ def _moments_of_a_pass(
     passing = residual + c * tokens * max(2 * model.hidden, in_attention) + (block if checkpointed else 0)
     # The gradient of a tied head waits for that of the embedding; others join those before them as they come.
     waiting = head if accumulates and model.tie_embeddings else 0
-    first_block = FP32 * (body_parameters(model) - model.width) // model.depth
+    # A shared block's gradients are made by its last layer already.
+    first_block = FP32 * (body_parameters(model) - model.width) // model.blocks if model.share_layers == 1 else 0
     after_head = before + waiting if accumulates else head
     after_blocks = before + waiting if accumulates else weights - embedding - first_block
     after_all = weights + waiting + (head if accumulates or model.tie_embeddings else 0)
     return [
-        Moment(weights, before + made_early, state, beside + model.depth * kept + features + head_copy + cached, forward),
-        Moment(weights, before + made_early, state, beside + model.depth * kept + features + head_copy, backward),
-        Moment(weights, after_head, state, beside + model.depth * kept + passing, 0),
+        Moment(weights, before + made_early, state, beside + kept_of_all + features + head_copy + cached, forward),
+        Moment(weights, before + made_early, state, beside + kept_of_all + features + head_copy, backward),
+        Moment(weights, after_head, state, beside + kept_of_all + passing, 0),
         Moment(weights, after_blocks, state, beside + kept + passing, 0),
         Moment(weights, after_all, state, residual, 0),
     ]
@@ -411,7 +462,7 @@ def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, pr
     tokens, mask = sequences * model.context_length, document_mask_bytes(model, sequences, precision)
     c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
     weights, residual = FP32 * parameters(model), FP32 * tokens * model.width
-    copies = model.depth * block_copy_bytes(model, precision) + rounded * model.vocab_size * model.width
+    copies = block_copy_bytes(model, precision) + rounded * end_products(model)
     swiglu = 3 * residual + 3 * c * tokens * model.hidden  # the SiLU, the other half, their product
     rows = min(LOGIT_ROWS, tokens) if precision == "fp32" else tokens
     logits = (2 * FP32 + rounded) * rows * model.vocab_size  # and the logarithms of probabilities
@@ -445,8 +496,8 @@ def _update_bytes(model: ModelConfig, optimizer: str, muon_in_bf16: bool) -> int
     if optimizer == "muon":
         return _muon_bytes(model, one_at_a_time=muon_in_bf16)
     own, left = COPIES.get(optimizer, (0, 0))
-    blocks = [a * b for a, b in block_matrices(model)] * min(2, model.depth)
-    ends = [model.vocab_size * model.width] * (1 if model.tie_embeddings else 2)
+    blocks = [a * b for a, b in block_matrices(model)] * min(2, model.blocks)
+    ends = [a * b for a, b in end_matrices(model)]
     # Schedule-free AdamW goes through all weights in one function, the others through each group in one.
     in_a_row = [blocks + ends] if optimizer == "schedulefree" else [blocks, ends]
     return FP32 * max(left * before + own * now for row in in_a_row for before, now in zip([0, *row], row, strict=False))
@@ -455,6 +506,6 @@ def _update_bytes(model: ModelConfig, optimizer: str, muon_in_bf16: bool) -> int
 def _muon_bytes(model: ModelConfig, *, one_at_a_time: bool) -> int:
     """Bytes that Muon computes with: updates, their orthogonalisation before and after an iteration, two Gram matrices."""
     return max(
-        FP32 * (1 if one_at_a_time else count * model.depth) * (3 * a * b + 2 * min(a, b) ** 2)
+        FP32 * (1 if one_at_a_time else count * model.blocks) * (3 * a * b + 2 * min(a, b) ** 2)
         for (a, b), count in Counter(block_matrices(model)).items()
     )

@@ -3,7 +3,7 @@
 Trunk, loss and start are also those of the encoder (`model/encoder.py`) and of blocks with other mixers (`model/mixers.py`). The decoder's modules carry the names of the Hugging Face implementation, so `state_dict()` is already the exported file, and
 `model/export.py` only has to write it beside a config.
 
-Shapes: B batch, L length, D width, H query heads, K key/value heads, S head size, F hidden, V vocabulary.
+Shapes: B batch, L length, D width, R rank of the embedding, H query heads, K key/value heads, S head size, F hidden, V vocabulary.
 """
 
 import math
@@ -89,6 +89,23 @@ class Block(nn.Module):
         return out_BLD
 
 
+class Factor(nn.Module):
+    """The second factor of an embedding in two: a token's few numbers -> its vector or, `back`, what comes out -> what the head reads.
+
+    Both directions may have the same matrix. What comes out is in fp32 under autocast too, as an embedding is.
+    """
+
+    def __init__(self, model: ModelConfig, *, back: bool = False) -> None:
+        super().__init__()
+        self.back = back
+        self.weight = nn.Parameter(torch.zeros(model.width, model.embedding_rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., R) -> (..., D), or (..., D) -> (..., R)."""
+        out: Tensor = F.linear(x, self.weight.T) if self.back else F.linear(x, self.weight).float()
+        return out
+
+
 class Trunk(nn.Module):
     """Embedding, blocks, last norm: everything but the head (`model.` in a Hugging Face state dict)."""
 
@@ -100,15 +117,16 @@ class Trunk(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.model = model
-        self.embed_tokens = nn.Embedding(model.vocab_size, model.width)
-        self.embed_norm: nn.Module | None
+        self.embed_tokens = nn.Embedding(model.vocab_size, model.embedding_width)
+        self.embed_factor = Factor(model) if model.embedding_rank else None
+        self.embed_norm: Norm | LayerNorm | None
         self.norm: Norm | LayerNorm
         if model.encodes:
             self.embed_norm, self.norm = LayerNorm(model), LayerNorm(model)
             self.layers = nn.ModuleList(EncoderBlock(model, first=number == 0) for number in range(model.depth))
         else:
             self.embed_norm = Norm(model.width, eps=1e-6) if model.norm_embedding else None
-            self.layers = nn.ModuleList(Block(model) for _ in range(model.depth))
+            self.layers = nn.ModuleList(Block(model) for _ in range(model.blocks))
             self.norm = Norm(model.width, eps=1e-6)
         self.compiled: list[Callable[..., Tensor]] = []
         """The blocks, compiled, where that was asked for."""
@@ -135,19 +153,26 @@ class Trunk(nn.Module):
         mode = "reduce-overhead" if cuda_graphs else None
         self.compiled = [torch.compile(block.forward, mode=mode) for block in self.layers]
 
+    def embed(self, token_BL: Tensor) -> Tensor:
+        """Token ids -> their vectors, (B, L, D), as the first block reads them."""
+        x_BLD: Tensor = self.embed_tokens(token_BL)
+        for module in (self.embed_factor, self.embed_norm):
+            x_BLD = x_BLD if module is None else module(x_BLD)
+        return x_BLD
+
     def forward(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L), L at most the context length -> features (B, L, D)."""
         L = token_BL.shape[1]
         assert self.model.context_length >= L, f"{L} tokens do not fit a context of {self.model.context_length}"
-        x_BLD = self.embed_tokens(token_BL)
-        if self.embed_norm is not None:
-            x_BLD = self.embed_norm(x_BLD)
+        x_BLD = self.embed(token_BL)
         found = self._documents(token_BL)
         within = () if found is None else (found,)
         trains = torch.is_grad_enabled()
         again = self.checkpoint_activations and trains
         # An evaluation is too short to be compiled for.
-        for block in self.compiled if trains and self.compiled else self.layers:
+        blocks = self.compiled if trains and self.compiled else list(self.layers)
+        for layer in range(self.model.depth):
+            block = blocks[layer // self.model.share_layers]
             inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L], *within)
             # Nothing in a block is random, so there is no generator's state to bring back.
             x_BLD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
@@ -163,6 +188,14 @@ class Trunk(nn.Module):
         return find_documents(token_BL, self.model.document_end, dtype, self.model.head_size)
 
 
+def tied_names(model: ModelConfig) -> dict[str, str]:
+    """Second names of parameters that a model has under two, and their first ones."""
+    if not model.tie_embeddings:
+        return {}
+    factors = {"head_factor.weight": "model.embed_factor.weight"} if model.embedding_rank else {}
+    return {"lm_head.weight": "model.embed_tokens.weight", **factors}
+
+
 class LanguageModel(nn.Module):
     """A decoder that predicts the next token, or an encoder that predicts those that are hidden from it."""
 
@@ -171,14 +204,24 @@ class LanguageModel(nn.Module):
         self.config = config
         self.model = Trunk(config)
         self.head = PredictionHead(config) if config.encodes else None
-        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.head_factor = Factor(config, back=True) if config.embedding_rank else None
+        self.lm_head = nn.Linear(config.embedding_width, config.vocab_size, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head's matrices those of the embedding, where they are to be."""
+        for name, first in tied_names(self.config).items():
+            self.get_submodule(name.removesuffix(".weight")).weight = self.get_parameter(first)
+
+    def features(self, token_BL: Tensor) -> Tensor:
+        """Token ids (B, L) -> what the head reads, (B, L, D), or (B, L, R) of an embedding in two factors."""
+        x_BLD: Tensor = self.model(token_BL)
+        x_BLD = x_BLD if self.head is None else self.head(x_BLD)
+        return x_BLD if self.head_factor is None else self.head_factor(x_BLD)
 
     def forward(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L) -> logits (B, L, V)."""
-        features_BLD = self.model(token_BL)
-        logits_BLV: Tensor = self.lm_head(self.head(features_BLD) if self.head else features_BLD)
+        logits_BLV: Tensor = self.lm_head(self.features(token_BL))
         return logits_BLV
 
     def loss(self, token_BL: Tensor, target_BL: Tensor, reduction: str = "mean") -> Tensor:
@@ -192,7 +235,7 @@ class LanguageModel(nn.Module):
             assert self.config.mask_token is not None
             features_BLD, hidden_BL = self.model(visible(token_BL, self.config.mask_token)), token_BL < 0
             return head_loss(self.head(features_BLD[hidden_BL]), self.lm_head.weight, hidden_targets(token_BL), reduction)
-        return head_loss(self.model(token_BL).flatten(0, 1), self.lm_head.weight, target_BL.flatten(), reduction)
+        return head_loss(self.features(token_BL).flatten(0, 1), self.lm_head.weight, target_BL.flatten(), reduction)
 
 
 def build(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:

@@ -37,6 +37,8 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         mlp_ratio=recipe.mlp_ratio,
         norm_embedding=recipe.norm_embedding,
         tie_embeddings=recipe.tie_embeddings,
+        share_layers=recipe.share_layers,
+        embedding_rank=recipe.embedding_rank,
         document_end=world.document_end,
         mixer=recipe.mixer,
         mask_token=world.mask_token,

@@ -33,7 +33,7 @@ class Recipe:
     weight_decay: float = 0.1
     """Decoupled; `adam` is without."""
     weight_decay_schedule: str = "constant"
-    """Whether the weight decay stays, or falls `linear`ly to 0."""
+    """Whether the weight decay stays, or falls to 0 (`linear`)."""
     batch_ramp: float = 0.0
     """Share of the run in which the batch rises from a quarter to the whole."""
     momentum_warmup: float = 0.0
@@ -54,6 +54,10 @@ class Recipe:
     """Whether a token's vector is normalised before the first block."""
     tie_embeddings: bool = True
     """Whether the embedding is also the output head."""
+    share_layers: int = 1
+    """Layers in a row that are one block, used so many times; 1 for none."""
+    embedding_rank: int = 0
+    """Numbers of a token in an embedding of two factors, a multiple of 16; 0 for as many as the width, in one piece."""
     compression: str = "none"
     """What makes the deployed model smaller: options of `compress/apply.py`, joined by `+`."""
     sparsity: float = 0.5
@@ -97,6 +101,8 @@ UNUSUAL = (
     "ema",
     "mixer",
     "mask_rate",
+    "share_layers",
+    "embedding_rank",
     "compression",
 )
 """What a summary says only where it differs from its default."""

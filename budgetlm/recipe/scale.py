@@ -27,6 +27,7 @@ from budgetlm.model.size import (
     body_parameters,
     compute_parameters,
     parameters,
+    round_width,
 )
 from budgetlm.recipe.oracle import (
     averaging_time,
@@ -220,18 +221,24 @@ def _batch(recipe: Recipe, share: float) -> float:
 
 
 def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
-    """Shapes up to the target's, with an aspect not far from it; larger ones for more than the target's time."""
+    """Shapes up to the target's, with an aspect not far from it; larger ones for more than the target's time.
+
+    An embedding's rank keeps its share of the width, and as many layers in a row share a block as at the target.
+    """
     aspect, reach = target.width / target.depth, max(1.0, share ** (1 / 3))
     for depth in range(min(LEAST_DEPTH, target.depth), math.ceil(target.depth * reach) + 1):
         step = WIDTH_STEP * (4 if target.width >= 512 else 1)
         for width in range(step, int(target.width * reach) + 1, step):
             if 1 / MOST_ASPECT <= width / depth / aspect <= MOST_ASPECT:
-                groups = target.kv_groups
+                groups, rank = (
+                    target.kv_groups,
+                    target.embedding_rank and round_width(target.embedding_rank * width / target.width),
+                )
                 try:
-                    yield replace(target, depth=depth, width=width)
+                    yield replace(target, depth=depth, width=width, embedding_rank=rank)
                 except ConfigError:  # too few heads for the groups at this width
                     if groups > 1:
-                        yield replace(target, depth=depth, width=width, kv_groups=1)
+                        yield replace(target, depth=depth, width=width, embedding_rank=rank, kv_groups=1)
 
 
 def _nearest_shape(

@@ -43,7 +43,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "tie_embeddings": (True, False),
     "prune_scope": SCOPES,
 }
-INTEGERS = ("depth", "width", "batch_tokens", "kv_groups", "distil_top_k")
+INTEGERS = ("depth", "width", "batch_tokens", "kv_groups", "share_layers", "embedding_rank", "distil_top_k")
 LIMITS: dict[str, tuple[float, float]] = {
     "depth": (1, 256),
     "width": (WIDTH_STEP, 32_768),
@@ -60,6 +60,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "mask_rate": (0.01, 0.9),
     "kv_groups": (1, 64),
     "mlp_ratio": (0.25, 16),
+    "share_layers": (1, 256),
+    "embedding_rank": (0, 32_768),
     "sparsity": (0, 0.99),
     "prune_start": (0, 1),
     "prune_end": (0, 1),
@@ -174,8 +176,8 @@ def _checked(name: str, value: Any) -> Any:
     low, high = LIMITS[name]
     if not low <= value <= high:
         raise ConfigError(f"space.{name} cannot be {value}: it lies between {low:g} and {high:g}.")
-    if name == "width" and value % WIDTH_STEP:
-        raise ConfigError(f"space.width {value} is not a multiple of {WIDTH_STEP}. Use {round_width(value)}.")
+    if name in ("width", "embedding_rank") and value % WIDTH_STEP:
+        raise ConfigError(f"space.{name} {value} is not a multiple of {WIDTH_STEP}. Use {round_width(value)}.")
     return wanted(value)
 
 
@@ -293,6 +295,8 @@ def default_space(default: Recipe, world: World) -> Space:
         "mlp_ratio": Fixed(3.0),
         "norm_embedding": Choices((True, False)) if counts else Fixed(True),
         "tie_embeddings": Fixed(True),
+        "share_layers": Fixed(1),
+        "embedding_rank": Fixed(0),
         **{name: Fixed(PARAMETERS[name].default) for name in COMPRESSION},
         "compression": Choices(offered(world.device, world.teacher)) if counts else Fixed("none"),
     }
@@ -331,6 +335,7 @@ def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space,
         width=recipe.width,
         kv_groups=recipe.kv_groups,
         mask_token=world.mask_token,
+        embedding_rank=recipe.embedding_rank,
     )
     return space, recipe
 

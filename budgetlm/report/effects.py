@@ -18,7 +18,16 @@ PLACES = 15
 MOST_PLACES = 24
 """Of a knob that goes in steps."""
 DRAWS = 300
-SHAPE = ("vocab_size", "context_length", "kv_groups", "mlp_ratio", "tie_embeddings", "norm_embedding")
+SHAPE = (
+    "vocab_size",
+    "context_length",
+    "kv_groups",
+    "mlp_ratio",
+    "tie_embeddings",
+    "norm_embedding",
+    "share_layers",
+    "embedding_rank",
+)
 
 
 def importances(importance: Mapping[str, Any]) -> pd.DataFrame:

@@ -158,6 +158,10 @@ def _gate(now: Standing) -> Wish | Enough:
     losses = {n: f.mean for n, f in now.forecasts.items()}
     leaders = front({n: losses[n] for n in finalists(now.records, now.forecasts)}, now.costs)
     broken, runs = now.broken(), _runs(now)
+    cheapest = next(iter(front(losses, now.costs)))
+    unseen = runs[cheapest, now.top] == 0 and leader_of(cheapest, leaders, losses, now.costs) is None
+    if unseen and _free(cheapest, now) and (cheapest, now.top) not in broken:
+        return Wish(cheapest, now.top, why="gate")  # it costs less than all leaders, so none of them can stand for it
     pairs = _pairs(leaders, losses, now.costs)
     doubts = {(one, best): improvement(now.forecasts[one], now.forecasts[best]) for one, best in pairs}
     doubts = {pair: d for pair, d in doubts.items() if d.probability >= LEAST_DOUBT and (pair[0], now.top) not in broken}

@@ -11,13 +11,16 @@ from budgetlm.errors import BudgetExhausted
 RATIO = 4
 TOP_SHARE = 1 / 5
 """The highest rung costs at most this share of the search's budget, so that several trials can reach it."""
+TOP_SHARE_OF_A_FRONT = 1 / 16
+"""The same where more than the loss counts: a front is of the trials that reached the highest rung, and wants more of them than a single best. With a
+fifth, two were there (docs/LOG.md)."""
 BOTTOM_SHARE = 1 / 400
 """The cheapest rung costs at least this share: more trials than that would not be evaluated, only counted."""
 LEAST_RUNGS = 2
 
 
 def plan_rungs(
-    budget_seconds: float, target_seconds: float, least_seconds: float, known: Sequence[float] = ()
+    budget_seconds: float, target_seconds: float, least_seconds: float, known: Sequence[float] = (), objectives: str = "loss"
 ) -> list[float]:
     """Device-seconds of each rung, cheapest first.
 
@@ -26,12 +29,16 @@ def plan_rungs(
         target_seconds: the final's time; no rung is longer.
         least_seconds: no rung is shorter.
         known: rungs that the study has already; they stay, and only higher ones are added.
+        objectives: of the study. Where more than the loss counts, the ladder ends lower if two rungs are left of it.
 
     Raises:
         BudgetExhausted: the budget does not pay for two rungs.
     """
     ladder = [target_seconds / RATIO**k for k in range(40)]
     affordable = [r for r in ladder if least_seconds <= r <= budget_seconds * TOP_SHARE]
+    if objectives != "loss":
+        low = [r for r in affordable if r <= budget_seconds * TOP_SHARE_OF_A_FRONT]
+        affordable = low if len(low) >= LEAST_RUNGS else affordable[-LEAST_RUNGS:]  # the ladder is the dearest first
     if target_seconds / RATIO ** (LEAST_RUNGS - 1) < least_seconds:
         raise BudgetExhausted(
             f"a target of {target_seconds:g} s is too short for {LEAST_RUNGS} rungs of at least {least_seconds:g} s, each a "

@@ -13,7 +13,7 @@ from typing import Any
 from budgetlm.compress.apply import check_compression
 from budgetlm.compress.teacher import check_teacher, teacher_parameters
 from budgetlm.config import StudyConfig
-from budgetlm.data.batches import Batches, validation_windows
+from budgetlm.data.batches import training_batches, validation_sample
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
@@ -215,7 +215,8 @@ def check_limit(config: StudyConfig) -> None:
 def usual_shape(config: StudyConfig, passport: Passport) -> ModelConfig:
     """A shape like those of which a study will train many, as far as that is known before its text is."""
     budget, context = config.budget, context_of(config, passport.device)
-    rung = plan_rungs(budget.seconds, budget.target_seconds, config.search.least_rung_seconds)[0]
+    wanted = config.search
+    rung = plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, objectives=wanted.objectives)[0]
     vocabulary = vocabulary_of(config, passport)
     return _shapes_to_time(rung, budget.target_seconds, passport, vocabulary, context, read_space(config.space))[1]
 
@@ -311,11 +312,12 @@ def make_plan(
     """
     check_precision(config, passport)
     target = config.budget.target_seconds
-    rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds)
+    wanted = config.search
+    rungs = plan_rungs(config.budget.seconds, target, wanted.least_rung_seconds, objectives=wanted.objectives)
     context = context_of(config, passport.device)
     # Too little text is noticed before anything is measured on its behalf.
-    Batches(tokens.split("train"), context, config.search.seed)
-    validation_windows(tokens.split("validation"), context, context)
+    training_batches(tokens, context, config.search.seed)
+    validation_sample(tokens, context, context)
     wanted = read_space(config.space)
     _check_compressions(wanted, config, passport, tokens)
     optimizers = _optimizers(wanted)

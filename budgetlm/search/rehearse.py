@@ -8,11 +8,11 @@ memory, and which run is still paid for.
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from budgetlm.config import StudyConfig
 from budgetlm.data.tokens import Tokens
-from budgetlm.model.size import compute_parameters, flops_per_token, parameters, saved_bytes
+from budgetlm.model.size import flops_per_token, parameters, saved_bytes
 from budgetlm.passport import Passport
 from budgetlm.recipe.oracle import deployed_bytes, expected_peak_bytes, expected_speed, model_of, token_milliseconds
 from budgetlm.recipe.recipe import Recipe
@@ -24,7 +24,7 @@ from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan, guessed_calibration, make_plan
 from budgetlm.search.trunks import KEPT
 from budgetlm.train.checkpoint import KEEP
-from budgetlm.train.config import as_dict
+from budgetlm.train.config import bare_record
 
 FLOOR, DECAY = 0.5, 0.2
 """The imagined law: bits per byte = FLOOR + exp(level - DECAY · log(seconds / target))."""
@@ -164,24 +164,12 @@ def imagine(job: RungJob, world: World) -> RunRecord:
     chance = random.Random(label.trial)  # noqa: S311  # there is nothing to keep secret
     level = chance.gauss(*LEVELS) if label.trial else 0.0
     speed = expected_speed(config, world)
-    return RunRecord(
-        run=label.run,
-        kind=label.kind,
-        trial=label.trial,
-        rung=label.rung,
+    return replace(
+        bare_record(label, config),
         state="done",
-        recipe=label.recipe,
-        config=as_dict(config),
-        seed=config.seed,
-        target_seconds=label.target_seconds,
-        planned_seconds=config.seconds,
-        why=label.why,
         seconds=config.seconds,
         by_purpose={"train": config.seconds},
-        steps=0,  # so that nothing is learnt of speed and memory
-        tokens=int(speed * config.seconds),
-        parameters=parameters(config.model),
-        compute_parameters=compute_parameters(config.model),
+        tokens=int(speed * config.seconds),  # of no steps, so that nothing is learnt of speed and memory
         flops=speed * config.seconds * flops_per_token(config.model),
         tokens_per_second=speed,
         bpb=FLOOR + math.exp(level - DECAY * math.log(config.seconds / label.target_seconds)),

@@ -21,6 +21,7 @@ from budgetlm.budget.ledger import SEARCH, Ledger, open_database
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.rest import rest_being_read
+from budgetlm.data.sources import check_sources
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import disk_errors, write_json
@@ -91,6 +92,7 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
     check_settings(config)
     _rungs(config, load_plan(folder))  # an impossible budget or limit is refused before anything is paid for or written
     check_limit(config)
+    check_sources(config.data)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
@@ -167,7 +169,8 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
 def _rungs(config: StudyConfig, plan: Plan | None) -> list[float]:
     budget = config.budget
     known = plan.rungs if plan else ()
-    return plan_rungs(budget.seconds, budget.target_seconds, config.search.least_rung_seconds, known)
+    wanted = config.search
+    return plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
 
 
 def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire) -> SearchResult:

@@ -6,16 +6,15 @@ before its first step. The folder goes when the run has its record: a finished r
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json, write_json
-from budgetlm.model.size import compute_parameters, parameters
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.records import RunRecord, State
 from budgetlm.studies import UNFINISHED
-from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
+from budgetlm.train.config import Label, RunConfig, as_dict, bare_record, run_config_from
 from budgetlm.workers.job import Failure
 
 SETTLED = "run.json"
@@ -68,28 +67,4 @@ def unfinished_runs(study: Path) -> list[Unfinished]:
 
 def failed_record(label: Label, config: RunConfig | None, seed: int, why: Failure, state: State = "failed") -> RunRecord:
     """The record of a run that has left none itself."""
-    return RunRecord(
-        run=label.run,
-        kind=label.kind,
-        trial=label.trial,
-        rung=label.rung,
-        state=state,
-        recipe=label.recipe,
-        config=as_dict(config) if config else {},
-        seed=seed,
-        target_seconds=label.target_seconds,
-        planned_seconds=config.seconds if config else 0.0,
-        seconds=0.0,
-        by_purpose={},
-        steps=0,
-        tokens=0,
-        parameters=parameters(config.model) if config else 0,
-        compute_parameters=compute_parameters(config.model) if config else 0,
-        flops=0.0,
-        tokens_per_second=0.0,
-        bpb=None,
-        passport=label.passport,
-        why=label.why,
-        cause=why.cause,
-        error=why.message,
-    )
+    return replace(bare_record(label, config), state=state, seed=seed, cause=why.cause, error=why.message)

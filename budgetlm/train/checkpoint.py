@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from budgetlm.errors import CheckpointError, DiskFull
 from budgetlm.files import digest, new_folder, write_json
+from budgetlm.model.transformer import LanguageModel, tied_names
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 RESERVE_BYTES = 8 * 2**20
@@ -168,7 +169,7 @@ def _load(
 
 def _weights(name: str, network: nn.Module) -> dict[str, Tensor]:
     """A network's tensors as a checkpoint names them."""
-    return {f"{name}.{key}": value for key, value in network.state_dict().items() if key != _tied_copy(network)}
+    return {f"{name}.{key}": value for key, value in network.state_dict().items() if key not in _second_names(network)}
 
 
 def _restore(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -176,7 +177,7 @@ def _restore(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
     weights = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     missing = network.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys, missing
-    assert set(missing.missing_keys) <= {_tied_copy(network)}, missing
+    assert set(missing.missing_keys) <= _second_names(network), missing
 
 
 def _make_room(folder: Path, needed: int) -> None:
@@ -197,10 +198,9 @@ def _make_room(folder: Path, needed: int) -> None:
         )
 
 
-def _tied_copy(network: nn.Module) -> str:
-    """Name of the head where it is the embedding under a second name, which safetensors would refuse to write twice."""
-    tied = getattr(getattr(network, "config", None), "tie_embeddings", False)
-    return "lm_head.weight" if tied else ""
+def _second_names(network: nn.Module) -> set[str]:
+    """Names of the head's matrices where they are the embedding's under a second name, which safetensors would refuse to write twice."""
+    return set(tied_names(network.config)) if isinstance(network, LanguageModel) else set()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from budgetlm.compress.apply import Compression
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import ModelConfig
+from budgetlm.model.size import ModelConfig, compute_parameters, parameters
+from budgetlm.records import RunRecord
 from budgetlm.train.schedule import ScheduleConfig, longest_up_to
 
 Precision = Literal["fp32", "bf16", "bf16-master", "fp8"]
@@ -150,3 +151,30 @@ def run_config_from(values: dict[str, Any]) -> RunConfig:
 def as_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain values."""
     return dataclasses.asdict(config)
+
+
+def bare_record(label: Label, config: RunConfig | None) -> RunRecord:
+    """What is known of a run that has left no record itself: what was asked of it, and nothing that it did; `failed` until more is known."""
+    return RunRecord(
+        run=label.run,
+        kind=label.kind,
+        trial=label.trial,
+        rung=label.rung,
+        state="failed",
+        recipe=label.recipe,
+        config=as_dict(config) if config else {},
+        seed=config.seed if config else 0,
+        target_seconds=label.target_seconds,
+        planned_seconds=config.seconds if config else 0.0,
+        seconds=0.0,
+        by_purpose={},
+        steps=0,
+        tokens=0,
+        parameters=parameters(config.model) if config else 0,
+        compute_parameters=compute_parameters(config.model) if config else 0,
+        flops=0.0,
+        tokens_per_second=0.0,
+        bpb=None,
+        passport=label.passport,
+        why=label.why,
+    )

@@ -22,7 +22,7 @@ from budgetlm.budget.clock import Meter
 from budgetlm.compress.artefact import Artefact
 from budgetlm.compress.compressor import Compressor, Stage
 from budgetlm.compress.layout import artefact_bytes
-from budgetlm.data.batches import Batches, StreamedBatches, training_batches, validation_windows
+from budgetlm.data.batches import AnyBatches, training_batches, validation_sample
 from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches, hide
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
@@ -187,10 +187,10 @@ class _Run:
     def _sample(self, tokens: Tokens, most_tokens: int) -> np.ndarray:
         """Windows of the validation split, with marks where an encoder is to be asked."""
         model = self.config.model
-        windows = validation_windows(tokens.split("validation"), model.context_length, most_tokens)
+        windows = validation_sample(tokens, model.context_length, most_tokens)
         return hide(windows, EVALUATION_RATE, EVALUATION_SEED) if model.encodes else windows
 
-    def _sequences(self, tokens: Tokens) -> Batches | StreamedBatches | MaskedBatches:
+    def _sequences(self, tokens: Tokens) -> AnyBatches | MaskedBatches:
         """What is trained on, from where the run stands."""
         config = self.config
         batches = training_batches(

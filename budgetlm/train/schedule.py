@@ -42,7 +42,7 @@ class ScheduleConfig:
     floor: float = 0.0
     """Where the fall ends, as a share of the peak. Zero is best for compute-optimal runs (arXiv:2502.15938)."""
     weight_decay_schedule: DecaySchedule = "constant"
-    """Whether the weight decay stays, or falls `linear`ly to 0 over the run."""
+    """Whether the weight decay stays (`constant`), or falls to 0 over the run (`linear`)."""
     batch_ramp: float = 0.0
     """Share in which the batch rises to its size; 0 for none."""
     momentum_warmup: float = 0.0

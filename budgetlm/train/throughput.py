@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from budgetlm.compress.apply import Compression
-from budgetlm.model.size import ModelConfig, block_matrices, flops_per_token, head_parameters, parameters
+from budgetlm.model.size import ModelConfig, block_matrices, end_products, flops_per_token, parameters
 from budgetlm.train.config import Precision
 
 PRIOR_WEIGHT = 0.2
@@ -162,13 +162,13 @@ def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, 
     """What one token takes. The forward pass is a third of it, and a checkpointed block takes a second one."""
     micro = max(1.0, min(batch_tokens, micro_batch_tokens))
     blocks = model.depth * (4 / 3 if checkpointed else 1.0)
-    head, count = 6 * head_parameters(model), parameters(model)
+    head, count = 6 * end_products(model), parameters(model)
     updated, orthogonal = UPDATE.get(optimizer, 1.0) * count, 0.0
     if optimizer == "muon":
         # Five Newton-Schulz steps on an (a, b) matrix, a <= b: each 4·a²·b + 2·a³ operations.
         shapes = [(min(s), max(s)) for s in block_matrices(model)]
-        orthogonal = model.depth * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes)
-        updated += model.depth * sum(a * b for a, b in shapes)
+        orthogonal = model.blocks * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes)
+        updated += model.blocks * sum(a * b for a, b in shapes)
     return Work(
         products=head + (flops_per_token(model) - head) * blocks / model.depth,
         elements=blocks * (10 * model.width + 4 * model.hidden),

@@ -25,7 +25,7 @@ from budgetlm.compress.artefact import make_artefact, save_artefact
 from budgetlm.compress.compressor import Compressor
 from budgetlm.compress.measure import measure_apart
 from budgetlm.compress.prune import apply_masks, masks_for
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.files import new_folder
 from budgetlm.model.export import load_model, save_model
 from budgetlm.model.size import ModelConfig, compute_parameters
@@ -65,7 +65,7 @@ class Bench:
 
     def __init__(self, results: Path, folder: Path) -> None:
         self.results, self.folder, self.tokens = results, folder, tokens_of("stdlib", VOCABULARY)
-        self.windows = validation_windows(self.tokens.split("validation"), CONTEXT, SCORED)
+        self.windows = validation_sample(self.tokens, CONTEXT, SCORED)
 
     def score(self, network) -> float:
         return evaluate(network, self.windows, self.tokens.bytes_V, micro_batch=8)

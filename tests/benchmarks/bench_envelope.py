@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from budgetlm.config import study_config
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.envelope import enveloped, run_all
 from budgetlm.model.export import load_model
 from budgetlm.receipts import receipts
@@ -50,7 +50,7 @@ def by_run(hours: float, seed: int, cache: Path, kept: Path | None) -> dict:
         network, _, _ = load_model(done.final.folder / "model")
         receipt = asdict(receipts([config.name]).finals[0])
     tokens = tokens_of("stdlib", network.config.vocab_size)
-    windows = validation_windows(tokens.split("validation"), network.config.context_length, WHOLE_SPLIT)
+    windows = validation_sample(tokens, network.config.context_length, WHOLE_SPLIT)
     return {
         "bpb": evaluate(network, windows, tokens.bytes_V, micro_batch=8),
         "search_seconds": done.search_seconds,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.config import study_config
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.model.size import ModelConfig
 from budgetlm.passport import Passport, take_passport
 from budgetlm.recipe.scale import at_target
@@ -120,7 +120,7 @@ def measure(side: str, text: str, seconds: float, rate: float, seed: int, settle
     warm_up()
     with mock.patch.object(loop, "build", side_effect=build):
         trained = loop.train(config, LABEL, tokens, Meter(ProcessorClock()))
-    windows = validation_windows(tokens.split("validation"), config.model.context_length, WHOLE_SPLIT)
+    windows = validation_sample(tokens, config.model.context_length, WHOLE_SPLIT)
     bpb = evaluate(trained.network, windows, tokens.bytes_V, micro_batch=8)
     facts = {"tokens": trained.record.tokens, "bpb": bpb, "config": as_dict(config)}
     return {"side": side, "text": text, "seconds": seconds, "rate": rate, "seed": seed, **facts}

@@ -11,7 +11,8 @@ import torch
 
 from budgetlm.budget.clock import Meter
 from budgetlm.commands.options import cache_folder
-from budgetlm.data.corpus import DataConfig, prepare_corpus
+from budgetlm.data.config import DataConfig
+from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.tokens import prepare_tokens
 from budgetlm.model.size import MIXERS, ModelConfig, parameters
 from budgetlm.train.config import Label, OptimizerConfig, RunConfig

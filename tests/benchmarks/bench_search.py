@@ -34,7 +34,7 @@ import torch
 
 from budgetlm.budget.clock import Meter
 from budgetlm.config import StudyConfig, study_config
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.passport import take_passport
 from budgetlm.recipe.oracle import expected_speed
 from budgetlm.recipe.recipe import Recipe, recipe_from
@@ -111,7 +111,7 @@ class Contest:
         timed = at_target(recipe, seconds, plan.world, seed=1000 + self.seed)
         tokens = expected_speed(timed, plan.world) * seconds
         trained = self.train(replace(timed, seconds=0.0, steps=max(1, round(tokens / timed.batch_tokens))), recipe)
-        windows = validation_windows(self.tokens.split("validation"), plan.world.context_length, 2**24)
+        windows = validation_sample(self.tokens, plan.world.context_length, 2**24)
         bpb = evaluate(trained.network, windows, self.tokens.bytes_V, micro_batch=8)
         return {"bpb": bpb, "parameters": trained.record.parameters, "tokens": trained.record.tokens}
 

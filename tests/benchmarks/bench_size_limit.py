@@ -24,7 +24,7 @@ import torch
 
 from budgetlm.compress.artefact import load_artefact
 from budgetlm.config import StudyConfig, study_config
-from budgetlm.data.batches import validation_windows
+from budgetlm.data.batches import validation_sample
 from budgetlm.final import final
 from budgetlm.records import read_records
 from budgetlm.search.plan import load_plan
@@ -72,7 +72,7 @@ class Bench:
         assert plan
         tokens = prepare(config, plan.world.vocab_size, self.cache, Watcher())
         network, _, _ = load_artefact(done.folder / "model")
-        windows = validation_windows(tokens.split("validation"), plan.world.context_length, 2**24)
+        windows = validation_sample(tokens, plan.world.context_length, 2**24)
         bpb = evaluate(network, windows, tokens.bytes_V, micro_batch=8)
         facts = {"trial": done.record.trial, "bytes": done.record.artefact_bytes, "recipe": done.recipe, "size": done.size}
         forecast = [done.forecast.mean, *done.forecast.interval] if done.forecast else None

@@ -29,13 +29,28 @@ def finished(option, **shape):
     return network, compression
 
 
+SMALL = [
+    {"depth": 5, "share_layers": 2},
+    {"embedding_rank": 16},
+    {"share_layers": 3, "embedding_rank": 32, "tie_embeddings": False},
+]
+"""Shapes that no plain Qwen3 has, each with a norm after the embedding."""
+
+
 def bits_per_byte(network):
     return evaluate(network, WINDOWS, np.ones(320), micro_batch=2, precision="fp32")
 
 
-@pytest.mark.parametrize("option", STORED)
-def test_what_is_loaded_from_disk_scores_and_says_what_it_did_before(option, tokens, tmp_path):
-    network, compression = finished(option)
+@pytest.mark.parametrize(
+    ("option", "shape"),
+    [
+        *((option, {}) for option in STORED),
+        *zip(["int4", "prune+int8", "int8-dynamic"], SMALL, strict=True),
+        ("none", SMALL[2]),
+    ],
+)
+def test_what_is_loaded_from_disk_scores_and_says_what_it_did_before(option, shape, tokens, tmp_path):
+    network, compression = finished(option, **shape)
     artefact = make_artefact(network, compression)
     before = artefact.network()
     save_artefact(tmp_path, artefact, network, tokens.tokenizer_file, 0)
@@ -48,13 +63,32 @@ def test_what_is_loaded_from_disk_scores_and_says_what_it_did_before(option, tok
     assert bits_per_byte(again) == pytest.approx(plain, rel=1e-6 if not compression.quantised else 0.02)
 
 
-@pytest.mark.parametrize("shape", [{}, {"tie_embeddings": False, "depth": 3}, {"vocab_size": 1000, "mlp_ratio": 2.0}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"tie_embeddings": False, "depth": 3}, {"vocab_size": 1000, "mlp_ratio": 2.0}, *SMALL]
+)
 @pytest.mark.parametrize("option", STORED)
 def test_the_bytes_are_foretold(option, shape):
     network, compression = finished(option, **shape)
     assert artefact_bytes(network.config, compression) == pytest.approx(
         len(make_artefact(network, compression).weights), rel=0.002
     )
+
+
+@pytest.mark.parametrize("shape", SMALL)
+def test_shared_layers_and_factors_are_stored_as_they_are_where_only_budgetlm_reads_the_file(shape, tokens, tmp_path):
+    network, compression = finished("int4", **shape)
+    artefact = make_artefact(network, compression)
+    plain = make_artefact(exported(network), compression)
+    assert len(artefact.weights) < 0.95 * len(plain.weights)
+    assert len(make_artefact(network, Compression()).weights) == len(make_artefact(exported(network), Compression()).weights)
+    save_artefact(tmp_path, artefact, network, tokens.tokenizer_file, 0)
+    again, _, _ = load_artefact(tmp_path)
+    assert again.config == network.config
+    # What was read makes a plain folder again.
+    save_model(tmp_path, again, tokens.tokenizer_file, 0)
+    whole, _, _ = load_model(tmp_path)
+    ids = torch.arange(32)[None]
+    assert torch.allclose(whole(ids), again(ids), atol=1e-5)
 
 
 def test_a_tied_matrix_is_stored_once():

@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 from budgetlm.budget.holder import _started
 from budgetlm.data import rest as module
 from budgetlm.data.batches import StreamedBatches, training_batches
-from budgetlm.data.corpus import DataConfig, _mark, prepare_corpus
+from budgetlm.data.config import DataConfig
+from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.rest import rest_being_read, write_rest
+from budgetlm.data.sieve import mark_of
 from budgetlm.data.tokens import prepare_tokens
 from budgetlm.errors import ConfigError, DataError
 from tests.conftest import sentences
@@ -187,7 +189,7 @@ def test_the_rest_is_read_beside_and_its_process_ends_with_the_block(config, tmp
 def test_a_source_that_cannot_be_read_on_is_one_line_and_what_is_there_stays(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    good, bad = sorted(["1.jsonl", "2.jsonl"], key=lambda name: _mark(name.encode()))  # the order in which they are read
+    good, bad = sorted(["1.jsonl", "2.jsonl"], key=lambda name: mark_of(name.encode()))  # the order in which they are read
     write_source(folder / good)
     (folder / bad).write_text("{ this is no JSON\n")
     config = DataConfig(source=str(folder), vocab_size=320, head_bytes=HEAD, stream="on")
@@ -196,7 +198,7 @@ def test_a_source_that_cannot_be_read_on_is_one_line_and_what_is_there_stays(tmp
         wait_until(lambda: notes)
     assert len(notes) == 1
     assert notes[0].startswith("warning   the rest of ")
-    assert "could not read" in notes[0]
+    assert f"line 1 of {folder / bad} is not JSON" in notes[0]
     assert "\n" not in notes[0]
     assert tokens.shards()
     assert not tokens.complete

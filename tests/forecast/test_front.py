@@ -122,6 +122,16 @@ def test_the_gate_tells_apart_those_that_could_push_each_other_off_the_front_and
     assert wish.why == "gate"
 
 
+def test_a_trial_cheaper_than_all_that_reached_the_top_gets_its_run_there_in_the_gate():
+    again = {"run": "trial0000-rung0-repeat1", "seed": 1, "bpb": ladder(0, 0.0)[0][0].bpb + 0.02}
+    climbed = [*of((0.0, 4.0), (0.3, 3.0)), dataclasses.replace(sized(0, 0.0, 4.0)[0], **again)]
+    records = [*climbed, *[r for r in of((0.0, 4.0), (0.3, 3.0), (0.6, 1.0)) if r.trial == 2 and r.rung == 0]]
+    wanted = next_wish(standing(records, remaining=200.0, costs=costs_of(records, "loss,size"), stops_early=False))
+    assert (wanted.why, wanted.trial, wanted.repeat) == ("gate", 2, 0)
+    alone = next_wish(standing(records, remaining=200.0, stops_early=False))  # of the loss alone it is hopeless
+    assert getattr(alone, "trial", None) != 2
+
+
 def test_a_pick_is_of_the_front_and_a_wrong_one_is_answered_with_those_there_are():
     points = [
         FrontPoint(5, 1.6, 1.5, 1.7, 0.5, 2.0),

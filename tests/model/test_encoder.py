@@ -3,7 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from budgetlm.data.corpus import DataConfig, prepare_corpus
+from budgetlm.data.config import DataConfig
+from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.masks import hide
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.errors import BudgetlmError, ConfigError

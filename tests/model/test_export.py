@@ -19,6 +19,10 @@ from tests.model.test_transformer import TOKENS_BL, trained_looking
         {"width": 64, "kv_groups": 4, "tie_embeddings": False},
         {"norm_embedding": True},
         {"norm_embedding": True, "tie_embeddings": False},
+        {"depth": 3, "share_layers": 2},
+        {"embedding_rank": 16},
+        {"embedding_rank": 16, "norm_embedding": True, "depth": 4, "share_layers": 4},
+        {"embedding_rank": 16, "tie_embeddings": False, "norm_embedding": True},
     ],
 )
 def test_transformers_loads_the_folder_without_us_and_gives_the_same_logits(tmp_path, tokens, changes):

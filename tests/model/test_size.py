@@ -17,6 +17,7 @@ from budgetlm.model.size import (
     compute_parameters,
     document_mask_bytes,
     embedding_activation_bytes,
+    end_products,
     evaluation_sequences,
     flops_per_token,
     loss_activation_bytes,
@@ -41,6 +42,9 @@ SHAPES = [
     tiny_model(width=64, mlp_ratio=2.5, kv_groups=2, tie_embeddings=False),
     tiny_model(width=512, depth=1, vocab_size=1000),
     tiny_model(width=64, norm_embedding=True),
+    tiny_model(width=64, depth=5, share_layers=2),
+    tiny_model(width=64, embedding_rank=16, norm_embedding=True),
+    tiny_model(width=64, embedding_rank=32, tie_embeddings=False),
 ]
 
 
@@ -49,11 +53,12 @@ def test_counted_parameters_are_those_of_the_built_model(model):
     network = LanguageModel(model)
     assert parameters(model) == sum(p.numel() for p in network.parameters())
     embeddings = {"model.embed_tokens.weight", "model.embed_norm.weight", "lm_head.weight"}
+    embeddings |= {"model.embed_factor.weight", "head_factor.weight"}
     assert body_parameters(model) == sum(p.numel() for n, p in network.named_parameters() if n not in embeddings)
-    matrices = sum(
-        p.numel() for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
-    )
-    assert compute_parameters(model) == matrices + model.vocab_size * model.width
+    blocks = [sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in network.model.layers]
+    matrices = sum(blocks[layer // model.share_layers] for layer in range(model.depth))
+    factors = 2 * model.width * model.embedding_rank  # the embedding's and the head's, whether or not they are one
+    assert compute_parameters(model) == matrices + network.lm_head.weight.numel() + factors
 
 
 def test_flops_are_six_per_computing_parameter_plus_attention():
@@ -91,10 +96,11 @@ def test_counted_activations_are_those_that_autograd_keeps(model, precision):
     assert torch.isfinite(loss)
     ends = embedding_activation_bytes(model, precision) + loss_activation_bytes(model, precision)
     a_token = model.depth * block_activation_bytes(model, precision) + ends
-    head, ids = model.vocab_size * model.width, 8
+    head, ids = model.vocab_size * model.embedding_width, 8
     # In fp32 the loss keeps the gradients that it has made, that of the features in the place of the features.
     in_fp32 = FP32 * head
-    in_bf16 = tokens.numel() * FP32 * model.vocab_size + BF16 * head + model.depth * block_copy_bytes(model, precision) + 4
+    copies = BF16 * end_products(model) + block_copy_bytes(model, precision)
+    in_bf16 = tokens.numel() * FP32 * model.vocab_size + copies + 4
     of_the_loss = in_fp32 if precision == "fp32" else in_bf16
     mask = document_mask_bytes(model, len(tokens), precision)
     assert sum(s.nbytes() for s in kept.values()) == tokens.numel() * (a_token + ids) + of_the_loss + mask
@@ -150,6 +156,10 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=
         run_of(1, 1, width=16, context_length=4096, depth=1, vocab_size=20_000),  # the loss in chunks
         run_of(8, 2, width=64, context_length=256, depth=3, document_end=0),
         run_of(8, 1, width=64, context_length=256, depth=3, document_end=0, again=True),
+        run_of(1, 1, "muon", width=256, depth=6, share_layers=2),
+        run_of(8, 2, width=128, context_length=64, depth=4, share_layers=4),
+        run_of(1, 1, width=256, depth=2, vocab_size=2048, embedding_rank=64),
+        run_of(2, 3, "muon", width=128, context_length=64, depth=2, vocab_size=2048, embedding_rank=32, norm_embedding=True),
     ],
 )
 def test_the_counted_peak_is_what_the_allocator_gives_out(config):
@@ -176,7 +186,7 @@ def test_the_counted_peak_is_what_the_allocator_gives_out(config):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_counted_optimizer_state_is_what_the_optimizer_keeps(name, tied):
-    config = run_of(2, 1, name, tie_embeddings=tied, kv_groups=2)
+    config = run_of(2, 1, name, tie_embeddings=tied, kv_groups=2, depth=3, share_layers=2, embedding_rank=16)
     stepper = Stepper(config, build(config.model, 0))
     stepper.step(np.ones((2, config.model.context_length + 1), dtype=np.int64), 1e-4)
     state = [v for o in stepper.optimizers for values in o.state.values() for v in values.values()]
@@ -214,7 +224,14 @@ def test_memory_grows_with_micro_batch_and_model_and_falls_with_checkpointing():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"width": 40}, "multiple of 16. Use 32"), ({"depth": 0}, "at least 1"), ({"kv_groups": 3}, "groups of 3")],
+    [
+        ({"width": 40}, "multiple of 16. Use 32"),
+        ({"depth": 0}, "at least 1"),
+        ({"share_layers": 0}, "at least 1"),
+        ({"kv_groups": 3}, "groups of 3"),
+        ({"embedding_rank": 24}, "Use 32, or 0"),
+        ({"embedding_rank": 64}, "no more than the width, which is 32. Use 32"),
+    ],
 )
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):

@@ -27,6 +27,13 @@ def test_a_raised_budget_keeps_its_rungs_and_only_adds_higher_ones():
     assert plan_rungs(370, 86_400, 4.0, before) == before
 
 
+def test_the_ladder_of_a_front_ends_where_several_can_reach_it_but_keeps_two_rungs():
+    assert plan_rungs(150, 30, 1.8) == [1.875, 7.5, 30]
+    assert plan_rungs(150, 30, 1.8, objectives="loss,size") == [1.875, 7.5]
+    assert plan_rungs(90, 30, 1.8, objectives="loss,size") == plan_rungs(90, 30, 1.8) == [1.875, 7.5]
+    assert plan_rungs(600, 30, 1.8, [1.875, 7.5], "loss,size") == [1.875, 7.5, 30]
+
+
 def test_a_budget_too_small_says_how_much_would_do():
     with pytest.raises(BudgetExhausted, match=r"--hours 0\.0837`") as refused:
         plan_rungs(30, 60, 4.0)

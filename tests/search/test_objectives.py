@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from budgetlm.cli import main
+from budgetlm.envelope import run_all
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.final import final
 from budgetlm.records import read_records
@@ -108,6 +109,23 @@ def test_a_final_is_picked_from_the_front_and_says_its_real_size(front_study, ca
     assert small.size == f"{points[0].megabytes:,.3f} MB of weights on the disk"
     with pytest.raises(StudyError, match="no pick 'tiny'"):
         final(config.name, cache, clock, Watcher(), config=config, which="tiny")
+
+
+def test_a_pick_gets_the_final_of_an_envelope_and_another_one_no_second(front_study, cache, clock, monkeypatch):
+    folder, config, _ = front_study
+    monkeypatch.chdir(folder)
+    hours = (ledger_of(config.name).balance().charged_seconds + 1.0) / 3600
+
+    def run_with(which):
+        return run_all(config, hours, cache, clock, Notes, which=which)
+
+    spent = run_with("smallest")
+    assert (spent.final.record.trial, spent.final.record.why) == (choice_of(config.folder).front[0].trial, "picked")
+    other = next(r.trial for r in read_records(config.folder) if r.trial != spent.final.record.trial)
+    with pytest.raises(StudyError, match=f"`budgetlm final --study {config.name} --trial {other}`"):
+        run_with(str(other))
+    with pytest.raises(StudyError, match="no pick 'tiny'"):
+        run_with("tiny")
 
 
 def test_other_objectives_or_another_limit_are_refused_for_a_study_that_has_begun(
