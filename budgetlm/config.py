@@ -60,11 +60,17 @@ class ModelSettings:
 
     context_length: int = 0
     """Tokens that a model sees at once; 0 for 256 on a CPU and 1,024 on a GPU."""
+    objective: str = "clm"
+    """What models learn: `clm`, to predict the next token (a decoder), or `mlm`, those that are hidden from it (an encoder)."""
     document_attention: bool = False
     """Whether a token attends to its own document only, where several are packed into a sequence; in training and in evaluation
     (`model/documents.py`)."""
 
     def __post_init__(self) -> None:
+        if self.objective not in ("clm", "mlm"):
+            raise ConfigError(f"model.objective cannot be {self.objective!r}. Use clm, or mlm.")
+        if self.objective == "mlm" and self.document_attention:
+            raise ConfigError("model.document_attention is for decoders, but model.objective is mlm. Leave one of them out.")
         if self.context_length and not 8 <= self.context_length <= 2**17:
             raise ConfigError(
                 f"model.context_length is {self.context_length}; use 8 to {2**17}, or 0 for the device's default."

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
@@ -21,6 +22,7 @@ from budgetlm.compress.artefact import load_artefact, save_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import validation_sample
+from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, hide
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
@@ -30,6 +32,7 @@ from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
 from budgetlm.interrupt import StopRequest
 from budgetlm.model.export import save_model, weights_bytes
+from budgetlm.model.fill import fill
 from budgetlm.model.generate import generate
 from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
@@ -344,10 +347,24 @@ def write_samples(network: LanguageModel, tokens: Tokens, should_stop: Callable[
     tokenizer = Tokenizer.from_file(str(tokens.tokenizer_file))
     context = network.config.context_length
     windows = validation_sample(tokens, context, SAMPLES * context)
-    samples = []
+    samples: list[dict[str, str]] = []
+    if network.config.encodes:
+        return _filled(network, tokenizer, windows)
     for number, window in enumerate(windows):
         prompt = [int(t) for t in window[:PROMPT_TOKENS]]
         end = tokens.facts.end_of_text
         made = list(generate(network, prompt, SAMPLE_TOKENS, seed=number, end_of_text=end, should_stop=should_stop))
         samples.append({"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(made)})
+    return samples
+
+
+def _filled(network: LanguageModel, tokenizer: Tokenizer, windows: np.ndarray) -> list[dict[str, str]]:
+    """The beginnings of the windows with gaps, and as an encoder fills them."""
+    samples, mask = [], network.config.mask_token
+    assert mask is not None
+    length = min(3 * PROMPT_TOKENS, network.config.context_length - 1)
+    for marked in hide(windows[:, : length + 1], EVALUATION_RATE, EVALUATION_SEED)[:, :-1].tolist():
+        prompt = [mask if token < 0 else token for token in marked]
+        shown = tokenizer.decode(prompt, skip_special_tokens=False)
+        samples.append({"prompt": shown, "continuation": tokenizer.decode(fill(network, prompt))})
     return samples

@@ -270,7 +270,7 @@ def _state(name: str, folder: Path) -> str:
 def resolve(name: str) -> str:
     """A study's name from what a person asked for.
 
-    `best` is the one with the best final, or forecast, among those of the same data, machine, objectives and limit as the newest.
+    `best` is the one with the best final, or forecast, among those of the same data, machine, objective, objectives and limit as the newest.
 
     Raises:
         StudyError: there is no such study, or none with a finished trial.
@@ -285,7 +285,9 @@ def resolve(name: str) -> str:
             continue
         passport = Passport(**read_json(folder / PLAN)["passport"]).id
         config = open_config(known)
-        group = json.dumps([config.data.source, passport, config.search.objectives, config.search.max_model_mb])
+        group = json.dumps(
+            [config.data.source, passport, config.search.objectives, config.search.max_model_mb, config.model.objective]
+        )
         finals = [r.bpb for r in finals_of(folder) if r.bpb is not None]
         value = min(finals) if finals else choice.forecast.mean
         candidates.append((group, (folder / "runs.jsonl").stat().st_mtime, value, known))

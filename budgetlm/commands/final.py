@@ -75,7 +75,10 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Choose among so many tokens; 0 for all.", min=0)] = 50,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
 ) -> None:
-    """Let a trained model go on from a prompt."""
+    """Let a trained model go on from a prompt; an encoder fills the gaps that `[MASK]` leaves in it.
+
+    budgetlm generate "def " --study best        budgetlm generate "import [MASK]" --study my-encoder
+    """
     from budgetlm.studies import finals_of, open_config, resolve
 
     if model is None:
@@ -90,6 +93,12 @@ def generate(
     from budgetlm.model.generate import generate as sample
 
     network, tokenizer, end = load_artefact(model)
+    if network.config.encodes:
+        from budgetlm.model.fill import fill
+
+        filled = fill(network, [end, *tokenizer.encode(prompt, add_special_tokens=False).ids, end])
+        typer.echo(tokenizer.decode(filled))
+        return
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
     shown = ""
     made: list[int] = []

@@ -37,6 +37,12 @@ LimitOption = Annotated[
 ObjectivesOption = Annotated[
     str | None, typer.Option(help="What recipes are judged by: loss, or loss,size or loss,latency.")
 ]
+ObjectiveOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What models learn: clm, the next token (a decoder), or mlm, hidden ones (an encoder). Stays for a study's life."
+    ),
+]
 PickOption = Annotated[
     str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial's number.")
 ]
@@ -55,12 +61,14 @@ def sections(
     device: str | None,
     devices: int | None,
     threads: int | None,
+    objective: str | None,
     **search: object,
 ) -> dict[str, dict[str, object]]:
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": TOGETHER.join(data) if data else None},
+        "model": {"objective": objective},
         "train": {"device": device, "devices": devices, "threads": threads},
         "search": search,
     }

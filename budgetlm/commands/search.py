@@ -16,6 +16,7 @@ from budgetlm.commands.options import (
     JsonOption,
     LimitOption,
     NameOption,
+    ObjectiveOption,
     ObjectivesOption,
     PickOption,
     ProxyOption,
@@ -42,6 +43,7 @@ def search(
     proxy: ProxyOption = None,
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
+    objective: ObjectiveOption = None,
     track: TrackOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
@@ -49,7 +51,7 @@ def search(
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
     wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, **wanted))
+    config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, objective, **wanted))
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.search.ahead import load_ahead
@@ -87,6 +89,7 @@ def run(
     proxy: ProxyOption = None,
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
+    objective: ObjectiveOption = None,
     pick: PickOption = "best",
     track: TrackOption = None,
 ) -> None:
@@ -97,7 +100,7 @@ def run(
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
     wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(None, None, data, device, devices, threads, **wanted))
+    config = search_config(study, file, sections(None, None, data, device, devices, threads, objective, **wanted))
     begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 
@@ -137,6 +140,7 @@ def doctor(
     proxy: ProxyOption = None,
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
+    objective: ObjectiveOption = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -154,7 +158,9 @@ def doctor(
     watcher = make_watcher()
     try:
         wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-        config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, **wanted))
+        config = search_config(
+            study, file, sections(hours, target_hours, data, device, devices, threads, objective, **wanted)
+        )
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
         checks = [Check("settings", "fault", str(error))]
@@ -184,6 +190,7 @@ def plan(
     proxy: ProxyOption = None,
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
+    objective: ObjectiveOption = None,
     price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -201,7 +208,7 @@ def plan(
     elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
     here = None if elsewhere else device
     wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, **wanted))
+    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, objective, **wanted))
     if config.budget.hours == 0:
         raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
     watcher = make_watcher()

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 
 from budgetlm.compress.apply import Compression, shrunk
+from budgetlm.model.kinds import stored_shapes
 from budgetlm.model.size import ModelConfig, block_matrices, plain_form
 
 Tensors = dict[str, tuple[str, list[int]]]
@@ -51,8 +52,10 @@ def stored_form(model: ModelConfig, compression: Compression) -> ModelConfig:
 
 def artefact_tensors(model: ModelConfig, compression: Compression) -> tuple[Tensors, dict[str, str]]:
     """The tensors of a deployed model that is stored in this shape, and the file's metadata."""
-    tensors: Tensors = {}
     metadata: dict[str, str] = {"format": "pt"}
+    if model.unusual:  # and not compressed
+        return {name: ("F32", list(shape)) for name, shape in stored_shapes(model).items()}, metadata
+    tensors: Tensors = {}
     option, matrices = compression.quantised, dict(_matrices(model))
     for name, (rows, columns) in matrices.items():
         stored: Tensors

@@ -49,6 +49,8 @@ def speed(network: LanguageModel, now: Callable[[], float] = time.perf_counter) 
     network(token_1L[:, : max(1, length // 8)])  # what is done once only
     seconds = [_timed(lambda: float(network(token_1L)[0, -1, 0]), now) for _ in range(REPEATS)]
     prompt = token_1L[0, : max(1, length // 4)].tolist()
+    if network.config.encodes:  # it does not write
+        return Deployed(length / statistics.median(seconds), 0.0)
     writing = _timed(lambda: list(generate(network, prompt, DECODED, temperature=0)), now)
     return Deployed(length / statistics.median(seconds), DECODED / writing)
 

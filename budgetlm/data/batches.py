@@ -237,9 +237,12 @@ def turns(weights: Sequence[float]) -> np.ndarray:
     return order
 
 
+AnyBatches = Batches | StreamedBatches | MixedBatches
+
+
 def training_batches(
     tokens: Tokens, context_length: int, seed: int, unique_tokens: int = 0, route: Sequence[int] = ()
-) -> Batches | StreamedBatches | MixedBatches:
+) -> AnyBatches:
     """The training sequences of a corpus.
 
     Args:

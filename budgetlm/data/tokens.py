@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from budgetlm.data.config import DataConfig
 from budgetlm.data.corpus import SPLITS, Corpus, CorpusFacts
@@ -22,6 +22,7 @@ from budgetlm.errors import DataError
 from budgetlm.files import digest, new_folder, read_json, write_json
 
 END_OF_TEXT = "<|endoftext|>"
+MASK = "[MASK]"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 WORD = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What merges never cross: words, numbers by up to three digits, punctuation, and runs of white space, which in source
@@ -51,6 +52,8 @@ class TokenFacts:
     """Facts of the corpus, as a dictionary."""
     parts: list[dict[str, int]] = field(default_factory=list)
     """Tokens in each split of each source, where there are several: they lie one after the other."""
+    mask: int | None = None
+    """Id of the token that stands for a hidden one, where there is one; it is never in the text."""
 
     @property
     def weights(self) -> list[float]:
@@ -165,24 +168,32 @@ class Tokens:
         return CorpusFacts(**self.facts.corpus)
 
 
-def prepare_tokens(config: DataConfig, corpus: Corpus, vocab_size: int, cache: Path, tick: Tick | None = None) -> Tokens:
+def prepare_tokens(
+    config: DataConfig, corpus: Corpus, vocab_size: int, cache: Path, tick: Tick | None = None, *, masks: bool = False
+) -> Tokens:
     """Tokenise a corpus into the cache, or find it there. Two processes may do so at once.
 
     Args:
         vocab_size: size of the vocabulary to train; not used where `config.tokenizer` gives one.
         tick: called with the bytes done; each byte is met once in the BPE's sample and once in encoding.
+        masks: whether the vocabulary is to have a token that hides others; a given one that has none gets it in addition.
 
     Raises:
         DataError: the given tokenizer cannot be used, or a split is left without tokens.
     """
     given = _read_tokenizer(config.tokenizer) if config.tokenizer else None
-    key = digest([FORMAT, corpus.facts.fingerprint, given.to_str() if given else vocab_size, WORD])
+    if given and masks:
+        _add_mask(given)
+    facts = [FORMAT, corpus.facts.fingerprint, given.to_str() if given else vocab_size, WORD]
+    key = digest([*facts, MASK] if masks else facts)
     folder = cache / "tokens" / key
     if not (folder / "tokens.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / "tokens.json").exists():
-                tokenizer = given or train_bpe(corpus, vocab_size, tick)
+                tokenizer = given or train_bpe(corpus, vocab_size - masks, tick)
+                if masks:
+                    _add_mask(tokenizer)
                 _encode_corpus(tokenizer, corpus, key, folder, tick)
     return Tokens(folder, TokenFacts(**read_json(folder / "tokens.json")))
 
@@ -240,6 +251,11 @@ def _read_tokenizer(path: str) -> Tokenizer:
     return tokenizer
 
 
+def _add_mask(tokenizer: Tokenizer) -> None:
+    """Give a tokenizer a token that hides others. It takes the space before it, as most of the tokens do that it hides."""
+    tokenizer.add_special_tokens([AddedToken(MASK, lstrip=True, special=True)])
+
+
 def _end_of_text(tokenizer: Tokenizer) -> int:
     for text in KNOWN_ENDS:
         if (token := tokenizer.token_to_id(text)) is not None:
@@ -278,8 +294,8 @@ def _encode_corpus(tokenizer: Tokenizer, corpus: Corpus, key: str, folder: Path,
         np.save(new / "bytes.npy", bytes_V)
         tokenizer.save(str(new / "tokenizer.json"))
         tokens = {split: sum(part[split] for part in parts) for split in SPLITS}
-        several = parts if corpus.facts.parts else []
-        facts = TokenFacts(key, len(bytes_V), end, dtype, tokens, asdict(corpus.facts), several)
+        several, mask = parts if corpus.facts.parts else [], tokenizer.token_to_id(MASK)
+        facts = TokenFacts(key, len(bytes_V), end, dtype, tokens, asdict(corpus.facts), several, mask)
         write_json(new / "tokens.json", asdict(facts))
 
 

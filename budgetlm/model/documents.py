@@ -63,15 +63,27 @@ def varlen_is_usable(device: torch.device, dtype: torch.dtype, head_size: int) -
 
 
 def attend(
-    q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, documents: Documents | None, *, by_products: bool = False
+    q_BHLS: Tensor,
+    k_BKLS: Tensor,
+    v_BKLS: Tensor,
+    documents: Documents | None,
+    *,
+    by_products: bool = False,
+    causal: bool = True,
 ) -> Tensor:
-    """Causal attention, shape (B, H, L, S): over the whole sequence, or within the documents.
+    """Attention, shape (B, H, L, S): over the whole sequence, or within the documents.
 
     Args:
+        causal: whether a token sees those before it alone; where not, there are no documents to keep within.
         by_products: compute it by plain matrix products where there is a choice, which keeps the weights of all pairs of tokens for
             the backward pass. Which is faster depends on processor and length, so it is measured (`train/calibrate.py`).
     """
     grouped = q_BHLS.shape[1] > k_BKLS.shape[1]
+    if not causal:
+        assert documents is None
+        if by_products:
+            return _attend_by_products(q_BHLS, k_BKLS, v_BKLS, q_BHLS.new_zeros(1))
+        return F.scaled_dot_product_attention(q_BHLS, k_BKLS, v_BKLS, enable_gqa=grouped)
     if by_products and (documents is None or documents.starts_N1 is None):
         return _attend_by_products(q_BHLS, k_BKLS, v_BKLS, documents.mask_B1LL if documents else None)
     if documents is None:

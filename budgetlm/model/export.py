@@ -1,5 +1,8 @@
 """Weights -> a folder that Hugging Face's transformers loads without us, and back.
 
+An encoder is a ModernBERT, and is written under that one's names (`model/export_encoder.py`). Of decoders with other mixers transformers has no
+architecture, so their folders say so in `config.json`, and are read here alone.
+
 The decoder is a Qwen3 weight for weight and name for name, so this writes a config and copies nothing around, but for what no Qwen3 has: a norm
 after the embedding is worked into it, so that there are two, the factors of an embedding are multiplied out, and a block that layers share is repeated.
 What is loaded computes the same.
@@ -17,6 +20,14 @@ from torch import Tensor
 
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json, write_json
+from budgetlm.model.export_encoder import (
+    encoder_config,
+    encoder_from,
+    encoder_tokenizer_config,
+    our_weights,
+    save_encoder_tokenizer,
+    their_weights,
+)
 from budgetlm.model.size import ModelConfig, plain_form
 from budgetlm.model.transformer import LanguageModel, tied_names
 
@@ -26,11 +37,17 @@ OWN = ("share_layers", "embedding_rank", "norm_embedding")
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
+OURS = "budgetlm"
+"""The `model_type` of a folder that only budgetlm reads."""
+
+
 def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
-    """The `config.json` of a Qwen3 of this shape."""
+    """The `config.json` of a Qwen3 of this shape; of one with another mixer, which only budgetlm reads, the same with its name."""
+    kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    if model.mixer != "attention":
+        kind = {"architectures": [], "model_type": OURS, "budgetlm_mixer": model.mixer}
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        **kind,
         "vocab_size": model.vocab_size,
         "hidden_size": model.width,
         "intermediate_size": model.hidden,
@@ -61,8 +78,10 @@ def own_weights(network: LanguageModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def plain_weights(network: LanguageModel) -> dict[str, Tensor]:
-    """The fp32 weights of the Qwen3 that computes what this network does, by their names there; rounded ones are what they stand for."""
+    """The fp32 weights of the model of transformers that computes what this network does, by their names there; rounded ones are what they stand for."""
     model, own = network.config, {name: w.dequantize() for name, w in own_weights(network).items()}
+    if model.encodes:
+        return their_weights(own, tied=model.tie_embeddings)
     weights = {"model.norm.weight": own["model.norm.weight"]}
     table_VD = _whole(own, EMBEDDING, "model.embed_factor.weight")
     norm = network.model.embed_norm
@@ -109,6 +128,11 @@ def save_model(folder: Path, network: LanguageModel, tokenizer: Path, end_of_tex
     model = network.config
     weights = plain_weights(network)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    if model.encodes:
+        save_encoder_tokenizer(folder / TOKENIZER, tokenizer, end_of_text)
+        write_json(folder / CONFIG, {**encoder_config(model, end_of_text), "budgetlm_mlp_ratio": model.mlp_ratio})
+        write_json(folder / "tokenizer_config.json", encoder_tokenizer_config(tokenizer, model, end_of_text))
+        return
     write_json(folder / CONFIG, {**hugging_face_config(model, end_of_text), "budgetlm_mlp_ratio": model.mlp_ratio})
     shutil.copyfile(tokenizer, folder / TOKENIZER)
     end = Tokenizer.from_file(str(tokenizer)).id_to_token(end_of_text)
@@ -133,6 +157,8 @@ def weights_bytes(folder: Path) -> int:
 
 def model_from(config: dict[str, Any]) -> ModelConfig:
     """The shape that a `config.json` of ours describes."""
+    if config["model_type"] == "modernbert":
+        return encoder_from(config)
     model = ModelConfig(
         vocab_size=config["vocab_size"],
         depth=config["num_hidden_layers"],
@@ -143,6 +169,7 @@ def model_from(config: dict[str, Any]) -> ModelConfig:
         tie_embeddings=config["tie_word_embeddings"],
         **{name: config[f"budgetlm_{name}"] for name in OWN if f"budgetlm_{name}" in config},
         rope_theta=config["rope_theta"],
+        mixer=config.get("budgetlm_mixer", "attention"),
     )
     if config["num_attention_heads"] != model.heads:
         model = replace(model, kept_heads=config["num_attention_heads"])
@@ -160,6 +187,8 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
         model = model_from(config)
         network = LanguageModel(model)
         weights = load_file(folder / WEIGHTS)
+        if model.encodes:
+            weights = our_weights(weights)
         weights |= {second: weights[first] for second, first in tied_names(model).items()}
         network.load_state_dict(weights)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))

@@ -11,16 +11,18 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from budgetlm.errors import ConfigError
+from budgetlm.model import kinds
 
 WIDTH_STEP = 16
 """Widths are multiples of this, which vector units like."""
+MIXERS = ("attention", "lstm", "conv")
 HEAD, LEAST_HEAD = 64, 16
 """Wanted and smallest size of an attention head. Of two sizes in narrow models the larger was better and faster (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a decoder. Weight for weight a Qwen3 of the Hugging Face library (arXiv:2505.09388)."""
+    """The shape of a decoder, weight for weight a Qwen3 of the Hugging Face library (arXiv:2505.09388); or of an encoder, a ModernBERT."""
 
     vocab_size: int
     """Token ids that the model knows."""
@@ -51,8 +53,26 @@ class ModelConfig:
     """Query heads that are left where some were taken away (`compress/prune.py`); 0 for all that the width holds."""
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents (`model/documents.py`); None lets it cross them."""
+    mixer: str = "attention"
+    """What mixes a decoder's tokens: one of `MIXERS` (`model/mixers.py`)."""
+    mask_token: int | None = None
+    """Id of the token that hides others, where this is an encoder that predicts them (`model/encoder.py`); None for a decoder. An encoder always
+    normalises its embedding, whatever `norm_embedding` says."""
+    mask_rate: float = 0.3
+    """Share of the tokens that an encoder's training hides: it alone goes through the head, so it counts in what a step takes."""
 
     def __post_init__(self) -> None:
+        if self.mixer not in MIXERS:
+            raise ConfigError(f"mixer {self.mixer!r} is not known. Use one of {', '.join(MIXERS)}.")
+        if self.encodes and (self.mixer != "attention" or self.kv_groups > 1 or self.document_end is not None):
+            raise ConfigError(
+                f"an encoder has plain attention, as a ModernBERT has, but this one has mixer {self.mixer!r}, {self.kv_groups} `kv_groups` and "
+                f"document_end {self.document_end}. Use `attention`, 1, and no document attention."
+            )
+        if self.unusual and (self.share_layers > 1 or self.embedding_rank):
+            raise ConfigError(
+                f"`share_layers` ({self.share_layers}) and `embedding_rank` ({self.embedding_rank}) are for decoders with attention. Use 1 and 0."
+            )
         sizes = (self.vocab_size, self.depth, self.width, self.context_length, self.kv_groups, self.share_layers)
         if min(sizes) < 1 or self.mlp_ratio <= 0:
             raise ConfigError(f"every size of a model must be at least 1: {self}. Raise the one that is not.")
@@ -70,6 +90,16 @@ class ModelConfig:
                 f"width {self.width} cannot be cut into heads of at least {LEAST_HEAD} that share keys and values in groups of "
                 f"{self.kv_groups}. Use fewer `kv_groups`, or a width that is a multiple of {LEAST_HEAD * self.kv_groups}."
             )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether this is an encoder."""
+        return self.mask_token is not None
+
+    @property
+    def unusual(self) -> bool:
+        """Whether its blocks are others than the decoder's with attention: what it weighs is counted in `model/kinds.py`."""
+        return self.encodes or self.mixer != "attention"
 
     @property
     def blocks(self) -> int:
@@ -122,6 +152,8 @@ def round_width(width: float) -> int:
 @lru_cache(4096)
 def block_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
     """Shapes (out, in) of the weight matrices in one block."""
+    if model.unusual:
+        return kinds.block_matrices(model)
     kv, queries = model.kv_heads * model.head_size, model.query_width
     width, hidden = model.width, model.hidden
     return ((queries, width), (kv, width), (kv, width), (width, queries), (hidden, width), (hidden, width), (width, hidden))
@@ -130,6 +162,8 @@ def block_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
 @lru_cache(4096)
 def body_parameters(model: ModelConfig) -> int:
     """Parameters of all blocks, shared ones once, and the last norm: the N, without embeddings, of the scaling laws."""
+    if model.unusual:
+        return kinds.body_parameters(model)
     norms = 2 * model.width + 2 * model.head_size
     return model.blocks * (sum(a * b for a, b in block_matrices(model)) + norms) + model.width
 
@@ -144,21 +178,32 @@ def end_matrices(model: ModelConfig) -> list[tuple[int, int]]:
 def parameters(model: ModelConfig) -> int:
     """All parameters, exactly as built; a tied embedding and a shared block count once."""
     embeddings = sum(a * b for a, b in end_matrices(model))
-    return body_parameters(model) + embeddings + model.norm_embedding * model.width
+    beside = model.width * (model.width + 2) if model.encodes else model.norm_embedding * model.width
+    return body_parameters(model) + embeddings + beside
 
 
 def end_products(model: ModelConfig) -> int:
     """Parameters that take part in a matrix product for every token before and after the blocks: of the head, and of its factor and the embedding's."""
+    if model.encodes:
+        return round(model.mask_rate * model.width * (model.vocab_size + model.width))
     return model.vocab_size * model.embedding_width + 2 * model.width * model.embedding_rank
 
 
 def compute_parameters(model: ModelConfig) -> int:
-    """Parameters that take part in a matrix product for every token, as often as they do: the layers' matrices and the output head."""
+    """Parameters that take part in a matrix product for every token, as often as they do: the layers' matrices and the output head.
+
+    Of an encoder's head the share that counts is that of the tokens that go through it.
+    """
     return model.depth * sum(a * b for a, b in block_matrices(model)) + end_products(model)
 
 
 def plain_form(model: ModelConfig) -> ModelConfig:
-    """The shape of the Qwen3 that computes the same: layers repeated, factors multiplied out, a norm worked into the embedding."""
+    """The shape of the Qwen3 that computes the same: layers repeated, factors multiplied out, a norm worked into the embedding.
+
+    An encoder is what a ModernBERT is already.
+    """
+    if model.encodes:
+        return model
     tied = model.tie_embeddings and not model.norm_embedding
     return replace(model, share_layers=1, embedding_rank=0, norm_embedding=False, tie_embeddings=tied)
 
@@ -171,6 +216,8 @@ def flops_per_token(model: ModelConfig) -> int:
 
     Source: Chowdhery et al. 2022, PaLM, appendix B (arXiv:2204.02311).
     """
+    if model.mixer != "attention":
+        return 6 * compute_parameters(model) + kinds.mixing_flops(model)
     return 6 * compute_parameters(model) + 12 * model.depth * model.query_width * model.context_length
 
 
@@ -240,6 +287,8 @@ def block_activation_bytes(model: ModelConfig, precision: str, products_length: 
 
     Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
     """
+    if model.unusual:
+        return kinds.block_activation_bytes(model, precision, products_length)
     c, inputs, kept_by_a_norm = (FP32, 2, 1) if precision == "fp32" else (BF16, 5, 2)
     width, hidden, kv_width, queries = model.width, model.hidden, model.kv_heads * model.head_size, model.query_width
     norms = 2 * FP32 * (kept_by_a_norm * width + 1) + inputs * c * width
@@ -259,13 +308,20 @@ def block_copy_bytes(model: ModelConfig, precision: str) -> int:
 
 def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
     """Bytes that autograd keeps for one token between the last block and the logits: the last norm, what comes out, and what a factor makes of it."""
+    if model.encodes:
+        return kinds.encoder_loss_activation_bytes(model, precision)
     if precision == "fp32":
         return FP32 * (2 * model.width + 1 + model.embedding_rank)
     return FP32 * (2 * model.width + 1) + BF16 * (model.width + model.embedding_rank)
 
 
 def embedding_activation_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes that autograd keeps for one token before the first block: of the embedding's factor and of the norm after it, if they are there."""
+    """Bytes that autograd keeps for one token before the first block: of the embedding's factor and of the norm after it, if they are there.
+
+    What an encoder's keeps its first block does without.
+    """
+    if model.encodes:
+        return 0
     factor = (FP32 if precision == "fp32" else BF16) * model.embedding_rank
     return factor + model.norm_embedding * FP32 * ((1 if precision == "fp32" else 2) * model.width + 1)
 
@@ -367,12 +423,13 @@ def _moments_of_a_pass(
     # Logits: all of them and, while the loss is computed, what they are rounded to and their logarithms of probabilities;
     # in the backward pass those, their gradient, and that of the logits.
     features = tokens * loss_activation_bytes(model, precision)
-    head_copy = rounded * end_products(model)
-    forward, backward = ((k * FP32 + r) * tokens * model.vocab_size for k, r in ((2, rounded), (3, 0)))
+    head_copy = rounded * (model.vocab_size * model.embedding_width + 2 * model.width * model.embedding_rank)
+    predicted = round(model.mask_rate * tokens) if model.encodes else tokens
+    forward, backward = ((k * FP32 + r) * predicted * model.vocab_size for k, r in ((2, rounded), (3, 0)))
     before = weights if accumulates else 0
     made_early = 0
     if chunk := _chunk_bytes(
-        model, tokens, precision
+        model, predicted, precision
     ):  # the gradients of the head and of its input are made in the forward pass
         forward, backward, made_early = chunk + features_gradient, features_gradient, head
         head_copy -= rounded * model.vocab_size * model.embedding_width

@@ -1,6 +1,6 @@
 """The decoder: rotary positions, RMSNorm, QK-norm, SwiGLU, grouped-query attention; a Qwen3 weight for weight.
 
-Modules carry the names of the Hugging Face implementation, so `state_dict()` is already the exported file, and
+Trunk, loss and start are also those of the encoder (`model/encoder.py`) and of blocks with other mixers (`model/mixers.py`). The decoder's modules carry the names of the Hugging Face implementation, so `state_dict()` is already the exported file, and
 `model/export.py` only has to write it beside a config.
 
 Shapes: B batch, L length, D width, R rank of the embedding, H query heads, K key/value heads, S head size, F hidden, V vocabulary.
@@ -15,23 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from budgetlm.model.documents import Documents, attend, find_documents
+from budgetlm.model.encoder import EncoderBlock, LayerNorm, PredictionHead, hidden_targets, visible
 from budgetlm.model.loss import head_loss
+from budgetlm.model.mixers import MIXER_MODULES
 from budgetlm.model.norm import HeadNorm, Norm
+from budgetlm.model.rotary import rotary_tables, rotate
 from budgetlm.model.size import ModelConfig
 
-
-def rotary_tables(model: ModelConfig, length: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary positions, each of shape (L, S), fp32."""
-    exponents_H = torch.arange(0, model.head_size, 2, device=device).float() / model.head_size
-    angles_LH = torch.outer(torch.arange(length, device=device).float(), model.rope_theta**-exponents_H)
-    angles_LS = torch.cat([angles_LH, angles_LH], dim=-1)
-    return angles_LS.cos(), angles_LS.sin()
-
-
-def rotate(x_BHLS: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
-    """Turn each head's vector by the angle of its position (the half-and-half layout of Hugging Face)."""
-    left, right = x_BHLS.chunk(2, dim=-1)
-    return (x_BHLS * cos_LS + torch.cat([-right, left], dim=-1) * sin_LS).to(x_BHLS.dtype)
+FORGET_BIAS = 1.0
+"""Of a fresh LSTM: it begins by remembering (Jozefowicz et al. 2015, proceedings.mlr.press/v37/jozefowicz15)."""
 
 
 class Attention(nn.Module):
@@ -81,11 +73,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normalised copy of the residual stream."""
+    """Attention, or another mixer, and MLP, each on a normalised copy of the residual stream."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(model)
+        self.self_attn: Attention = MIXER_MODULES.get(model.mixer, Attention)(model)
         self.mlp = MLP(model)
         self.input_layernorm = Norm(model.width, eps=1e-6)
         self.post_attention_layernorm = Norm(model.width, eps=1e-6)
@@ -127,9 +119,15 @@ class Trunk(nn.Module):
         self.model = model
         self.embed_tokens = nn.Embedding(model.vocab_size, model.embedding_width)
         self.embed_factor = Factor(model) if model.embedding_rank else None
-        self.embed_norm = Norm(model.width, eps=1e-6) if model.norm_embedding else None
-        self.layers = nn.ModuleList(Block(model) for _ in range(model.blocks))
-        self.norm = Norm(model.width, eps=1e-6)
+        self.embed_norm: Norm | LayerNorm | None
+        self.norm: Norm | LayerNorm
+        if model.encodes:
+            self.embed_norm, self.norm = LayerNorm(model), LayerNorm(model)
+            self.layers = nn.ModuleList(EncoderBlock(model, first=number == 0) for number in range(model.depth))
+        else:
+            self.embed_norm = Norm(model.width, eps=1e-6) if model.norm_embedding else None
+            self.layers = nn.ModuleList(Block(model) for _ in range(model.blocks))
+            self.norm = Norm(model.width, eps=1e-6)
         self.compiled: list[Callable[..., Tensor]] = []
         """The blocks, compiled, where that was asked for."""
         self.fill_positions()
@@ -143,7 +141,7 @@ class Trunk(nn.Module):
     def attend_by_products(self, up_to: int) -> None:
         """From now on, train sequences of up to so many tokens with attention by plain products; 0 for none."""
         for block in self.layers:
-            assert isinstance(block, Block)
+            assert isinstance(block, Block | EncoderBlock)
             block.self_attn.products_up_to = up_to
 
     def compile_blocks(self, *, cuda_graphs: bool = False) -> None:
@@ -199,12 +197,13 @@ def tied_names(model: ModelConfig) -> dict[str, str]:
 
 
 class LanguageModel(nn.Module):
-    """A decoder that predicts the next token."""
+    """A decoder that predicts the next token, or an encoder that predicts those that are hidden from it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Trunk(config)
+        self.head = PredictionHead(config) if config.encodes else None
         self.head_factor = Factor(config, back=True) if config.embedding_rank else None
         self.lm_head = nn.Linear(config.embedding_width, config.vocab_size, bias=False)
         self.tie()
@@ -217,6 +216,7 @@ class LanguageModel(nn.Module):
     def features(self, token_BL: Tensor) -> Tensor:
         """Token ids (B, L) -> what the head reads, (B, L, D), or (B, L, R) of an embedding in two factors."""
         x_BLD: Tensor = self.model(token_BL)
+        x_BLD = x_BLD if self.head is None else self.head(x_BLD)
         return x_BLD if self.head_factor is None else self.head_factor(x_BLD)
 
     def forward(self, token_BL: Tensor) -> Tensor:
@@ -225,7 +225,16 @@ class LanguageModel(nn.Module):
         return logits_BLV
 
     def loss(self, token_BL: Tensor, target_BL: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of the targets in nats: a scalar, or shape (B·L,) with `reduction="none"`."""
+        """Cross-entropy of the targets in nats: a scalar, or shape (targets,) with `reduction="none"`.
+
+        Args:
+            token_BL: an encoder's have marks on those that it is not to see (`data/masks.py`).
+            target_BL: what a decoder is to predict; an encoder's targets are in the marks.
+        """
+        if self.head:
+            assert self.config.mask_token is not None
+            features_BLD, hidden_BL = self.model(visible(token_BL, self.config.mask_token)), token_BL < 0
+            return head_loss(self.head(features_BLD[hidden_BL]), self.lm_head.weight, hidden_targets(token_BL), reduction)
         return head_loss(self.features(token_BL).flatten(0, 1), self.lm_head.weight, target_BL.flatten(), reduction)
 
 
@@ -246,4 +255,9 @@ def build(config: ModelConfig, seed: int, device: torch.device | str = "cpu") ->
                 weight.normal_(0.0, 0.02, generator=generator)
             elif weight.ndim == 2:
                 weight.normal_(0.0, 1 / math.sqrt(weight.shape[1]), generator=generator)
+            elif weight.ndim == 3:  # a convolution's: each channel has a kernel of its own
+                weight.normal_(0.0, 1 / math.sqrt(weight.shape[2]), generator=generator)
+            elif "bias" in name:  # an LSTM's, whose gates are in the order input, forget, cell, output
+                weight.zero_()
+                weight.view(4, -1)[1] = FORGET_BIAS / 2  # there are two that are added
     return network.to(device)

@@ -40,6 +40,9 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         share_layers=recipe.share_layers,
         embedding_rank=recipe.embedding_rank,
         document_end=world.document_end,
+        mixer=recipe.mixer,
+        mask_token=world.mask_token,
+        mask_rate=recipe.mask_rate,
     )
 
 

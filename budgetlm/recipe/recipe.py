@@ -42,6 +42,10 @@ class Recipe:
     """Share of the run in which sequences are cut into quarters."""
     ema: float = 0.0
     """Averaging time of the weights as a share of the run; 0, or with `schedulefree`, for none."""
+    mixer: str = "attention"
+    """What mixes a decoder's tokens: attention, or another of `model/mixers.py`."""
+    mask_rate: float = 0.3
+    """Share of the tokens that training hides; encoders only."""
     kv_groups: int = 1
     """Query heads that share a key/value head."""
     mlp_ratio: float = 3.0
@@ -95,6 +99,8 @@ UNUSUAL = (
     "momentum_warmup",
     "short_sequences",
     "ema",
+    "mixer",
+    "mask_rate",
     "share_layers",
     "embedding_rank",
     "compression",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from budgetlm.compress.apply import BY_NAME, SCOPES, Compression, canonical, check_compression
 from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, round_width
+from budgetlm.model.size import MIXERS, WIDTH_STEP, ModelConfig, body_parameters, round_width
 from budgetlm.recipe.oracle import fits
 from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
 from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS
@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "cooldown_shape": COOLDOWN_SHAPES,
     "optimizer": OPTIMIZERS,
     "weight_decay_schedule": DECAY_SCHEDULES,
+    "mixer": MIXERS,
     "norm_embedding": (True, False),
     "tie_embeddings": (True, False),
     "prune_scope": SCOPES,
@@ -56,6 +57,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "momentum_warmup": (0, 1),
     "short_sequences": (0, 1),
     "ema": (0, 1),
+    "mask_rate": (0.01, 0.9),
     "kv_groups": (1, 64),
     "mlp_ratio": (0.25, 16),
     "share_layers": (1, 256),
@@ -249,6 +251,7 @@ def _usual_model(width: int, world: World) -> ModelConfig:
         width=width,
         norm_embedding=True,
         document_end=world.document_end,
+        mask_token=world.mask_token,
     )
 
 
@@ -265,7 +268,7 @@ def default_space(default: Recipe, world: World) -> Space:
     step = max(WIDTH_STEP, 2 ** int(math.log2(max(1, default.width // 8))))
     down = 2 if world.objectives == "loss" else 4
     low_width = max(2 * WIDTH_STEP, default.width // down // step * step)
-    counts = world.max_model_bytes > 0 or world.objectives != "loss"
+    counts = (world.max_model_bytes > 0 or world.objectives != "loss") and world.mask_token is None
     context = world.context_length
     return {
         "depth": Range(low=max(1, default.depth // down), high=max(3, 2 * default.depth)),
@@ -286,6 +289,8 @@ def default_space(default: Recipe, world: World) -> Space:
         "momentum_warmup": Fixed(0.0),
         "short_sequences": Fixed(PARAMETERS["short_sequences"].default),
         "ema": Fixed(0.0),
+        "mixer": Fixed("attention"),
+        "mask_rate": Fixed(0.3) if world.mask_token is None else Range(low=0.1, high=0.5),
         "kv_groups": Fixed(1),
         "mlp_ratio": Fixed(3.0),
         "norm_embedding": Choices((True, False)) if counts else Fixed(True),
@@ -319,6 +324,7 @@ def offered(device: str, teacher: str = "") -> tuple[str, ...]:
 
 def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:
     """The whole space, with what a study file says of it; and the default recipe moved into it."""
+    check_kinds(wanted, world)
     space = default_space(default, world) | wanted
     moved = {name: nearest(domain, getattr(default, name)) for name, domain in space.items()}
     recipe = replace(default, **moved)
@@ -328,9 +334,32 @@ def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space,
         depth=recipe.depth,
         width=recipe.width,
         kv_groups=recipe.kv_groups,
+        mask_token=world.mask_token,
         embedding_rank=recipe.embedding_rank,
     )
     return space, recipe
+
+
+def check_kinds(wanted: Space, world: World) -> None:
+    """Refuse what does not go together: compression is for the decoder with attention, and encoders have knobs that decoders lack, and the reverse.
+
+    Raises:
+        ConfigError: it is asked for.
+    """
+    encodes = world.mask_token is not None
+    alien = ("mixer", "kv_groups", "norm_embedding") if encodes else ("mask_rate",)
+    if names := [name for name in alien if name in wanted]:
+        kind, why = ("mlm", "a ModernBERT has no such choice") if encodes else ("clm", "nothing is hidden from a decoder")
+        raise ConfigError(f"space.{names[0]} is not for objective {kind}: {why}. Leave it out.")
+    others = [v for v in _values(wanted.get("mixer", Fixed("attention"))) if v != "attention"]
+    if (encodes or others) and any(option != "none" for option in compressions(wanted)):
+        raise ConfigError(
+            f"space.compression is for decoders with attention, not for {'encoders' if encodes else f'mixer {others[0]!r}'}. Leave it out."
+        )
+
+
+def _values(domain: Domain) -> tuple[Any, ...]:
+    return domain.values if isinstance(domain, Choices) else (domain.value,) if isinstance(domain, Fixed) else ()
 
 
 def nearest(domain: Domain, value: Any) -> Any:

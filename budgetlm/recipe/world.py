@@ -42,6 +42,8 @@ class World:
     """Length of the longest sequences whose attention is by plain products."""
     document_end: int | None = None
     """Id of the end-of-text token where attention stays within documents."""
+    mask_token: int | None = None
+    """Id of the token that hides others, where models are encoders; None for decoders."""
     proxy: Proxy = "miniature"
     objectives: str = "loss"
     """What recipes are judged by (`records.OBJECTIVES`)."""

@@ -277,6 +277,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         matmul=config.train.matmul,
         products_up_to=measured.products_up_to,
         document_end=_document_end(config, tokens),
+        mask_token=_mask_token(config, tokens),
         proxy=config.search.proxy,
         objectives=config.search.objectives,
         max_model_bytes=config.search.max_model_bytes,
@@ -287,6 +288,10 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
 
 def _document_end(config: StudyConfig, tokens: Tokens) -> int | None:
     return tokens.facts.end_of_text if config.model.document_attention else None
+
+
+def _mask_token(config: StudyConfig, tokens: Tokens) -> int | None:
+    return tokens.facts.mask if config.model.objective == "mlm" else None
 
 
 def make_plan(
@@ -317,7 +322,8 @@ def make_plan(
     _check_compressions(wanted, config, passport, tokens)
     optimizers = _optimizers(wanted)
     shapes = _shapes_to_time(rungs[0], target, passport, tokens.facts.vocab_size, context, wanted)
-    shapes = [replace(shape, document_end=_document_end(config, tokens)) for shape in shapes]
+    end, mask = _document_end(config, tokens), _mask_token(config, tokens)
+    shapes = [replace(shape, document_end=end, mask_token=mask) for shape in shapes]
     measured = measure(shapes, optimizers)
     world = world_of(config, passport, tokens, measured)
     space, default = limited(*complete_space(wanted, default_recipe(target, world, only_compression(wanted)), world), world)

@@ -160,7 +160,7 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
         done += size
         watcher.working("tokenising", done / 1e6, total / 1e6)
 
-    tokens = prepare_tokens(config.data, corpus, vocab_size, cache, tick_tokens)
+    tokens = prepare_tokens(config.data, corpus, vocab_size, cache, tick_tokens, masks=config.model.objective == "mlm")
     if tokens.streamed:
         watcher.note(f"data      {tokens.state()}{'' if tokens.complete else '; the rest is read beside training'}")
     return tokens

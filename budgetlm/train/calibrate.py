@@ -16,7 +16,7 @@ from budgetlm.files import digest, read_json, write_json
 from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
-from budgetlm.train.choices import choose_products
+from budgetlm.train.choices import choose_products, made_up_rows
 from budgetlm.train.config import PRECISIONS, Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
 from budgetlm.train.step import Stepper
@@ -167,7 +167,7 @@ def _run_of(
 def _measure(config: RunConfig, clock: Clock, seconds: float) -> float:
     """Tokens per second of optimisation steps of one micro-batch, after one step to warm up; 0 if it does not fit."""
     shape = config.model
-    rows = np.random.default_rng(0).integers(shape.vocab_size, size=(config.batch_sequences, shape.context_length + 1))
+    rows = made_up_rows(shape, config.batch_sequences)
     try:
         stepper = Stepper(config, build(shape, 0, config.device))
         stepper.step(rows, lr=1e-4)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from budgetlm.budget.clock import Clock
+from budgetlm.data.masks import hide
 from budgetlm.files import digest, read_json, write_json
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.model.transformer import build
@@ -60,7 +61,12 @@ def choose_products(config: RunConfig, passport: Passport, clock: Clock, cache: 
             faster = length // pieces if ratio < CLEARLY else faster
         return faster
 
-    asked = ["attention", length, config.model.head_size, config.model.document_end is None, config.precision, config.matmul]
+    kind = (
+        [config.model.document_end is None, config.model.encodes]
+        if config.model.encodes
+        else [config.model.document_end is None]
+    )
+    asked = ["attention", length, config.model.head_size, *kind, config.precision, config.matmul]
     return _remembered(cache, [passport.id, *asked], measure, usual=0)
 
 
@@ -151,8 +157,14 @@ def _step_of(config: RunConfig, sequences: int) -> tuple[Stepper, Step]:
     stepper = Stepper(
         replace(config, batch_sequences=sequences, micro_batch_sequences=sequences), build(shape, 0, config.device)
     )
-    rows = np.random.default_rng(0).integers(shape.vocab_size, size=(sequences, shape.context_length + 1))
+    rows = made_up_rows(shape, sequences)
     return stepper, partial(stepper.step, rows, 1e-4)
+
+
+def made_up_rows(shape: ModelConfig, sequences: int) -> np.ndarray:
+    """Sequences to time a step with, int64, shape (sequences, L + 1): tokens without sense, with marks for an encoder."""
+    rows = np.random.default_rng(0).integers(shape.vocab_size, size=(sequences, shape.context_length + 1))
+    return hide(rows, shape.mask_rate, seed=0) if shape.encodes else rows
 
 
 def _in_turns(usual: Step, other: Step, clock: Clock, seconds: float) -> float | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from budgetlm.errors import EvaluationError
+from budgetlm.model.encoder import hidden_targets
 from budgetlm.model.transformer import LanguageModel
 
 
@@ -34,6 +35,31 @@ def bits_per_byte(nats_BL: Tensor, target_BL: Tensor, bytes_V: Tensor) -> float:
     return float((nats_BL.double() * (bytes_BL > 0)).sum()) / math.log(2) / total
 
 
+def hidden_bits_per_byte(nats_N: Tensor, target_N: Tensor, sequences_BL: Tensor, bytes_V: Tensor) -> float:
+    """Pseudo-log-likelihood of a masked language model, in bits per byte of text: an estimate from a sample of hidden tokens.
+
+    The mean loss of a hidden token that stands for bytes, in bits, divided by the mean bytes of such a token in all of the sequences. Over the choice of
+    what is hidden the loss has no bias, and the bytes do not depend on it. It is of tokens hidden together with others at a fixed rate
+    (`data/masks.py`), so it is above that of one token at a time, and nothing that a decoder's bits per byte can be compared with.
+
+    Args:
+        nats_N: cross-entropy of each hidden token, in nats.
+        target_N: their ids.
+        sequences_BL: ids of all tokens of which some were hidden.
+        bytes_V: as of `bits_per_byte`.
+
+    Raises:
+        EvaluationError: no hidden token stands for any byte.
+
+    Source: Salazar et al. 2020, "Masked Language Model Scoring", equation 1 (arXiv:1910.14659), by a sample and per byte.
+    """
+    counted_N, bytes_BL = bytes_V[target_N] > 0, bytes_V[sequences_BL]
+    if not counted_N.any():
+        raise EvaluationError("no hidden token of the validation sample stands for any byte. Give more validation text.")
+    nats = float((nats_N.double() * counted_N).sum()) / int(counted_N.sum())
+    return nats / math.log(2) * int((bytes_BL > 0).sum()) / int(bytes_BL.sum())
+
+
 @torch.no_grad()
 def evaluate(
     network: LanguageModel,
@@ -47,7 +73,7 @@ def evaluate(
     """Bits per byte of a model on fixed windows.
 
     Args:
-        windows: token ids, int64, shape (B, L + 1).
+        windows: token ids, int64, shape (B, L + 1); with marks on those that an encoder is not to see.
         bytes_V: UTF-8 bytes behind each token id, shape (V,).
         micro_batch: sequences in one forward pass.
         precision: `fp32`, or any other for bf16 autocast.
@@ -58,7 +84,11 @@ def evaluate(
         rows = torch.from_numpy(windows[start : start + micro_batch]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32"):
             nats.append(network.loss(rows[:, :-1], rows[:, 1:], reduction="none").float().cpu())
-        targets.append(rows[:, 1:].flatten().cpu())
+        targets.append((hidden_targets(rows[:, :-1]) if network.config.encodes else rows[:, 1:].flatten()).cpu())
         if tick:
             tick()
-    return bits_per_byte(torch.cat(nats), torch.cat(targets), torch.from_numpy(bytes_V))
+    nats_N, target_N, counts_V = torch.cat(nats), torch.cat(targets), torch.from_numpy(bytes_V)
+    if network.config.encodes:
+        whole = torch.from_numpy(np.where(windows < 0, ~windows, windows)[:, :-1])
+        return hidden_bits_per_byte(nats_N, target_N, whole, counts_V)
+    return bits_per_byte(nats_N, target_N, counts_V)

@@ -22,7 +22,8 @@ from budgetlm.budget.clock import Meter
 from budgetlm.compress.artefact import Artefact
 from budgetlm.compress.compressor import Compressor, Stage
 from budgetlm.compress.layout import artefact_bytes
-from budgetlm.data.batches import training_batches, validation_sample
+from budgetlm.data.batches import AnyBatches, training_batches, validation_sample
+from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches, hide
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
@@ -136,11 +137,8 @@ class _Run:
         self.spent_before = dict(meter.spent)
         set_heap(config.device, compact=config.compact_heap)
         self.memory = PeakMemory.begin(config.device)
-        context = config.model.context_length
-        self.windows = validation_sample(tokens, context, config.eval_tokens)
-        self.all_windows = (
-            validation_sample(tokens, context, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
-        )
+        self.windows = self._sample(tokens, config.eval_tokens)
+        self.all_windows = self._sample(tokens, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         self.bytes_V = tokens.bytes_V
         self.network = build(config.model, config.seed, config.device)
         self.stepper = Stepper(config, self.network)
@@ -165,7 +163,7 @@ class _Run:
         self.compressor.resume()
         if self.position.shrunk_at >= 0:
             self.stepper.renew()
-        self.batches = training_batches(tokens, context, config.seed, config.unique_tokens, self.position.route)
+        self.batches = self._sequences(tokens)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.steps_here = 0
         self.sequence_seconds: deque[float] = deque(maxlen=9)
@@ -185,6 +183,20 @@ class _Run:
         self.evaluations_done: int | None = None
         self.averaged_until = self._progress()
         self.leaves_trunk = bool(checkpoints and checkpoints.trunks) and self._progress_of_next_step() < trunk_share(config)
+
+    def _sample(self, tokens: Tokens, most_tokens: int) -> np.ndarray:
+        """Windows of the validation split, with marks where an encoder is to be asked."""
+        model = self.config.model
+        windows = validation_sample(tokens, model.context_length, most_tokens)
+        return hide(windows, EVALUATION_RATE, EVALUATION_SEED) if model.encodes else windows
+
+    def _sequences(self, tokens: Tokens) -> AnyBatches | MaskedBatches:
+        """What is trained on, from where the run stands."""
+        config = self.config
+        batches = training_batches(
+            tokens, config.model.context_length, config.seed, config.unique_tokens, self.position.route
+        )
+        return MaskedBatches(batches, config.model.mask_rate, config.seed) if config.model.encodes else batches
 
     @property
     def elapsed(self) -> float:
