@@ -29,7 +29,7 @@ LABEL = Label(run="x", kind="rung", trial=0, rung=0, recipe={}, target_seconds=9
 def test_an_encoder_is_searched_trained_reported_and_fills_gaps_elsewhere(tiny_study, cache, clock, home):
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-    config = tiny_study(2.5, model={"context_length": 32, "objective": "mlm"})
+    config = tiny_study(4.5, model={"context_length": 32, "objective": "mlm"})
     assert search(config, cache, clock, Watcher()).choice
     records = read_records(config.folder)
     rates = {r.recipe["mask_rate"] for r in records}
