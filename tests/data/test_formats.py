@@ -96,7 +96,7 @@ ROW = '{"text": "a good line"}\n'
     ("name", "content", "message"),
     [
         ("a.jsonl.gz", b"not gzip", "could not read .*a.jsonl.gz: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-50], "a.jsonl.gz ends too early: it was cut off"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-50], "a.jsonl.gz ends too early: it was cut off"),
         ("a.jsonl.zst", zstd.compress(LINES)[:-3], "a.jsonl.zst ends too early"),
         ("a.txt.zst", zstd.compress(LINES)[:200], "a.txt.zst ends too early"),
         ("a.txt.xz", lzma.compress(LINES)[:-30], "a.txt.xz ends too early"),
@@ -113,7 +113,7 @@ ROW = '{"text": "a good line"}\n'
         ("a.csv", b'id,text\n1,"never closed\n', "could not read .*a.csv: unexpected end of data"),
         ("a.csv", b"id,body\n1,good\n", "has no column 'text'. Its columns are: body, id"),
         ("a.parquet", b"PAR1 and nothing", "could not read .*a.parquet"),
-        ("a.parquet.gz", gzip.compress(b"x"), "parquet is compressed inside already"),
+        ("a.parquet.gz", gzip.compress(b"x", mtime=0), "parquet is compressed inside already"),
         ("a.zip", b"PK\x03\x04\0\0\0", "is not text. Files that can be read end with"),
         ("a.jsonl", (ROW * 3).encode(), "has 1 documents with text in them .* 2 duplicates"),
         ("a.jsonl", b"", "has 0 documents"),
