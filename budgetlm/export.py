@@ -18,7 +18,8 @@ from budgetlm.records import RunRecord
 from budgetlm.studies import PLAN, finals_of, open_config
 
 FORMATS = ("hf", "gguf")
-DECODER = "qwen3"
+DECODER, OURS = "qwen3", "budgetlm"
+"""Kinds of models by `model_type`: what transformers calls ours, and what it has no name for."""
 CARD = "README.md"
 
 
@@ -71,6 +72,10 @@ def export(model: Path, out: Path, to: str, origin: Provenance | None) -> Path:
     if not (model / CONFIG).exists():
         raise StudyError(f"{model} does not hold a model. Give the `model` folder of a final, or name a study.")
     kind = str(read_json(model / CONFIG).get("model_type"))
+    if kind == OURS:
+        raise StudyError(
+            f"{model} holds a model whose mixer is no attention, and no other program has that architecture. `budgetlm generate --model {model}` reads it."
+        )
     if to == "gguf":
         if kind != DECODER:
             raise StudyError(f"{model} holds a {kind}, which has no form in GGUF. Use `--to hf`.")

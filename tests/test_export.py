@@ -65,14 +65,16 @@ def test_the_pipeline_of_transformers_takes_several_texts_at_once(saved, tmp_pat
 
 
 @pytest.mark.skipif(
-    find_spec("gguf") is None or find_spec("accelerate") is None, reason="gguf, or accelerate, which reads it, is not installed"
+    find_spec("gguf") is None or find_spec("accelerate") is None,
+    reason="gguf, or accelerate, which reads it, is not installed",
 )
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_gguf_file_computes_the_same_when_it_is_read_again(saved, tmp_path, tokens, shape):
     folder, network = saved(**SHAPES[shape])
     export(folder, tmp_path / "model.gguf", "gguf", None)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+    shape = transformers.AutoConfig.from_pretrained(folder)  # its reader takes every head to be 128 wide
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=shape)
     ids = torch.tensor([Tokenizer.from_file(str(tokens.tokenizer_file)).encode("the tree sees").ids])
     with torch.no_grad():
         assert (theirs(ids).logits - network(ids)).abs().max() < 1e-5
@@ -98,6 +100,9 @@ def test_what_is_there_is_not_written_over_and_what_makes_no_sense_is_a_line(sav
     (folder / "config.json").write_text(json.dumps({"model_type": "modernbert"}))
     with pytest.raises(StudyError, match="modernbert, which has no form in GGUF"):
         export(folder, tmp_path / "out.gguf", "gguf", None)
+    (folder / "config.json").write_text(json.dumps({"model_type": "budgetlm"}))
+    with pytest.raises(StudyError, match="no other program has that architecture"):
+        export(folder, tmp_path / "out", "hf", None)
     done = CliRunner().invoke(app, ["export", str(tmp_path / "x"), "--to", "gguf", "--push", "a/b"])
     assert isinstance(done.exception, ConfigError)
 
