@@ -118,7 +118,7 @@ def _overlap_warnings(corpus: CorpusFacts) -> list[str]:
         return []
     return [
         f"{corpus.overlapping:,} of {corpus.documents['validation']:,} validation documents are in training documents, too, by half or more, so "
-        "bits per byte come out too good. `data.near_duplicates = 0.8` drops copies, `data.drop_overlap = true` those that validate:"
+        "bits per byte come out too good. `data.drop_overlap = true`, the default, leaves them out:"
     ]
 
 

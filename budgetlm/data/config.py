@@ -47,8 +47,9 @@ class DataConfig:
     near_duplicates: float = 0.0
     """Documents as alike as this to an earlier one are dropped (Jaccard similarity of their passages, e.g. 0.8); 0 keeps them. Needs the
     extra `near`."""
-    drop_overlap: bool = False
-    """Whether validation documents are dropped of which half or more is in training documents, too."""
+    drop_overlap: bool = True
+    """Whether validation documents are dropped of which half or more is in training documents, too: a model that has learnt those by heart
+    looks better than it is."""
     vocab_size: int = 0
     """Size of the byte-level BPE to be trained; 0 for one suited to the budget."""
     tokenizer: str = ""

@@ -88,7 +88,7 @@ def test_what_is_there_is_not_asked_for_again(tmp_path):
 
 def test_a_source_on_a_server_is_read_like_a_file(tmp_path):
     with served() as server:
-        config = DataConfig(source=server.url)
+        config = DataConfig(source=server.url, drop_overlap=False)
         there = prepare_corpus(config, tmp_path)
     assert sum(there.facts.documents.values()) == 2000
     assert there.facts.source == server.url

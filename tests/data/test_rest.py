@@ -40,7 +40,7 @@ def source(tmp_path):
 @pytest.fixture
 def config(source):
     write_source(source)
-    return DataConfig(source=str(source), vocab_size=320, head_bytes=HEAD, stream="on")
+    return DataConfig(source=str(source), vocab_size=320, head_bytes=HEAD, stream="on", drop_overlap=False)
 
 
 def head_of(config, cache):
@@ -70,7 +70,7 @@ def test_head_and_rest_are_the_documents_of_the_whole_and_the_heads_validation_n
     tokens = head_of(config, cache)
     assert not tokens.complete
     write_rest(config, cache, tokens)
-    whole = prepare_corpus(DataConfig(source=config.source, stream="off"), cache)
+    whole = prepare_corpus(DataConfig(source=config.source, stream="off", drop_overlap=False), cache)
     streamed = training_documents(tokens)
     assert Counter(streamed) == Counter(whole.documents("train"))
     assert max(Counter(streamed).values()) == 1

@@ -110,15 +110,15 @@ def test_overlap_is_the_share_of_a_documents_passages_that_training_has():
     assert 0.5 < shares[3] < 1
 
 
-def test_validation_that_was_copied_into_training_is_counted_said_and_dropped_on_request(tmp_path):
+def test_validation_that_was_copied_into_training_is_counted_said_and_dropped(tmp_path):
     texts = prose(200)
     plain = prepared(tmp_path, texts).facts
     assert plain.overlapping == 0
     copies = [text + "with an end of its own\n" for text in texts[:100]]
-    facts = prepared(tmp_path, texts + copies).facts
+    facts = prepared(tmp_path, texts + copies, drop_overlap=False).facts
     assert facts.overlapping > 2
     assert facts.overlap_share == facts.overlapping / facts.documents["validation"]
-    dropped = prepared(tmp_path, texts + copies, drop_overlap=True)
+    dropped = prepared(tmp_path, texts + copies)
     assert dropped.facts.documents["validation"] == facts.documents["validation"] - facts.overlapping
     assert dropped.facts.dropped == {"in training, too": facts.overlapping}
     assert dropped.facts.overlap_share == facts.overlap_share
@@ -127,7 +127,7 @@ def test_validation_that_was_copied_into_training_is_counted_said_and_dropped_on
 
 def test_nothing_left_to_validate_or_to_keep_is_refused(tmp_path):
     with pytest.raises(DataError, match="nothing would be left to validate"):
-        prepared(tmp_path, [text for text in sentences(1) for text in (text, text + " ", text + "  ")], drop_overlap=True)
+        prepared(tmp_path, [text for text in sentences(1) for text in (text, text + " ", text + "  ")])
     with pytest.raises(DataError, match="has 0 documents .* 30 too short"):
         prepared(tmp_path, prose(30), least_chars=10**6)
     assert not list((tmp_path / "cache").glob("corpora/*/corpus.json"))
