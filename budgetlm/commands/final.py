@@ -75,7 +75,9 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Choose among so many tokens; 0 for all.", min=0)] = 50,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
 ) -> None:
-    """Let a trained model go on from a prompt; an encoder fills the gaps that `[MASK]` leaves in it.
+    """Let a trained model go on from a prompt, or fill its gaps.
+
+    A decoder goes on; an encoder says what `[MASK]` stands for.
 
     budgetlm generate "def " --study best        budgetlm generate "import [MASK]" --study my-encoder
     """
