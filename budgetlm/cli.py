@@ -13,6 +13,7 @@ import typer
 
 from budgetlm.commands.final import final, generate
 from budgetlm.commands.look import budget, receipts, report, status, track
+from budgetlm.commands.models import eval as evaluate
 from budgetlm.commands.models import export
 from budgetlm.commands.search import doctor, plan, run, search
 from budgetlm.commands.tables import forecast, replay
@@ -21,7 +22,6 @@ from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Give it a device and a deadline: it finds the language model worth training, trains it, and shows why.",
 )
@@ -39,6 +39,7 @@ for command in (
     budget,
     track,
     generate,
+    evaluate,
     export,
 ):
     app.command()(command)

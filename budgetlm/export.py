@@ -15,7 +15,7 @@ from budgetlm.model.export import CONFIG, TOKENIZER, save_model
 from budgetlm.model.gguf import save_gguf
 from budgetlm.receipts import Receipt, receipts
 from budgetlm.records import RunRecord
-from budgetlm.studies import PLAN, finals_of, open_config
+from budgetlm.studies import PLAN, newest_final, open_config
 
 FORMATS = ("hf", "gguf")
 DECODER, OURS = "qwen3", "budgetlm"
@@ -35,21 +35,18 @@ class Provenance:
     device: str
 
 
-def newest_final(study: str) -> tuple[Path, Provenance]:
+def model_of(study: str) -> tuple[Path, Provenance]:
     """The model folder of a study's newest finished final, and where it comes from.
 
     Raises:
         StudyError: there is none.
     """
-    folder = open_config(study).folder
-    finals = finals_of(folder)
-    if not finals:
-        raise StudyError(f"study {study!r} has no trained final. Run `budgetlm final --study {study}` first.")
-    record = finals[-1]
+    model, record = newest_final(study)
     receipt = next((r for r in receipts([study]).finals if r.final == record.run), None)
-    plan = read_json(folder / PLAN)
-    data = f"{open_config(study).data.source} (fingerprint {plan['data']})"
-    return folder / "finals" / record.run / "model", Provenance(study, record, receipt, data, plan["passport"]["name"])
+    config = open_config(study)
+    plan = read_json(config.folder / PLAN)
+    data = f"{config.data.source} (fingerprint {plan['data']})"
+    return model, Provenance(study, record, receipt, data, plan["passport"]["name"])
 
 
 def export(model: Path, out: Path, to: str, origin: Provenance | None) -> Path:

@@ -215,6 +215,19 @@ def finals_of(folder: Path) -> list[RunRecord]:
     return [r for r in read_records(folder) if r.kind == "final" and r.state == "done"]
 
 
+def newest_final(name: str) -> tuple[Path, RunRecord]:
+    """The model folder of a study's newest finished final, and its record.
+
+    Raises:
+        StudyError: there is none.
+    """
+    folder = open_config(name).folder
+    finals = finals_of(folder)
+    if not finals:
+        raise StudyError(f"study {name!r} has no trained final. Run `budgetlm final --study {name}` first.")
+    return folder / "finals" / finals[-1].run / "model", finals[-1]
+
+
 def forecast_kept(final: Path) -> dict[str, float] | None:
     """Mean and interval that were expected of a final before it began; None where nothing was.
 

@@ -57,6 +57,7 @@ def test_every_command_explains_itself():
         result = CliRunner().invoke(app, [name, "--help"])
         assert result.exit_code == 0
         assert command.callback.__doc__.splitlines()[0].rstrip(".") in result.output
+        assert command.callback.__doc__.rstrip().splitlines()[-1].startswith(f"    budgetlm {name} ")  # an example ends it
 
 
 def test_from_a_study_file_to_a_report_and_generated_text(study_file, home):

@@ -21,7 +21,10 @@ def final(
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
     track: TrackOption = None,
 ) -> None:
-    """Train the chosen recipe for the full target; run it again to resume."""
+    """Train the chosen recipe for the full target; run it again to resume.
+
+    budgetlm final --study best        budgetlm final --study demo --hours 2 --seed 1
+    """
     from budgetlm.budget.clock import Clock
     from budgetlm.progress import make_watcher
     from budgetlm.studies import open_config, resolve
@@ -81,16 +84,9 @@ def generate(
 
     budgetlm generate "def " --study best        budgetlm generate "import [MASK]" --study my-encoder
     """
-    from budgetlm.studies import finals_of, open_config, resolve
+    from budgetlm.studies import newest_final, resolve
 
-    if model is None:
-        folder = open_config(resolve(study)).folder
-        finals = finals_of(folder)
-        if not finals:
-            raise BudgetlmError(
-                f"study {folder.name!r} has no trained final. Run `budgetlm final --study {folder.name}` first."
-            )
-        model = folder / "finals" / finals[-1].run / "model"
+    model = model or newest_final(resolve(study))[0]
     from budgetlm.compress.artefact import load_artefact
     from budgetlm.model.generate import generate as sample
 

@@ -76,7 +76,10 @@ def status(
     study: Annotated[str, typer.Option(help="Which one to follow; the newest if left out.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show all studies and how they stand."""
+    """Show all studies and how they stand.
+
+    budgetlm status        budgetlm status --watch --study demo
+    """
     import dataclasses
 
     from budgetlm.studies import newest_study, resolve, status_of, study_names
@@ -104,6 +107,8 @@ def receipts(
     """Show what was forecast of every final, and what came of it.
 
     Forecast and 80 % interval as they were before the final began, its outcome, and whether it is inside.
+
+    budgetlm receipts        budgetlm receipts --study demo --json
     """
     import dataclasses
 
@@ -128,6 +133,8 @@ def budget(
     """Show where a study's device-seconds went, and why it stopped.
 
     By purpose, and by trial for the dearest of them.
+
+    budgetlm budget --study demo --trials 0
     """
     import dataclasses
 

@@ -25,6 +25,8 @@ def forecast(
     """Forecast the loss of runs not yet made from a table of finished ones.
 
     Mean, 80 % interval, and the probability that a candidate is the best of them.
+
+    budgetlm forecast runs.csv candidates.csv --json
     """
     import dataclasses
 
