@@ -145,7 +145,9 @@ def choose(
         return None
     highest, runs, only = finalists(records, forecasts), usable(records), ranks_only(records)
     here = mean_losses(runs, max(r.rung for r in runs))
-    best = _smallest_of_equals(highest, here if only else {n: f.mean for n, f in forecasts.items()}, runs)
+    losses = here if only else {n: f.mean for n, f in forecasts.items()}
+    best = _smallest_of_equals(highest, losses, runs)
+    how = "least" if losses[best] <= min(losses[n] for n in highest) else "smallest model within the noise of the least"
     forecast = forecasts[best]
     points = front_of(records, {n: forecasts[n] for n in highest}, objectives)
     near = zip(forecasts, _probabilities_better(list(forecasts.values()), forecast), strict=True)
@@ -154,12 +156,12 @@ def choose(
     if only:
         seconds = max(r.planned_seconds for r in runs)
         why = (
-            f"least loss of the {len(highest)} trials, {here[best]:.3f} bits per byte after {duration(seconds)}; {RANKS_ONLY}, which say "
+            f"{how} loss of the {len(highest)} trials, {here[best]:.3f} bits per byte after {duration(seconds)}; {RANKS_ONLY}, which say "
             f"nothing of what is reached after {duration(target_seconds)}"
         )
         return Choice(best, forecast, within, why, here[best], True, points)
     why = (
-        f"least forecast of the {len(highest)} of {len(forecasts)} trials that reached the highest rung: "
+        f"{how} forecast of the {len(highest)} of {len(forecasts)} trials that reached the highest rung: "
         f"{forecast.mean:.3f} bits per byte after {duration(target_seconds)} (80 % interval {low:.3f} to {high:.3f})"
     )
     return Choice(best, forecast, within, why, here[best], front=points)
