@@ -31,7 +31,7 @@ demo: .venv/ready
 	@echo "report:"; $(RUN) -m budgetlm report --study demo
 
 test: .venv/ready
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist worksteal
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

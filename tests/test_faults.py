@@ -81,7 +81,7 @@ def check_the_books():
 
 
 def test_a_worker_that_is_shot_costs_its_trial_nothing_but_time(search):
-    process = search(hours=14 / 3600)
+    process = search(hours=11 / 3600)
     wait_for(lambda: len(read_records(STUDY)) >= 1)
     shot = []
     for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL):
@@ -121,7 +121,7 @@ def test_time_for_which_everything_was_stopped_is_not_charged_and_nothing_is_los
 
 
 def test_what_a_worker_did_while_only_its_search_was_stopped_is_charged(search):
-    process = search(hours=12 / 3600)
+    process = search(hours=9 / 3600)
     wait_for(lambda: len(read_records(STUDY)) >= 1 and workers_of(process.pid))
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(3.0)

@@ -247,13 +247,13 @@ def test_a_live_page_follows_its_study_and_keeps_what_its_reader_was_at(browser,
     assert column(window, "trial") == []
     append_record(searched.folder, record(900, 0, 1.0, 1.5))
     window.clock.run_for(60_000)
-    window.wait_for_selector("tr[data-trial='900']")
+    window.wait_for_selector("tr[data-trial='900']", timeout=180_000)
     assert window.input_value("#trial-filter") == "trial>=900"
     assert column(window, "trial") == ["900"]
     server.shutdown()
     server.server_close()
     window.clock.run_for(60_000)
-    window.wait_for_selector("header .lost")
+    window.wait_for_selector("header .lost", timeout=180_000)
     assert "no longer live" in window.inner_text("header")
     context.close()
 

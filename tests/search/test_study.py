@@ -468,7 +468,6 @@ def test_threads_that_are_left_to_choose_are_kept_by_the_plan_for_all_runs_and_t
     config = tiny_study(5.0, train={"eval_tokens": 256})
     search(config, cache, clock, Watcher())
     assert load_plan(config.folder).passport.threads == 1
-    search(tiny_study(6.0, train={"eval_tokens": 256}), cache, clock, Watcher())
     final(config.name, cache, clock, Watcher(), config=config)
     assert len(used) > 2
     assert set(used) == {1}
@@ -500,10 +499,13 @@ def test_two_searches_on_one_study_do_not_mix(tiny_study, cache, clock):
 
 
 def test_data_that_the_final_would_repeat_often_is_warned_of(tiny_study, cache, clock):
-    notes = Notes()
-    table = {"budget": {"hours": 9 / 3600, "target_hours": 0.1}}
-    search(tiny_study(**table), cache, clock, notes)
-    assert any("would read its training data" in line and "2305.16264" in line for line in notes.lines)
+    class Enough(Notes):
+        def note(self, text):
+            if "would read its training data" in text and "2305.16264" in text:
+                raise StudyError("that is enough")
+
+    with pytest.raises(StudyError, match="that is enough"):
+        search(tiny_study(budget={"hours": 9 / 3600, "target_hours": 0.1}), cache, clock, Enough())
 
 
 def test_kill_minus_9_loses_at_most_a_second_of_the_account_and_no_trial(tiny_study, cache, home):
@@ -517,7 +519,7 @@ def test_kill_minus_9_loses_at_most_a_second_of_the_account_and_no_trial(tiny_st
         [*command, "--hours", str(60 / 3600)], env=environment, stderr=subprocess.DEVNULL, cwd=home
     ) as process:
         try:
-            before = _wait_for(lambda: len(read_records(config.folder)) >= 3 and len(read_records(config.folder)))
+            before = _wait_for(lambda: len(read_records(config.folder)) >= 1 and len(read_records(config.folder)))
         finally:
             process.kill()
     charged = ledger_of("tiny").balance().charged_seconds
