@@ -105,7 +105,8 @@ def _nats(reader: Reader, ids: list[int]) -> float:
     whole = (len(sequence) - 1) // length
     if whole:
         windows = sequence[: whole * length + 1].unfold(0, length + 1, length)
-        total += sum(float(reader.nats(some).double().sum()) for some in windows.split(AT_ONCE))
+        for at in range(0, whole, AT_ONCE):
+            total += float(reader.nats(windows[at : at + AT_ONCE]).double().sum())
     left = sequence[whole * length :]
     return total + (float(reader.nats(left[None]).double().sum()) if len(left) > 1 else 0.0)
 
