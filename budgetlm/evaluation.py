@@ -27,6 +27,8 @@ from budgetlm.model.export import CONFIG
 AT_ONCE = 16
 """Windows in a forward pass."""
 RESAMPLES = 2000
+SAFELY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""How a folder of somebody else's is read: no code of its own is run, and no pickle opened."""
 SHARE = 0.8
 """Of the interval, as of a forecast's."""
 
@@ -112,8 +114,10 @@ def _nats(reader: Reader, ids: list[int]) -> float:
 
 
 def _interval(bits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    chosen = np.random.default_rng(0).integers(0, len(bits), (RESAMPLES, len(bits)))
-    found = bits[chosen].sum(axis=1) / sizes[chosen].sum(axis=1)
+    chance, found = np.random.default_rng(0), np.empty(RESAMPLES)
+    for at in range(RESAMPLES):  # one at a time: there may be many documents
+        chosen = chance.integers(0, len(bits), len(bits))
+        found[at] = bits[chosen].sum() / sizes[chosen].sum()
     low, high = np.quantile(found, ((1 - SHARE) / 2, (1 + SHARE) / 2))
     return float(low), float(high)
 
@@ -149,8 +153,8 @@ def _foreign(folder: Path) -> Reader:
         )
     transformers: Any = import_module("transformers")
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **SAFELY, use_safetensors=True).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **SAFELY)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(f"{folder} does not hold a causal language model that transformers loads: {reason}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from budgetlm.budget.clock import duration
 from budgetlm.compress.artefact import load_artefact
+from budgetlm.data.sources import EMBEDDED
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
 from budgetlm.model.export import CONFIG, TOKENIZER, save_model
@@ -45,7 +46,9 @@ def model_of(study: str) -> tuple[Path, Provenance]:
     receipt = next((r for r in receipts([study]).finals if r.final == record.run), None)
     config = open_config(study)
     plan = read_json(config.folder / PLAN)
-    data = f"{config.data.source} (fingerprint {plan['data']})"
+    known = all(s.source in EMBEDDED or s.source.startswith("hf:") for s in config.data.shares)
+    source = config.data.source if known else "a text of one's own"  # a path is nobody else's business
+    data = f"{source} (fingerprint {plan['data']})"
     return model, Provenance(study, record, receipt, data, plan["passport"]["name"])
 
 
