@@ -12,15 +12,13 @@ from budgetlm.compress.artefact import load_artefact
 from budgetlm.data.sources import EMBEDDED
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
-from budgetlm.model.export import CONFIG, TOKENIZER, save_model
+from budgetlm.model.export import CONFIG, DECODER, OURS, TOKENIZER, save_model
 from budgetlm.model.gguf import save_gguf
 from budgetlm.receipts import Receipt, receipts
 from budgetlm.records import RunRecord
 from budgetlm.studies import PLAN, newest_final, open_config
 
 FORMATS = ("hf", "gguf")
-DECODER, OURS = "qwen3", "budgetlm"
-"""Kinds of models by `model_type`: what transformers calls ours, and what it has no name for."""
 CARD = "README.md"
 
 

@@ -35,15 +35,13 @@ EMBEDDING = "model.embed_tokens.weight"
 OWN = ("share_layers", "embedding_rank", "norm_embedding")
 """What no Qwen3 has. `compress/artefact.py` writes it down, after `budgetlm_`, where the file keeps the model's own form."""
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-
-
-OURS = "budgetlm"
-"""The `model_type` of a folder that only budgetlm reads."""
+DECODER, OURS = "qwen3", "budgetlm"
+"""The `model_type` of a decoder's folder, and of one that only budgetlm reads."""
 
 
 def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
     """The `config.json` of a Qwen3 of this shape; of one with another mixer, which only budgetlm reads, the same with its name."""
-    kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": DECODER}
     if model.mixer != "attention":
         kind = {"architectures": [], "model_type": OURS, "budgetlm_mixer": model.mixer}
     return {

@@ -61,12 +61,16 @@ def choose_products(config: RunConfig, passport: Passport, clock: Clock, cache: 
             faster = length // pieces if ratio < CLEARLY else faster
         return faster
 
-    kind = (
-        [config.model.document_end is None, config.model.encodes]
-        if config.model.encodes
-        else [config.model.document_end is None]
-    )
-    asked = ["attention", length, config.model.head_size, *kind, config.precision, config.matmul]
+    encoder = ["encoder"] if config.model.encodes else []
+    asked = [
+        "attention",
+        length,
+        config.model.head_size,
+        config.model.document_end is None,
+        *encoder,
+        config.precision,
+        config.matmul,
+    ]
     return _remembered(cache, [passport.id, *asked], measure, usual=0)
 
 

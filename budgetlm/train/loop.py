@@ -27,11 +27,11 @@ from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches,
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
-from budgetlm.model.size import compute_parameters, evaluation_sequences, flops_per_token, parameters, saved_bytes
+from budgetlm.model.size import evaluation_sequences, flops_per_token, parameters, saved_bytes
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
-from budgetlm.train.config import Label, RunConfig, as_dict
+from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.optim import average_into, set_decay, set_momentum, set_training
@@ -501,25 +501,15 @@ class _Run:
         flops = model.context_length * (whole * flops_per_token(model) + (done - whole) * flops_per_token(small))
         with meter.during("other"):  # brings the meter's sums up to this moment
             pass
-        return RunRecord(
-            run=self.label.run,
-            kind=self.label.kind,
-            trial=self.label.trial,
-            rung=self.label.rung,
+        return replace(
+            bare_record(self.label, self.config),
             state=state if bpb is None or math.isfinite(bpb) else "diverged",
-            recipe=self.label.recipe,
-            config=as_dict(self.config),
-            seed=self.config.seed,
-            target_seconds=self.label.target_seconds,
-            planned_seconds=self.config.seconds,
             seconds=self.elapsed - self.position.inherited_seconds,
             by_purpose={str(p): seconds - self.spent_before[p] for p, seconds in meter.spent.items()},
             inherited_seconds=self.position.inherited_seconds,
             inherited_from=self.position.inherited_from,
             steps=self.position.step,
             tokens=tokens,
-            parameters=parameters(model),
-            compute_parameters=compute_parameters(model),
             flops=float(flops),
             tokens_per_second=self.train_tokens / self.train_seconds if self.train_seconds else 0.0,
             bpb=bpb if bpb is not None and math.isfinite(bpb) else None,
@@ -529,8 +519,6 @@ class _Run:
             teacher_seconds=self.compressor.teacher_seconds,
             epochs=self.sequences_done / self.batches.sequences,
             peak_bytes=self.memory.bytes(),
-            passport=self.label.passport,
-            why=self.label.why,
             cause={"diverged": "diverged", "interrupted": "stopped"}.get(state, ""),
             error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",
         )
