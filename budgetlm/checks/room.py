@@ -7,7 +7,8 @@ from typing import Any
 
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Finding, judge, needed, size_text
-from budgetlm.model.size import round_width, saved_bytes
+from budgetlm.model.footprint import saved_bytes
+from budgetlm.model.size import round_width
 from budgetlm.recipe.oracle import model_of
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import least_bytes

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Literal
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import FP32, ModelConfig, body_parameters, parameters
+from budgetlm.model.kinds import FP32
+from budgetlm.model.size import ModelConfig, body_parameters, parameters
 
 Kind = Literal["teacher", "smaller", "sparse", "bits"]
 """What an option works on: what is learnt from, the shape, which weights are zero, or how they are stored."""

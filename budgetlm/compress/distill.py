@@ -22,7 +22,7 @@ from budgetlm.compress.apply import Compression
 from budgetlm.compress.teacher import check_teacher, seconds_of, teacher_folder
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json
-from budgetlm.model.size import LOGIT_ROWS
+from budgetlm.model.footprint import LOGIT_ROWS
 from budgetlm.model.transformer import LanguageModel
 
 

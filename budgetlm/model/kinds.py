@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from budgetlm.model.size import ModelConfig
 
 FP32, BF16 = 4, 2
+"""Bytes of a number."""
 KERNEL = 16
 """Tokens that a convolution sees in one block, its own among them."""
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from budgetlm.model.size import LOGIT_BYTES_BEFORE_CHUNKING, LOGIT_ROWS
+from budgetlm.model.footprint import LOGIT_BYTES_BEFORE_CHUNKING, LOGIT_ROWS
 
 LEAST_PROBABILITY = 1e-38
 """Of a target, so that a hopeless model has a finite loss: 87 nats."""

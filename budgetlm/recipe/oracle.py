@@ -5,13 +5,9 @@ from functools import lru_cache, partial
 
 from budgetlm.compress.apply import Compression, extra_bytes, shrunk
 from budgetlm.compress.layout import artefact_bytes
-from budgetlm.model.size import (
-    FP32,
-    ModelConfig,
-    TrainingMemory,
-    compute_parameters,
-    training_memory,
-)
+from budgetlm.model.footprint import TrainingMemory, training_memory
+from budgetlm.model.kinds import FP32
+from budgetlm.model.size import ModelConfig, compute_parameters
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.world import Thrift, World
 from budgetlm.train.config import RunConfig

@@ -21,14 +21,7 @@ from operator import itemgetter
 
 from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import (
-    WIDTH_STEP,
-    ModelConfig,
-    body_parameters,
-    compute_parameters,
-    parameters,
-    round_width,
-)
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, compute_parameters, parameters, round_width
 from budgetlm.recipe.oracle import (
     averaging_time,
     compression_of,

@@ -17,7 +17,8 @@ from budgetlm.data.batches import training_batches, validation_sample
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
-from budgetlm.model.size import FP32, WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
+from budgetlm.model.kinds import FP32
+from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
 from budgetlm.recipe.limit import least_artefact_bytes, limited, too_small
 from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from budgetlm.config import StudyConfig
 from budgetlm.data.tokens import Tokens
-from budgetlm.model.size import flops_per_token, parameters, saved_bytes
+from budgetlm.model.footprint import saved_bytes
+from budgetlm.model.size import flops_per_token, parameters
 from budgetlm.passport import Passport
 from budgetlm.recipe.oracle import deployed_bytes, expected_peak_bytes, expected_speed, model_of, token_milliseconds
 from budgetlm.recipe.recipe import Recipe

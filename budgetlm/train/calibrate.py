@@ -13,7 +13,8 @@ import torch
 
 from budgetlm.budget.clock import Clock
 from budgetlm.files import digest, read_json, write_json
-from budgetlm.model.size import ModelConfig, flops_per_token, training_memory
+from budgetlm.model.footprint import training_memory
+from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
 from budgetlm.train.choices import choose_products, made_up_rows

@@ -27,7 +27,8 @@ from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches,
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
-from budgetlm.model.size import evaluation_sequences, flops_per_token, parameters, saved_bytes
+from budgetlm.model.footprint import evaluation_sequences, saved_bytes
+from budgetlm.model.size import flops_per_token, parameters
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetlm.compress.apply import extra_bytes
-from budgetlm.model.size import TrainingMemory, training_memory
+from budgetlm.model.footprint import TrainingMemory, training_memory
 from budgetlm.train.config import RunConfig
 
 Prices = tuple[float, float]

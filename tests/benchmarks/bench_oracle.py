@@ -27,7 +27,8 @@ import torch
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.data.tokens import TokenFacts, Tokens
-from budgetlm.model.size import ModelConfig, evaluation_sequences, flops_per_token
+from budgetlm.model.footprint import evaluation_sequences
+from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.passport import take_passport
 from budgetlm.records import CurvePoint
 from budgetlm.search.plan import memory_model

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from budgetlm.model.footprint import LOGIT_ROWS
 from budgetlm.model.loss import head_loss
-from budgetlm.model.size import LOGIT_ROWS
 
 
 @pytest.fixture

@@ -7,25 +7,20 @@ import pytest
 import torch
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.size import (
+from budgetlm.model.footprint import (
     BF16,
     FP32,
-    ModelConfig,
     block_activation_bytes,
     block_copy_bytes,
-    body_parameters,
-    compute_parameters,
     document_mask_bytes,
     embedding_activation_bytes,
-    end_products,
     evaluation_sequences,
-    flops_per_token,
     loss_activation_bytes,
     optimizer_state_bytes,
-    parameters,
     saved_bytes,
     training_memory,
 )
+from budgetlm.model.size import ModelConfig, body_parameters, compute_parameters, end_products, flops_per_token, parameters
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.train.checkpoint import Position, save_checkpoint
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig

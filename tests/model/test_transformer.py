@@ -21,7 +21,9 @@ def trained_looking(model) -> LanguageModel:
     return network
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_groups": 2, "tie_embeddings": False, "width": 64}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"kv_groups": 2, "tie_embeddings": False, "width": 64}, {"mixer": "lstm"}, {"mixer": "conv"}]
+)
 def test_no_position_sees_the_future(changes):
     network = trained_looking(tiny_model(**changes))
     embedded = network.model.embed_tokens(TOKENS_BL).detach().requires_grad_()

@@ -10,7 +10,7 @@ from budgetlm.doctor import examine
 from budgetlm.errors import ConfigError
 from budgetlm.final import final
 from budgetlm.model.export import load_model, save_model
-from budgetlm.model.size import training_memory
+from budgetlm.model.footprint import training_memory
 from budgetlm.model.transformer import build
 from budgetlm.outlook import look_ahead
 from budgetlm.search import study

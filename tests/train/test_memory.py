@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from budgetlm.model.size import Moment, TrainingMemory
+from budgetlm.model.footprint import Moment, TrainingMemory
 from budgetlm.train.memory import HEAP_PRICES, USUAL_OVERHEAD, MemoryModel, MemoryPoint, run_memory
 from tests.conftest import tiny_model, tiny_run
 
