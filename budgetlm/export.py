@@ -9,6 +9,7 @@ from typing import Any
 
 from budgetlm.budget.clock import duration
 from budgetlm.compress.artefact import load_artefact
+from budgetlm.data.config import DataConfig
 from budgetlm.data.sources import EMBEDDED
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import new_folder, read_json, write_json
@@ -44,10 +45,14 @@ def model_of(study: str) -> tuple[Path, Provenance]:
     receipt = next((r for r in receipts([study]).finals if r.final == record.run), None)
     config = open_config(study)
     plan = read_json(config.folder / PLAN)
-    known = all(s.source in EMBEDDED or s.source.startswith("hf:") for s in config.data.shares)
-    source = config.data.source if known else "a text of one's own"  # a path is nobody else's business
-    data = f"{source} (fingerprint {plan['data']})"
+    data = f"{told_source(config.data)} (fingerprint {plan['data']})"
     return model, Provenance(study, record, receipt, data, plan["passport"]["name"])
+
+
+def told_source(data: DataConfig) -> str:
+    """A study's text as a card may name it: paths and addresses are nobody else's business."""
+    known = all(share.source in EMBEDDED or share.source.startswith("hf:") for share in data.shares)
+    return data.source if known else "a text of one's own"
 
 
 def export(model: Path, out: Path, to: str, origin: Provenance | None) -> Path:

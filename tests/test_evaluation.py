@@ -48,6 +48,18 @@ def test_a_folder_without_our_name_for_its_shape_is_read_through_transformers_to
     assert (theirs.documents, theirs.tokens) == (ours.documents, ours.tokens)
 
 
+def test_a_foreign_folder_may_neither_run_code_nor_be_a_pickle(model, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    config = json.loads((model / "config.json").read_text())
+    del config["budgetlm_mlp_ratio"]
+    (model / "config.json").write_text(json.dumps(config))
+    torch.save({}, model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(StudyError, match="does not hold a causal language model"):
+        evaluate_text(model, DataConfig(source="stdlib"), tmp_path)
+
+
 def test_it_stops_at_the_end_of_a_document_and_of_one_there_is_no_interval(model, texts, tmp_path):
     first = sentences(1, seed=9)[0]
     found = evaluate_text(model, DataConfig(source=str(texts)), tmp_path, most_bytes=10)

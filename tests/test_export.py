@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from budgetlm.cli import app
+from budgetlm.data.config import DataConfig
 from budgetlm.errors import ConfigError, StudyError
-from budgetlm.export import Provenance, card, export, push
+from budgetlm.export import Provenance, card, export, push, told_source
 from budgetlm.model.export import save_model
 from budgetlm.model.gguf import save_gguf
 from budgetlm.model.transformer import build
@@ -86,6 +87,11 @@ def test_the_card_says_where_a_model_comes_from():
     assert text.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
     for part in ("1.3500 bits per byte", "stdlib (fingerprint abc)", "1.2000 to 1.4000); it came out inside", "a GPU"):
         assert part in text
+
+
+@pytest.mark.parametrize(("source", "told"), [("stdlib", True), ("hf:a/b:1 + site:2", True), ("/home/me/texts", False)])
+def test_the_card_names_no_path(source, told):
+    assert (told_source(DataConfig(source=source)) == source) is told
 
 
 def test_what_is_there_is_not_written_over_and_what_makes_no_sense_is_a_line(saved, tmp_path):
