@@ -23,7 +23,8 @@ from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
-STUDY_FILE = "study.toml"
+STUDY_FILE, DATABASE = "study.toml", "study.db"
+"""Files of a study's folder: what it was asked to do, and its database where that is no server's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +156,14 @@ class SearchSettings:
     """How often a run that its machine has cut off is gone on with."""
     hang_seconds: float = 300.0
     """A run that nothing is heard of for so long is ended. More than its longest step, compilation included."""
+    storage: str = ""
+    """Where the study's database is: `postgresql+psycopg://user@host/database`, for workers on several machines; empty for a file in its folder."""
 
     def __post_init__(self) -> None:
+        if self.storage:
+            from budgetlm.budget.database import check_storage
+
+            check_storage(self.storage)
         if self.proxy not in PROXIES:
             raise ConfigError(f"search.proxy cannot be {self.proxy!r}. Use {' or '.join(PROXIES)}.")
         if self.objectives not in OBJECTIVES:
@@ -197,6 +204,18 @@ class StudyConfig:
     def folder(self) -> Path:
         """Where the study lives."""
         return STUDIES / self.name
+
+    @property
+    def database(self) -> str:
+        """The address of the study's database."""
+        from budgetlm.budget.database import file_address
+
+        return self.search.storage or file_address(self.folder / DATABASE)
+
+    @property
+    def scope(self) -> str:
+        """The study's name where its database is shared with others; empty where it is its own."""
+        return self.name if self.search.storage else ""
 
     def save(self, folder: Path) -> None:
         """Keep the configuration, defaults filled in, with the results."""

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
-from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.budget.ledger import Ledger, open_ledger
 from budgetlm.callable import make_callable
 from budgetlm.compress.artefact import load_artefact, save_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
@@ -43,7 +43,7 @@ from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
-from budgetlm.studies import DATABASE, FORECAST
+from budgetlm.studies import FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
@@ -219,7 +219,7 @@ class _Final:
         keep_compiled(self.cache)
         config = self._config()
         self._keep_forecast(forecast)
-        ledger = Ledger(open_database(self.study.folder / DATABASE))
+        ledger = open_ledger(self.study.database, self.study.scope)
         ledger.release_the_dead(time.sleep)
         ledger.set_budget(self.name, max(self.seconds, self._charged(ledger)))
         charged = self._charged(ledger)

@@ -90,10 +90,7 @@ class Study:
         """The same as Optuna knows it, to be read: every trial with its parameters, and its forecast as value."""
         import optuna
 
-        from budgetlm.budget.ledger import database_url
-        from budgetlm.studies import DATABASE
-
-        return optuna.load_study(study_name=self.name, storage=database_url(self.folder / DATABASE))
+        return optuna.load_study(study_name=self.name, storage=self.config.database)
 
     @property
     def _target_seconds(self) -> float:
@@ -137,7 +134,7 @@ def search(
         sections["data"] = {**({} if data else {"vocab_size": 257}), **sections.get("data", {}), "source": source}
     config = study_config({"name": study, **sections, "space": dict(space or {})})
     watcher = Watcher() if quiet else make_watcher(config.name)
-    result = run_search(config, cache_folder(), Clock(), watcher, _hire(train) if train else None)
+    result = run_search(config, cache_folder(), Clock(), watcher, _hire(train) if train else None, lends=train is None)
     if result.exit_code:
         raise KeyboardInterrupt(f"study {study!r} is interrupted and settled; the same call goes on")
     return Study(study)

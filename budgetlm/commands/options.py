@@ -25,7 +25,8 @@ DataOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 DevicesOption = Annotated[
-    int | None, typer.Option(help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU.")
+    int | None,
+    typer.Option("--devices", "--workers", help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU."),
 ]
 ProxyOption = Annotated[
     str | None,
@@ -41,6 +42,12 @@ ObjectiveOption = Annotated[
     str | None,
     typer.Option(
         help="What models learn: clm, the next token (a decoder), or mlm, hidden ones (an encoder). Stays for a study's life."
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the study's database is, for workers on several machines: postgresql+psycopg://user@host/database."
     ),
 ]
 PickOption = Annotated[

@@ -20,6 +20,7 @@ from budgetlm.commands.options import (
     ObjectivesOption,
     PickOption,
     ProxyOption,
+    StorageOption,
     TargetOption,
     ThreadsOption,
     TrackOption,
@@ -44,13 +45,20 @@ def search(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    storage: StorageOption = None,
     track: TrackOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
 
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
-    wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
+    wanted = {
+        "seed": seed,
+        "proxy": proxy,
+        "max_model_mb": max_model_mb,
+        "objectives": objectives,
+        "storage": storage,
+    }
     config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, objective, **wanted))
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
@@ -75,6 +83,33 @@ def search(
     from budgetlm.tell import describe_search
 
     typer.echo(describe_search(config, result))
+
+
+def worker(
+    study: NameOption = None,
+    wait_minutes: Annotated[float, typer.Option(help="For a search that has not begun.", min=0)] = 10.0,
+) -> None:
+    """Lend a search that another process leads this machine's device, until it ends; lead it when that process is gone.
+
+    As many as there are devices, on every machine that sees the study's folder and reaches its database (`search --storage`). Each
+    gets one GPU by CUDA_VISIBLE_DEVICES.
+
+    budgetlm worker --study mine        budgetlm search --study mine --hours 24 || budgetlm worker --study mine
+    """
+    from budgetlm.budget.clock import Clock
+    from budgetlm.files import checked_name
+    from budgetlm.progress import make_watcher
+    from budgetlm.search.join import join
+
+    name = checked_name(study or "default")
+    watcher = make_watcher()
+    try:
+        lent = join(name, cache_folder(), Clock(), watcher, wait_seconds=60 * wait_minutes)
+    finally:
+        watcher.close()
+    typer.echo(f"study {name}: this worker has done {lent.jobs} runs for others; {lent.because}")
+    if lent.exit_code:
+        raise typer.Exit(lent.exit_code)
 
 
 def run(

@@ -17,22 +17,23 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from budgetlm.budget.clock import Clock, Meter
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database
+from budgetlm.budget.ledger import SEARCH, Ledger, open_ledger
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.sources import check_sources
 from budgetlm.data.tokens import Tokens, prepare_tokens
-from budgetlm.errors import ConfigError, StudyError
+from budgetlm.errors import ConfigError, SearchRunning, StudyError
 from budgetlm.files import disk_errors, write_json
 from budgetlm.forecast.choose import Choice, choose
-from budgetlm.interrupt import StopRequest
+from budgetlm.interrupt import RESUME_ME, StopRequest
 from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.ladder import plan_rungs
+from budgetlm.search.lead import Lead
 from budgetlm.search.plan import (
     Measure,
     Plan,
@@ -47,7 +48,7 @@ from budgetlm.search.plan import (
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler
 from budgetlm.search.site import Site
 from budgetlm.search.trials import Trials, open_storage
-from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
+from budgetlm.studies import IMPORTANCE, LOCK, PLAN
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
@@ -77,14 +78,18 @@ class SearchResult:
     """Device-seconds of the budget that are left."""
 
 
-def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire | None = None) -> SearchResult:
+def search(
+    config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire | None = None, *, lends: bool = True
+) -> SearchResult:
     """Search under a budget, beginning or continuing the study of this name.
 
     Args:
         hire: makes the workers; processes on the study's devices if left out.
+        lends: whether other processes may lend it a hand (`budgetlm worker`); not where they could not do what is done here.
 
     Raises:
-        StudyError: another search is at it, it was begun with other settings or on another machine, or its files are damaged.
+        SearchRunning: another search is at it.
+        StudyError: it was begun with other settings or on another machine, or its files are damaged.
         BudgetExhausted: the budget does not pay for two rungs.
         DataError, ConfigError: see their messages.
     """
@@ -99,11 +104,12 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
     try:
         lock.acquire()
     except Timeout:
-        raise StudyError(
-            f"another search is running on study {config.name!r}. Wait for it, stop it with Ctrl-C, or name another study."
+        raise SearchRunning(
+            f"another search is running on study {config.name!r}. Wait for it, lend it a hand with `budgetlm worker --study "
+            f"{config.name}`, stop it with Ctrl-C, or name another study."
         ) from None
     try:
-        return _search(config, cache, clock, watcher, hire or processes)
+        return _search(config, cache, clock, watcher, hire or processes, lends)
     finally:
         watcher.close()
         lock.release()
@@ -173,11 +179,11 @@ def _rungs(config: StudyConfig, plan: Plan | None) -> list[float]:
     return plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
 
 
-def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire) -> SearchResult:
+def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire, lends: bool) -> SearchResult:
     folder = config.folder
     plan = load_plan(folder)
     rungs = _rungs(config, plan)
-    ledger = Ledger(open_database(folder / DATABASE))
+    ledger = open_ledger(config.database, config.scope)
     for lease, seconds in ledger.release_the_dead(time.sleep):
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
@@ -220,10 +226,15 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             config.search.stop_early,
         )
         objectives, before_runs = config.search.objectives, len(site.records())
-        storage = open_storage(folder)
+        storage = open_storage(config.database)
         trials = Trials(storage, config.name, plan.space, config.search.seed, objectives=objectives)
         with stop, rest_being_read(config.data, cache, tokens, watcher.note):
-            because = Scheduler(site, trials, workers).run()
+            if not lends:
+                because = Scheduler(site, trials, workers).run()
+            else:
+                with Lead(config, ledger, clock) as lead:
+                    because = Scheduler(site, trials, lead.crew(workers)).run()
+                    lead.end("" if stop.exit_code == RESUME_ME else because)
     ledger.stop(SEARCH, because)
     counted, importance = trials.importance()
     intervals = trials.importance_intervals()
