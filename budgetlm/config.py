@@ -87,6 +87,10 @@ class TrainSettings:
     devices: int = 0
     """Devices that a search uses at once, a worker on each; every one of them is charged. 0 for all GPUs, or one CPU. More than
     one CPU worker share the cores."""
+    engine: str = "processes"
+    """Who runs the workers of a search: `processes` of this machine, or `ray`, on a Ray cluster or a Ray of this machine alone."""
+    ray_address: str = ""
+    """Of the Ray cluster: `auto` for the one that this machine belongs to, or `ray://host:10001`; empty to begin one here."""
     threads: int = 0
     """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
@@ -119,6 +123,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         choices = {
             "device": ("auto", "cpu", "cuda"),
+            "engine": ("processes", "ray"),
             "allocator": ALLOCATORS,
             "precision": ("auto", *PRECISIONS),
             "matmul": MATMULS,

@@ -1,6 +1,7 @@
 """Options that several commands take, and what they come to."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +51,10 @@ StorageOption = Annotated[
         help="Where the study's database is, for workers on several machines: postgresql+psycopg://user@host/database."
     ),
 ]
+EngineOption = Annotated[str | None, typer.Option(help="Who runs the workers: processes, or ray.")]
+RayOption = Annotated[
+    str | None, typer.Option(help="Ray's cluster: auto, or ray://host:10001; left out, one on this machine alone.")
+]
 PickOption = Annotated[
     str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial's number.")
 ]
@@ -69,15 +74,23 @@ def sections(
     devices: int | None,
     threads: int | None,
     objective: str | None,
-    **search: object,
+    search: Mapping[str, object],
+    engine: str | None = None,
+    ray_address: str | None = None,
 ) -> dict[str, dict[str, object]]:
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": TOGETHER.join(data) if data else None},
         "model": {"objective": objective},
-        "train": {"device": device, "devices": devices, "threads": threads},
-        "search": search,
+        "train": {
+            "device": device,
+            "devices": devices,
+            "threads": threads,
+            "engine": engine,
+            "ray_address": ray_address,
+        },
+        "search": dict(search),
     }
 
 

@@ -11,6 +11,7 @@ from budgetlm.commands.options import (
     DataOption,
     DeviceOption,
     DevicesOption,
+    EngineOption,
     FileOption,
     HoursOption,
     JsonOption,
@@ -20,6 +21,7 @@ from budgetlm.commands.options import (
     ObjectivesOption,
     PickOption,
     ProxyOption,
+    RayOption,
     StorageOption,
     TargetOption,
     ThreadsOption,
@@ -46,6 +48,8 @@ def search(
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
     storage: StorageOption = None,
+    engine: EngineOption = None,
+    ray_address: RayOption = None,
     track: TrackOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
@@ -59,7 +63,9 @@ def search(
         "objectives": objectives,
         "storage": storage,
     }
-    config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, objective, **wanted))
+    config = search_config(
+        study, file, sections(hours, target_hours, data, device, devices, threads, objective, wanted, engine, ray_address)
+    )
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.search.ahead import load_ahead
@@ -135,7 +141,7 @@ def run(
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
     wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(None, None, data, device, devices, threads, objective, **wanted))
+    config = search_config(study, file, sections(None, None, data, device, devices, threads, objective, wanted))
     begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 
@@ -193,9 +199,7 @@ def doctor(
     watcher = make_watcher()
     try:
         wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-        config = search_config(
-            study, file, sections(hours, target_hours, data, device, devices, threads, objective, **wanted)
-        )
+        config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, objective, wanted))
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
         checks = [Check("settings", "fault", str(error))]
@@ -243,7 +247,7 @@ def plan(
     elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
     here = None if elsewhere else device
     wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, objective, **wanted))
+    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, objective, wanted))
     if config.budget.hours == 0:
         raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
     watcher = make_watcher()

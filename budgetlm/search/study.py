@@ -118,7 +118,7 @@ def search(
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices, the allocator, how often checkpoints are written, and whether it stops early may change.
+    Only its hours, the number of devices, the engine, the allocator, how often checkpoints are written, and whether it stops early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -128,7 +128,8 @@ def check_settings(config: StudyConfig) -> None:
     before, now = (dataclasses.asdict(c) for c in (read_study_file(config.folder / STUDY_FILE), config))
     for values in (before, now):
         values["budget"].pop("hours")
-        values["train"].pop("devices")
+        for name in ("devices", "engine", "ray_address"):
+            values["train"].pop(name)
         values["train"].pop("checkpoint_seconds")
         values["train"].pop("allocator", None)
         values["search"].pop("stop_early")
@@ -249,6 +250,11 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
 def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool]) -> Workers:
     """A process for each device that the study may use."""
     device, memory = config.train.device, int(config.train.memory_gb * 1e9)
+    if config.train.engine == "ray":
+        from budgetlm.workers.cluster import Cluster
+
+        place = Place(device, "", threads_of(config), memory)
+        return Cluster(config.train.ray_address, config.train.devices, place, clock, hang_seconds=config.search.hang_seconds)
     gpus = visible_gpus() if device != "cpu" else []
     if gpus:
         count = min(config.train.devices or len(gpus), len(gpus))

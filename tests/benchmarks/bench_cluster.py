@@ -6,6 +6,7 @@ Says, when the study has come to its end: device-seconds overspent, trials lost,
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import optuna
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, read_ledger
 from budgetlm.config import read_study_file
 from budgetlm.records import read_records
+from budgetlm.studies import open_config
 from tests.benchmarks.postgres import Server, server
 
 STUDY_FILE = """
@@ -98,29 +100,25 @@ def torment(cluster: Cluster, database: Server, options: argparse.Namespace) -> 
     return kills, restarts
 
 
-def judge(folder: Path, storage: str, workers: int) -> dict[str, float]:
+def judge(folder: Path, study: str, workers: int) -> dict[str, float]:
     """What is wrong with a study that has come to its end; all should be 0."""
-    config = read_study_file(folder / "studies/cluster/study.toml")
-    balance = read_ledger(storage, "cluster").balance(SEARCH)
-    records = read_records(folder / "studies/cluster")
-    trials = optuna.load_study(study_name="cluster", storage=storage).get_trials(deepcopy=False)
+    with contextlib.chdir(folder):
+        config = open_config(study)
+        ledger, records = read_ledger(config.database, config.scope), read_records(config.folder)
+        trials = optuna.load_study(study_name=study, storage=config.database).get_trials(deepcopy=False)
+        unfinished = len(list((config.folder / "unfinished").glob("*")))
+    spent = ledger.balance(SEARCH).charged_seconds
     ended = Counter(r.run for r in records if r.state in ("done", "diverged", "failed"))
-    known = {r.trial for r in records}
+    measured, known = {r.trial for r in records if r.state == "done"}, {r.trial for r in records}
+    state = optuna.trial.TrialState
     return {
-        "overspent beyond a heartbeat a worker, s": max(
-            0.0, balance.charged_seconds - config.budget.seconds - workers * HEARTBEAT_SECONDS
-        ),
-        "leases left": len(read_ledger(storage, "cluster").open_leases()),
-        "trials left running": sum(t.state == optuna.trial.TrialState.RUNNING for t in trials),
-        "trials with a measured run and no value": sum(
-            t.state == optuna.trial.TrialState.FAIL and any(r.trial == t.number and r.state == "done" for r in records)
-            for t in trials
-        ),
-        "trials without any record": sum(
-            t.number not in known and t.state == optuna.trial.TrialState.COMPLETE for t in trials
-        ),
+        "overspent beyond a heartbeat a worker, s": max(0.0, spent - config.budget.seconds - workers * HEARTBEAT_SECONDS),
+        "leases left": len(ledger.open_leases()),
+        "trials left running": sum(t.state == state.RUNNING for t in trials),
+        "trials measured and not told": sum(t.state == state.FAIL and t.number in measured for t in trials),
+        "trials told and without a record": sum(t.state == state.COMPLETE and t.number not in known for t in trials),
         "runs with two ends": sum(n > 1 for n in ended.values()),
-        "unfinished folders": len(list((folder / "studies/cluster/unfinished").glob("*"))),
+        "runs left unfinished": unfinished,
     }
 
 
@@ -143,7 +141,7 @@ def main() -> None:
         cluster = Cluster(folder, options.workers)
         kills, restarts = torment(cluster, database, options)
         seconds = time.monotonic() - began
-        faults = judge(folder, database.storage, options.workers)
+        faults = judge(folder, "cluster", options.workers)
         balance = read_ledger(database.storage, "cluster").balance(SEARCH)
         records = read_records(folder / "studies/cluster")
     print(
