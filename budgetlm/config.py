@@ -63,6 +63,8 @@ class ModelSettings:
     """Tokens that a model sees at once; 0 for 256 on a CPU and 1,024 on a GPU."""
     objective: str = "clm"
     """What models learn: `clm`, to predict the next token (a decoder), or `mlm`, those that are hidden from it (an encoder)."""
+    init: str = ""
+    """Folder of a model whose weights all runs begin from (`inherit.py`): a final's `model` folder, or what `export` wrote; empty for fresh ones."""
     document_attention: bool = False
     """Whether a token attends to its own document only, where several are packed into a sequence; in training and in evaluation
     (`model/documents.py`)."""

@@ -39,7 +39,7 @@ from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
 from budgetlm.recipe.oracle import expected_speed
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
+from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
@@ -314,7 +314,7 @@ class _Final:
         if path.exists():
             return run_config_from(read_json(path))
         plan = self.plan.learning(read_records(self.study.folder))
-        config = miniature(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
+        config = at_length(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
         self.watcher.note(f"shape     {_shape_and_why(self.recipe, config, self.seconds, plan)}")
         closing = min(MOST_CLOSING, max(LEAST_CLOSING, CLOSING_SHARE * self.seconds))
         if closing > self.seconds / 4:

@@ -158,7 +158,7 @@ def _estimate(case: Case) -> Expected:
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
     world = world_of(config, passport, tokens, guessed_calibration(config, passport))
     wanted = read_space(config.space)
-    default = default_recipe(config.budget.target_seconds, world, only_compression(wanted))
+    default = default_recipe(config.budget.target_seconds, world, only_compression(wanted), wanted)
     space, default = limited(*complete_space(wanted, default, world), world)
     return Expected(world, space, default)
 

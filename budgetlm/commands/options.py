@@ -55,6 +55,12 @@ EngineOption = Annotated[str | None, typer.Option(help="Who runs the workers: pr
 RayOption = Annotated[
     str | None, typer.Option(help="Ray's cluster: auto, or ray://host:10001; left out, one on this machine alone.")
 ]
+InitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of a model whose weights all runs begin from: a final's `model` folder, or what `export` wrote."
+    ),
+]
 PickOption = Annotated[
     str, typer.Option(help="Of the front, where more than the loss counts: smallest, fastest, best, or a trial's number.")
 ]
@@ -75,6 +81,7 @@ def sections(
     threads: int | None,
     objective: str | None,
     search: Mapping[str, object],
+    init: str | None = None,
     engine: str | None = None,
     ray_address: str | None = None,
 ) -> dict[str, dict[str, object]]:
@@ -82,7 +89,7 @@ def sections(
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": TOGETHER.join(data) if data else None},
-        "model": {"objective": objective},
+        "model": {"objective": objective, "init": init},
         "train": {
             "device": device,
             "devices": devices,
@@ -111,7 +118,9 @@ def search_config(study: str | None, file: Path | None, options: dict[str, dict[
     for section, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
         table[section] = {**base.get(section, {}), **given}
-    return study_config(table)
+    from budgetlm.inherit import inherited
+
+    return inherited(study_config(table))
 
 
 def cache_folder() -> Path:

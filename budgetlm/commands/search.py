@@ -14,6 +14,7 @@ from budgetlm.commands.options import (
     EngineOption,
     FileOption,
     HoursOption,
+    InitOption,
     JsonOption,
     LimitOption,
     NameOption,
@@ -47,6 +48,7 @@ def search(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
     storage: StorageOption = None,
     engine: EngineOption = None,
     ray_address: RayOption = None,
@@ -64,7 +66,9 @@ def search(
         "storage": storage,
     }
     config = search_config(
-        study, file, sections(hours, target_hours, data, device, devices, threads, objective, wanted, engine, ray_address)
+        study,
+        file,
+        sections(hours, target_hours, data, device, devices, threads, objective, wanted, init, engine, ray_address),
     )
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
@@ -131,6 +135,7 @@ def run(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
     pick: PickOption = "best",
     track: TrackOption = None,
 ) -> None:
@@ -141,7 +146,7 @@ def run(
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
     wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(None, None, data, device, devices, threads, objective, wanted))
+    config = search_config(study, file, sections(None, None, data, device, devices, threads, objective, wanted, init))
     begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 
@@ -182,6 +187,7 @@ def doctor(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -199,7 +205,9 @@ def doctor(
     watcher = make_watcher()
     try:
         wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-        config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, objective, wanted))
+        config = search_config(
+            study, file, sections(hours, target_hours, data, device, devices, threads, objective, wanted, init)
+        )
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
         checks = [Check("settings", "fault", str(error))]
@@ -230,6 +238,7 @@ def plan(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
     price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -247,7 +256,7 @@ def plan(
     elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
     here = None if elsewhere else device
     wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, objective, wanted))
+    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, objective, wanted, init))
     if config.budget.hours == 0:
         raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
     watcher = make_watcher()

@@ -26,6 +26,7 @@ from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.errors import ConfigError, SearchRunning, StudyError
 from budgetlm.files import disk_errors, write_json
 from budgetlm.forecast.choose import Choice, choose
+from budgetlm.inherit import data_of, keep_init
 from budgetlm.interrupt import RESUME_ME, StopRequest
 from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.recipe import recipe_from
@@ -151,14 +152,14 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
 
     Of a streamed source only the head is prepared; `rest_being_read` sees to the rest.
     """
-    done = 0
+    done, data = 0, data_of(config)
 
     def tick(size: int) -> None:
         nonlocal done
         done += size
         watcher.working("reading text", done / 1e6, 0)
 
-    corpus = prepare_corpus(config.data, cache, tick)
+    corpus = prepare_corpus(data, cache, tick)
     watcher.note(f"data      {corpus.facts.summary()}")
     total, done = sum(corpus.facts.bytes.values()) + corpus.facts.bytes["train"], 0
 
@@ -167,7 +168,7 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
         done += size
         watcher.working("tokenising", done / 1e6, total / 1e6)
 
-    tokens = prepare_tokens(config.data, corpus, vocab_size, cache, tick_tokens, masks=config.model.objective == "mlm")
+    tokens = prepare_tokens(data, corpus, vocab_size, cache, tick_tokens, masks=config.model.objective == "mlm")
     if tokens.streamed:
         watcher.note(f"data      {tokens.state()}{'' if tokens.complete else '; the rest is read beside training'}")
     return tokens
@@ -189,30 +190,12 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
     config.save(folder)
+    keep_init(config)
     keep_compiled(cache)
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
-        identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
-        passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
-        if plan:
-            check_machine(plan, passport)
-            plan = dataclasses.replace(plan, rungs=rungs)
-        else:
-            passport = alone.charged(dataclasses.replace(identify, measured=cache))
-            passport = alone.threads(config, passport, cache, rungs[-1])
-        vocab_size = plan.world.vocab_size if plan else vocabulary_of(config, passport)
-        tokens = prepare(config, vocab_size, cache, watcher)
-        if plan:
-            check_data(plan, tokens, config.name)
-        if plan is None:
-            plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache, rungs[-1]))
-            watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
-        plan.save(folder)
-        watcher.note(describe(plan))
-        if (epochs := epochs_at_target(plan.default, plan.target_seconds, plan.world)) > MANY_EPOCHS:
-            watcher.note(repetition_warning("the default recipe's final", epochs))
-        restarts = config.search.max_restarts
+        plan, tokens = _settle(config, plan, rungs, alone, cache, watcher)
         site = Site(
             folder,
             plan,
@@ -222,7 +205,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             watcher,
             stop,
             config.search.seed,
-            restarts,
+            config.search.max_restarts,
             config.train.checkpoint_seconds,
             config.search.stop_early,
         )
@@ -245,6 +228,30 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
     left = ledger.balance().remaining_seconds
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)
+
+
+def _settle(
+    config: StudyConfig, plan: Plan | None, rungs: list[float], alone: "Alone", cache: Path, watcher: Watcher
+) -> tuple[Plan, Tokens]:
+    """The plan and the tokens of a study: looked at and measured the first time, held to what they were after that."""
+    identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
+    passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
+    if plan:
+        check_machine(plan, passport)
+        tokens = prepare(config, plan.world.vocab_size, cache, watcher)
+        check_data(plan, tokens, config.name)
+        plan = dataclasses.replace(plan, rungs=rungs)
+    else:
+        passport = alone.charged(dataclasses.replace(identify, measured=cache))
+        passport = alone.threads(config, passport, cache, rungs[-1])
+        tokens = prepare(config, vocabulary_of(config, passport), cache, watcher)
+        plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache, rungs[-1]))
+        watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
+    plan.save(config.folder)
+    watcher.note(describe(plan))
+    if (epochs := epochs_at_target(plan.default, plan.target_seconds, plan.world)) > MANY_EPOCHS:
+        watcher.note(repetition_warning("the default recipe's final", epochs))
+    return plan, tokens
 
 
 def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool]) -> Workers:

@@ -27,6 +27,7 @@ from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches,
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
+from budgetlm.model.export import begin_from
 from budgetlm.model.footprint import evaluation_sequences, saved_bytes
 from budgetlm.model.size import flops_per_token, parameters
 from budgetlm.model.transformer import LanguageModel, build
@@ -142,6 +143,8 @@ class _Run:
         self.all_windows = self._sample(tokens, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         self.bytes_V = tokens.bytes_V
         self.network = build(config.model, config.seed, config.device)
+        if config.init:
+            begin_from(Path(config.init), self.network)
         self.stepper = Stepper(config, self.network)
         self.ahead: tuple[int, np.ndarray] | None = None
         """Sequences that were taken while the device was busy, and the position that they are for."""
