@@ -20,6 +20,7 @@ from budgetlm.recipe.space import read_space, unknown_key
 from budgetlm.recipe.world import PROXIES, Proxy
 from budgetlm.records import OBJECTIVES
 from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
+from budgetlm.train.parallel.kinds import KINDS
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
@@ -86,6 +87,12 @@ class TrainSettings:
     devices: int = 0
     """Devices that a search uses at once, a worker on each; every one of them is charged. 0 for all GPUs, or one CPU. More than
     one CPU worker share the cores."""
+    final_devices: int = 1
+    """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
+    parallel: str = "auto"
+    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, or `auto` for `ddp` where the model fits one device, and `fsdp` where it does not."""
+    offload: bool = False
+    """Whether parts of `fsdp` wait in the processor's memory while they are not computed with."""
     threads: int = 0
     """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
@@ -123,13 +130,15 @@ class TrainSettings:
             "matmul": MATMULS,
             "attention": ("auto", "fused", "products"),
             "compile": ("auto", "on", "graphs", "off"),
+            "parallel": ("auto", *KINDS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
-        if min(self.devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens) < 0 or self.clip <= 0:
+        counts = (self.devices, self.final_devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens)
+        if min(counts) < 0 or self.clip <= 0:
             raise ConfigError(
-                "train.devices, threads, checkpoint_seconds, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
+                "train.devices, final_devices, threads, checkpoint_seconds, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
             )
 
 

@@ -112,7 +112,7 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices, the allocator, how often checkpoints are written, and whether it stops early may change.
+    Only its hours, the number of devices and how they train together, the allocator, how often checkpoints are written, and whether it stops early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -123,6 +123,8 @@ def check_settings(config: StudyConfig) -> None:
     for values in (before, now):
         values["budget"].pop("hours")
         values["train"].pop("devices")
+        for name in ("final_devices", "parallel", "offload"):
+            values["train"].pop(name, None)
         values["train"].pop("checkpoint_seconds")
         values["train"].pop("allocator", None)
         values["search"].pop("stop_early")
