@@ -1,7 +1,7 @@
 """Train what was chosen, and let it write."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,7 +42,8 @@ def final(
         raise ConfigError(f"`--trial {trial}` and `--pick {pick}` name two recipes. Give one of them.")
     name = resolve(study)
     config = open_config(name)
-    given = {key: value for key, value in {"final_devices": devices, "parallel": parallel}.items() if value is not None}
+    wanted: dict[str, Any] = {"final_devices": devices, "parallel": parallel}
+    given = {key: value for key, value in wanted.items() if value is not None}
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **given))
     begin_again(config.train.allocator)
     watcher = make_watcher(name)

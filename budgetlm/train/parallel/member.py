@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not said to be
 
 from budgetlm.budget.clock import Clock, Meter, Purpose
 from budgetlm.data.tokens import Tokens
@@ -115,7 +116,7 @@ def _train(task: Task, line: "_Line") -> tuple[RunRecord, list[str]]:
     if task.config.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=task.hang_seconds))
+    _join(backend, timedelta(seconds=task.hang_seconds))
     try:
         team = make_team(task.kind, Clock(), line.asked, task.config.device, offload=task.offload)
         team.agree()
@@ -147,6 +148,16 @@ def _train(task: Task, line: "_Line") -> tuple[RunRecord, list[str]]:
         return record, trained.notes
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str, patience: timedelta) -> None:
+    """Meet the others at the agent's store, where those of an earlier attempt have left addresses at which nobody is any more: under names of one's own."""
+    host, port, attempt = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = TCPStore(host, int(port), size, is_master=False, timeout=patience)
+    dist.init_process_group(
+        backend, store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size, timeout=patience
+    )
 
 
 def _failure(error: Exception) -> Failure:

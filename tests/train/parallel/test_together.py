@@ -44,6 +44,10 @@ def kill_a_member():
     os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
 
 
+def ask_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_final_on_two_devices_outlives_a_member_and_is_charged_for_both(searched, cache, tokens):
     watcher = Notes(kill_a_member)
     result = run(searched, cache, watcher, final_devices=2, checkpoint_seconds=0.2)
@@ -60,12 +64,11 @@ def test_a_final_on_two_devices_outlives_a_member_and_is_charged_for_both(search
 
 
 def test_a_stopped_final_of_two_devices_goes_on_with_one(searched, cache):
-    watcher = Notes(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    part = run(searched, cache, watcher, final_devices=2)
-    assert (part.record.state, part.exit_code) == ("interrupted", 75)
-    assert list(part.folder.glob("checkpoints/step-*"))
-    spent = charged(searched, part.record.run)
-    whole = run(searched, cache, seconds=20.0)
-    assert whole.record.state == "done"
-    assert whole.record.steps > part.record.steps
-    assert charged(searched, part.record.run) > spent
+    parts = [run(searched, cache, Notes(ask_to_stop), seconds=300.0, final_devices=devices) for devices in (2, 1)]
+    for part in parts:
+        assert (part.record.state, part.exit_code) == ("interrupted", 75)
+    assert [part.record.devices for part in parts] == [2, 1]
+    assert parts[0].record.steps < parts[1].record.steps
+    assert parts[0].record.seconds < parts[1].record.seconds
+    assert parts[1].record.seconds == pytest.approx(charged(searched, parts[1].record.run), rel=0.02)
+    assert list(parts[1].folder.glob("checkpoints/step-*"))
