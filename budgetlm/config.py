@@ -20,6 +20,7 @@ from budgetlm.recipe.space import read_space, unknown_key
 from budgetlm.recipe.world import PROXIES, Proxy
 from budgetlm.records import OBJECTIVES
 from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
+from budgetlm.train.parallel.kinds import KINDS
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
@@ -93,6 +94,12 @@ class TrainSettings:
     """Who runs the workers of a search: `processes` of this machine, or `ray`, on a Ray cluster or a Ray of this machine alone."""
     ray_address: str = ""
     """Of the Ray cluster: `auto` for the one that this machine belongs to, or `ray://host:10001`; empty to begin one here."""
+    final_devices: int = 1
+    """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
+    parallel: str = "auto"
+    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, or `auto` for `ddp` where the model fits one device, and `fsdp` where it does not."""
+    offload: bool = False
+    """Whether parts of `fsdp` wait in the processor's memory while they are not computed with."""
     threads: int = 0
     """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
@@ -131,13 +138,15 @@ class TrainSettings:
             "matmul": MATMULS,
             "attention": ("auto", "fused", "products"),
             "compile": ("auto", "on", "graphs", "off"),
+            "parallel": ("auto", *KINDS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
-        if min(self.devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens) < 0 or self.clip <= 0:
+        counts = (self.devices, self.final_devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens)
+        if min(counts) < 0 or self.clip <= 0:
             raise ConfigError(
-                "train.devices, threads, checkpoint_seconds, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
+                "train.devices, final_devices, threads, checkpoint_seconds, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
             )
 
 

@@ -61,6 +61,9 @@ class World:
         """Whether a run of this length is compiled."""
         return self.compile in ("on", "graphs") or (self.compile == "auto" and self.compilation.pays(run_seconds))
 
+    shards: int = 1
+    """Devices that a run's weights, gradients and optimizer state are spread over."""
+
     @property
     def usable_bytes(self) -> float:
         """Memory that a run may be predicted to need at its thriftiest."""

@@ -89,8 +89,8 @@ class Plan:
         write_atomic(folder / PLAN_TEXT, describe(self) + "\n")
 
     def learning(self, records: Sequence[RunRecord]) -> "Plan":
-        """The plan with its models of throughput, memory and compilation fitted to the study's own runs as well."""
-        runs = [(r, run_config_from(r.config)) for r in records[-LEARNT_FROM:] if r.steps >= 5]
+        """The plan with its models of throughput, memory and compilation fitted to the study's own runs on one device as well."""
+        runs = [(r, run_config_from(r.config)) for r in records[-LEARNT_FROM:] if r.steps >= 5 and r.devices == 1]
         speeds = [
             SpeedPoint(
                 c.model,

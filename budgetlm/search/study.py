@@ -119,7 +119,8 @@ def search(
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices, the engine, the allocator, how often checkpoints are written, and whether it stops early may change.
+    Only its hours, the number of devices and how they work together, the engine, the allocator, how often checkpoints are written, and whether it stops
+    early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -129,7 +130,7 @@ def check_settings(config: StudyConfig) -> None:
     before, now = (dataclasses.asdict(c) for c in (read_study_file(config.folder / STUDY_FILE), config))
     for values in (before, now):
         values["budget"].pop("hours")
-        for name in ("devices", "engine", "ray_address"):
+        for name in ("devices", "engine", "ray_address", "final_devices", "parallel", "offload"):
             values["train"].pop(name)
         values["train"].pop("checkpoint_seconds")
         values["train"].pop("allocator", None)
