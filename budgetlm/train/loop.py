@@ -127,6 +127,14 @@ def train(
     return _Run(config, label, tokens, meter, checkpoints, spent_seconds, began, reserve, team).go(on_point, should_stop)
 
 
+def _network(config: RunConfig) -> LanguageModel:
+    """The run's network as it begins: fresh, or with the weights that it inherits."""
+    network = build(config.model, config.seed)
+    if config.init:
+        begin_from(Path(config.init), network)
+    return network
+
+
 class _Run:
     """The state of one training run."""
 
@@ -150,9 +158,7 @@ class _Run:
         self.windows = self._sample(tokens, config.eval_tokens)
         self.all_windows = self._sample(tokens, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         self.bytes_V = tokens.bytes_V
-        self.network = build(config.model, config.seed)
-        if config.init:
-            begin_from(Path(config.init), self.network)
+        self.network = _network(config)
         team.take(self.network, config.device)
         self.stepper = Stepper(config, self.network, team)
         self.ahead: tuple[int, np.ndarray] | None = None
