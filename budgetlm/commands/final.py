@@ -1,7 +1,7 @@
 """Train what was chosen, and let it write."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +20,20 @@ def final(
     pick: PickOption = "best",
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
     track: TrackOption = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="Devices that train it together, each of them charged; 0 for all GPUs, or one CPU.", min=0),
+    ] = None,
+    parallel: Annotated[
+        str | None, typer.Option(help="How they do: auto, ddp (each holds the model) or fsdp (each holds a part).")
+    ] = None,
 ) -> None:
     """Train the chosen recipe for the full target; run it again to resume.
 
-    budgetlm final --study best        budgetlm final --study demo --hours 2 --seed 1
+    budgetlm final --study best        budgetlm final --study demo --hours 2 --seed 1        budgetlm final --devices 8
     """
+    import dataclasses
+
     from budgetlm.budget.clock import Clock
     from budgetlm.progress import make_watcher
     from budgetlm.studies import open_config, resolve
@@ -33,6 +42,9 @@ def final(
         raise ConfigError(f"`--trial {trial}` and `--pick {pick}` name two recipes. Give one of them.")
     name = resolve(study)
     config = open_config(name)
+    wanted: dict[str, Any] = {"final_devices": devices, "parallel": parallel}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **given))
     begin_again(config.train.allocator)
     watcher = make_watcher(name)
     try:
