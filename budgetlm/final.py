@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
-from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.budget.ledger import Ledger, open_ledger
 from budgetlm.callable import make_callable
 from budgetlm.compress.artefact import load_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
@@ -41,11 +41,11 @@ from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device, visible_gpus
 from budgetlm.recipe.oracle import expected_speed, fits_in, team_worlds
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
+from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
-from budgetlm.studies import DATABASE, FORECAST
+from budgetlm.studies import FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
@@ -235,7 +235,7 @@ class _Final:
         config = self._config()
         train_it = self._train if self.devices == 1 else self._team(config, tokens)
         self._keep_forecast(forecast)
-        ledger = Ledger(open_database(self.study.folder / DATABASE))
+        ledger = open_ledger(self.study.database, self.study.scope)
         ledger.release_the_dead(time.sleep)
         charged = self._charged(ledger)
         if charged:
@@ -422,8 +422,8 @@ class _Final:
             worlds = list(team_worlds(plan.world, self.devices, self.study.train.parallel).values())
         for world in worlds[:-1]:
             with suppress(ConfigError):
-                return miniature(self.recipe, self.seconds, plan.target_seconds, world, seed=self.seed)
-        return miniature(self.recipe, self.seconds, plan.target_seconds, worlds[-1], seed=self.seed)
+                return at_length(self.recipe, self.seconds, plan.target_seconds, world, seed=self.seed)
+        return at_length(self.recipe, self.seconds, plan.target_seconds, worlds[-1], seed=self.seed)
 
     def _keep_forecast(self, forecast: Forecast | None) -> None:
         """Keep the forecast as it was before the outcome was known: the receipt."""

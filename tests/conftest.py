@@ -1,5 +1,6 @@
 """Tiny worlds that the tests share: a corpus of made-up sentences, its tokens, and clocks that never wait."""
 
+import functools
 import random
 import shutil
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from budgetlm import passport
 from budgetlm.budget.clock import ManualClock
 from budgetlm.config import StudyConfig, study_config
 from budgetlm.data.corpus import DataConfig, prepare_corpus
 from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.records import RunRecord
-from budgetlm.search import scheduler, study
+from budgetlm.search import scheduler, study, trials
 from budgetlm.train import calibrate, loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.watch import Watcher
@@ -37,14 +39,23 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return documents
 
 
-def install_clock(monkeypatch) -> ManualClock:
-    """A clock that only training moves: real steps and evaluations, of a speed that is the same on every machine."""
+def install_clock(monkeypatch, every: int = 1) -> ManualClock:
+    """A clock that only training moves: real steps and evaluations, of a speed that is the same on every machine.
+
+    Args:
+        every: so manieth steps alone are computed; the others take their time on the clock and change nothing.
+    """
     clock = ManualClock()
     step, measure = loop.Stepper.step, loop.evaluate
 
     def timed_step(self, rows, lr):
         clock.move(step_seconds(self.config.model, rows.size))
-        return step(self, rows, lr)
+        self.steps_seen = getattr(self, "steps_seen", -1) + 1
+        if self.steps_seen % every == 0:
+            self.last_loss = step(self, rows, lr)
+        elif self.meanwhile:
+            self.meanwhile()
+        return self.last_loss
 
     def timed_evaluate(network, windows, *arguments, **options):
         clock.move(step_seconds(network.config, windows.size) / 3)
@@ -53,15 +64,29 @@ def install_clock(monkeypatch) -> ManualClock:
     monkeypatch.setattr(loop.Stepper, "step", timed_step)
     monkeypatch.setattr(loop, "evaluate", timed_evaluate)
     monkeypatch.setattr(calibrate, "MICRO_BATCH_TOKENS", (128,))
+    monkeypatch.setattr(passport, "_ceiling", measured_ceiling)
+    monkeypatch.setattr(trials, "RESAMPLES", 5)
     monkeypatch.setattr(scheduler, "MARGIN_SECONDS", 0.01)  # what surrounds a run takes no time on this clock
     monkeypatch.setattr(study, "processes", lambda _config, clock, should_stop: Inline(clock, should_stop))
     return clock
+
+
+@functools.cache
+def measured_ceiling(device: str, dtype: str, measure=passport._ceiling) -> float:
+    """What the machine reaches, measured once for all studies."""
+    return measure(device, dtype)
 
 
 @pytest.fixture
 def clock(monkeypatch) -> ManualClock:
     """A clock that only training moves."""
     return install_clock(monkeypatch)
+
+
+@pytest.fixture
+def fast_clock(monkeypatch) -> ManualClock:
+    """The same where few steps are computed: for whole studies, of which a test minds everything but how well they learn."""
+    return install_clock(monkeypatch, every=6)
 
 
 def step_seconds(model: ModelConfig, tokens: int) -> float:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS
 from budgetlm.cli import app, main
+from budgetlm.config import STUDY_FILE
 from budgetlm.errors import StudyError
-from budgetlm.records import read_records
+from budgetlm.records import RunRecord, read_records
 from budgetlm.studies import ledger_of
 from tests.conftest import small_study
 
@@ -33,13 +35,46 @@ def here(*arguments):
     return done.stdout
 
 
-@pytest.fixture
-def study_file(home, corpus_folder, cache, monkeypatch):
-    """A study of seconds on the real clock."""
-    monkeypatch.setitem(ENVIRONMENT, "BUDGETLM_CACHE", str(cache))
-    path = home / "small.toml"
-    path.write_text(small_study(corpus_folder, hours=9 / 3600))
-    return path
+@dataclass
+class Story:
+    """What three searches of one study and its final left and said."""
+
+    folder: Path
+    said: dict[str, subprocess.CompletedProcess]
+    records: dict[str, list[RunRecord]]
+    charged: dict[str, float]
+
+    def keep(self, chapter, done):
+        self.said[chapter], self.records[chapter] = done, read_records(Path("studies/small"))
+        self.charged[chapter] = ledger_of("small").balance().charged_seconds
+
+
+@pytest.fixture(scope="module")
+def story(corpus_folder, cache, tmp_path_factory):
+    """A study of seconds on the real clock: interrupted, ended, searched to its end, trained."""
+    told = Story(tmp_path_factory.mktemp("story"), {}, {}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(told.folder)
+        patch.setitem(ENVIRONMENT, "BUDGETLM_CACHE", str(cache))
+        Path("small.toml").write_text(small_study(corpus_folder, hours=9 / 3600))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            told.keep(number.name, broken_off("search", "--file", "small.toml", by=number))
+        told.keep("search", budgetlm("search", "--file", "small.toml"))
+        told.keep("final", budgetlm("final"))
+    return told
+
+
+def broken_off(*arguments, by):
+    """A command that is sent a signal when another of its runs has ended."""
+    command, study = [sys.executable, "-m", "budgetlm", *arguments], Path("studies/small")
+    before = len(read_records(study))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        end = time.monotonic() + 60
+        while len(read_records(study)) == before and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(by)
+        output, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def test_help_is_instant_because_it_imports_nothing_heavy():
@@ -60,12 +95,13 @@ def test_every_command_explains_itself():
         assert command.callback.__doc__.rstrip().splitlines()[-1].startswith(f"    budgetlm {name} ")  # an example ends it
 
 
-def test_from_a_study_file_to_a_report_and_generated_text(study_file, home):
-    searched = budgetlm("search", "--file", study_file)
+def test_from_a_study_file_to_a_report_and_generated_text(story, monkeypatch):
+    monkeypatch.chdir(story.folder)
+    searched, final = story.said["search"], story.said["final"]
     assert searched.returncode == 0, searched.stderr
     assert "chosen: trial" in searched.stdout
     assert "\x1b[" not in searched.stderr  # no terminal, so plain lines
-    assert "trial 0, rung 0" in searched.stderr
+    assert re.search(r"trial \d+, rung 0", searched.stderr)
     assert "best so far" in searched.stderr
     spent = json.loads(here("budget", "--study", "small", "--json"))
     assert {"study", "budget_seconds", "charged_seconds", "remaining_seconds", "by_purpose", "stopped_because"} <= set(spent)
@@ -73,19 +109,13 @@ def test_from_a_study_file_to_a_report_and_generated_text(study_file, home):
     assert spent["charged_seconds"] == pytest.approx(sum(spent["by_purpose"].values()))
     assert "the budget is spent" in spent["stopped_because"]
 
-    again = budgetlm("search", "--file", study_file)
-    assert (again.returncode, "nothing left to do" in again.stdout) == (0, True)
-    assert json.loads(here("budget", "--study", "small", "--json")) == spent
-
-    final = budgetlm("final")
     assert final.returncode == 0, final.stderr
     assert "bits per byte" in final.stdout
     assert "forecast" in final.stdout
     assert json.loads(here("budget", "--json"))["finals"]
 
-    report = budgetlm("report")
-    assert report.stdout.strip() == "reports/small.html"
-    assert "Train this" in (home / "reports" / "small.html").read_text()
+    assert here("report").strip() == "reports/small.html"
+    assert "Train this" in Path("reports/small.html").read_text()
     status = json.loads(here("status", "--json"))
     assert len(status) == 1
     assert status[0]["name"] == "small"
@@ -97,28 +127,29 @@ def test_from_a_study_file_to_a_report_and_generated_text(study_file, home):
     assert "small" in here("status")
     assert "device-seconds charged" in here("budget")
 
-    text = budgetlm("generate", "the tree", "--tokens", 20, "--seed", 1)
-    assert text.stdout.startswith("the tree")
-    assert text.stdout == here("generate", "the tree", "--tokens", "20", "--seed", "1")
+    texts = [here("generate", "the tree", "--tokens", "20", "--seed", seed) for seed in ("1", "1", "2")]
+    assert texts[0].startswith("the tree")
+    assert texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_within_seconds_settled_and_the_next_command_goes_on(study_file, home, number):
-    command = [sys.executable, "-m", "budgetlm", "search", "--file", str(study_file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
-        end = time.monotonic() + 60
-        while not read_records(Path("studies/small")) and time.monotonic() < end:
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == (75 if number == signal.SIGTERM else 130), errors
-    assert "the same command goes on" in errors
-    assert "Traceback" not in errors
-    first = read_records(Path("studies/small"))
-    assert ledger_of("small").balance().charged_seconds >= sum(r.seconds for r in first) - 0.1
-    if number == signal.SIGINT:
-        assert budgetlm("search", "--file", study_file).returncode == 0
-        assert len(read_records(Path("studies/small"))) > len(first)
+def test_ctrl_c_ends_within_seconds_settled_and_the_next_command_goes_on(story, number):
+    ended, after = story.said[number.name], "SIGTERM" if number == signal.SIGINT else "search"
+    assert ended.returncode == (75 if number == signal.SIGTERM else 130), ended.stderr
+    assert "the same command goes on" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert story.charged[number.name] >= sum(r.seconds for r in story.records[number.name]) - 0.1
+    first = story.records[number.name]
+    assert story.records[after][: len(first)] == first
+    assert len(story.records[after]) > len(first)
+
+
+def test_the_same_search_again_says_that_nothing_is_left_to_do(searched, cache, clock, monkeypatch):
+    monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
+    monkeypatch.setattr("budgetlm.search.ahead.load_ahead", lambda *_: None)
+    spent = here("budget", "--study", "tiny", "--json")
+    assert "nothing left to do" in here("search", "--file", f"studies/tiny/{STUDY_FILE}")
+    assert here("budget", "--study", "tiny", "--json") == spent
 
 
 MISTAKES = [

@@ -13,13 +13,13 @@ SECONDS = 20.0
 HOURS = SECONDS / 3600
 
 
-def run(config, cache, clock):
-    return run_all(enveloped(config, HOURS), HOURS, cache, clock, Watcher)
+def run(config, cache, fast_clock):
+    return run_all(enveloped(config, HOURS), HOURS, cache, fast_clock, Watcher)
 
 
-def test_search_final_and_report_share_one_budget_and_a_repeat_charges_nothing(tiny_study, cache, clock, home):
+def test_search_final_and_report_share_one_budget_and_a_repeat_charges_nothing(tiny_study, cache, fast_clock, home):
     config = tiny_study(0.0)
-    spent = run(config, cache, clock)
+    spent = run(config, cache, fast_clock)
     ledger = ledger_of("tiny")
     charged = [ledger.balance(account).charged_seconds for account in ledger.accounts()]
     assert len(charged) == 2
@@ -29,28 +29,28 @@ def test_search_final_and_report_share_one_budget_and_a_repeat_charges_nothing(t
     assert spent.final.record.planned_seconds == pytest.approx(SECONDS - ledger.balance(SEARCH).charged_seconds)
     assert (home / spent.report).exists()
     before = read_records(config.folder)
-    again = run(config, cache, clock)
+    again = run(config, cache, fast_clock)
     assert again.final.already_done
     assert read_records(config.folder) == before
     assert sum(ledger.balance(account).charged_seconds for account in ledger.accounts()) == sum(charged)
 
 
-def test_what_the_search_does_not_earn_goes_to_the_final(tiny_study, cache, clock, monkeypatch):
+def test_what_the_search_does_not_earn_goes_to_the_final(tiny_study, cache, fast_clock, monkeypatch):
     eager = tiny_study(0.0)
     careful = dataclasses.replace(eager, name="careful", search=dataclasses.replace(eager.search, stop_early=True))
     monkeypatch.setattr("budgetlm.search.climb.LEAST_TRIALS", 2)
     monkeypatch.setattr("budgetlm.search.climb.gain_of_a_trial", lambda *_: 0.0)
     monkeypatch.setattr("budgetlm.search.climb.LEAST_DOUBT", 2.0)
-    all_of_it, less = run(eager, cache, clock), run(careful, cache, clock)
+    all_of_it, less = run(eager, cache, fast_clock), run(careful, cache, fast_clock)
     assert less.search_seconds < all_of_it.search_seconds
     assert less.final_seconds > all_of_it.final_seconds
     assert "the rest of the budget is saved" in less.stopped_because
 
 
-def test_a_study_of_the_loss_alone_has_nothing_smallest_and_says_so_before_the_search(tiny_study, cache, clock):
+def test_a_study_of_the_loss_alone_has_nothing_smallest_and_says_so_before_the_search(tiny_study, cache, fast_clock):
     config = enveloped(tiny_study(0.0), HOURS)
     with pytest.raises(StudyError, match="about the loss alone"):
-        run_all(config, HOURS, cache, clock, Watcher, which="smallest")
+        run_all(config, HOURS, cache, fast_clock, Watcher, which="smallest")
     assert not config.folder.exists()
 
 

@@ -107,10 +107,10 @@ def library_label():
 
 
 def test_search_final_and_report_are_functions_and_studies_those_of_the_commands(
-    corpus_folder, cache, clock, home, monkeypatch
+    corpus_folder, cache, fast_clock, home, monkeypatch
 ):
     monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
-    monkeypatch.setattr(library, "Clock", lambda: clock)
+    monkeypatch.setattr(library, "Clock", lambda: fast_clock)
     settings = {
         "data": {"vocab_size": 320},
         "model": {"context_length": 32},

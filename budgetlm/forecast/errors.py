@@ -75,6 +75,12 @@ class Errors:
         """Weighted sums of products of the shared regressors over each group, (groups, effects, effects)."""
         return self.within(self.shared)
 
+    @cached_property
+    def kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The different ones among these, (kinds, effects, effects), and which of them is each group's: trials that climbed alike are alike."""
+        flat, kind = np.unique(self.squares.reshape(self.groups, -1), axis=0, return_inverse=True)
+        return flat.reshape(-1, *self.squares.shape[1:]), kind.ravel()
+
     def of_rows(self, rows: np.ndarray) -> "Errors":
         """That of some runs alone."""
         group = np.unique(self.group[rows], return_inverse=True)[1].ravel()

@@ -143,6 +143,18 @@ class Model:
         """Weighted sums of the shared regressors times the features, (groups, effects, features)."""
         return self.errors.within(self.x)
 
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """Sums over the groups of a kind of products of those, (kinds · effects · effects, features · features)."""
+        kinds, kind = self.errors.kinds
+        features, effects = self.shared.shape[2], self.shared.shape[1]
+        total = np.empty((len(kinds), effects, effects, features, features))
+        for one in range(len(kinds)):
+            rows = self.shared[kind == one]
+            flat = rows.reshape(len(rows), -1)
+            total[one] = (flat.T @ flat).reshape(effects, features, effects, features).transpose(0, 2, 1, 3)
+        return total.reshape(-1, features * features)
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -157,7 +169,7 @@ class Solved:
     pull: np.ndarray
     """What of the losses these do not explain, in the coefficients' measure, (n, features)."""
     effects: np.ndarray
-    """Covariance of a group's effects given the features', in units of the noise's, (n, groups, effects, effects)."""
+    """Covariance of a group's effects given the features', in units of the noise's, of each kind of groups, (n, kinds, effects, effects)."""
     seen: np.ndarray
     """Weighted sums of the shared regressors times the responses, (n, groups, effects)."""
 
@@ -209,10 +221,11 @@ def solve(model: Model, parameters: Parameters) -> Solved:
     weighted = errors.weights[:, None] * y
     noise = (parameters.noise * parameters.factor)[:, None]
     small = parameters.ratios**-2.0
-    effects = inverse(errors.squares + (small[:, :, None] * np.eye(small.shape[1]))[:, None])
+    squares, kind = errors.kinds
+    effects = inverse(squares + (small[:, :, None] * np.eye(small.shape[1]))[:, None])
     together = errors.within(y).transpose(2, 0, 1)
-    gram, seen = model.gram - _lent(effects, model.shared), (model.x.T @ weighted).T
-    expected = np.einsum("dgrs,dgs->dgr", effects, together)
+    gram, seen = model.gram - _lent(effects, model), (model.x.T @ weighted).T
+    expected = np.einsum("dgrs,dgs->dgr", effects[:, kind], together)
     seen = seen - expected.reshape(len(seen), -1) @ model.shared.reshape(-1, seen.shape[1])
     square = (y * weighted).sum(axis=0) - (expected * together).sum(axis=(1, 2))
     through = np.einsum("de,def->df", means, gram)
@@ -223,7 +236,7 @@ def solve(model: Model, parameters: Parameters) -> Solved:
     np.einsum("dff->df", precision)[...] += spreads**-2.0
     determinant, explained = _determined(precision, pull)
     determinant = determinant + 2 * np.log(spreads).sum(1)
-    determinant = determinant - _log_determinant(effects).sum(axis=1) - errors.groups * np.log(small).sum(axis=1)
+    determinant = determinant - _log_determinant(effects) @ np.bincount(kind) - errors.groups * np.log(small).sum(axis=1)
     evidence = -0.5 * (square / noise[:, 0] ** 2 - explained + determinant)
     evidence -= len(y) * np.log(noise[:, 0]) + np.log(np.maximum(model.loss[:, None] - parameters.floor, 1e-9)).sum(0)
     return Solved(evidence, precision, means, pull, effects, together)
@@ -247,13 +260,17 @@ def _determined(precision: np.ndarray, pull: np.ndarray) -> tuple[np.ndarray, np
     return determinant, (root[:, size, :size] ** 2).sum(axis=1)
 
 
-def _lent(effects: np.ndarray, shared: np.ndarray) -> np.ndarray:
+def _lent(effects: np.ndarray, model: Model) -> np.ndarray:
     """What of the features' products the groups' effects explain away, (draws, features, features)."""
+    shared, (kinds, kind) = model.shared, model.errors.kinds
+    if len(kinds) * shared.shape[1] <= len(kind):  # as in a study, whose trials have climbed a few kinds of ladders
+        lent: np.ndarray = (effects.reshape(len(effects), -1) @ model.pairs).reshape(-1, *model.gram.shape)
+        return lent
     flat = shared.reshape(-1, shared.shape[2])
     at_once = max(1, MOST_NUMBERS // flat.size)
     parts = [
-        np.matmul(flat.T, np.einsum("dgrs,gsf->dgrf", effects[at : at + at_once], shared).reshape(-1, *flat.shape))
-        for at in range(0, len(effects), at_once)
+        np.matmul(flat.T, np.einsum("dgrs,gsf->dgrf", some[:, kind], shared).reshape(-1, *flat.shape))
+        for some in (effects[at : at + at_once] for at in range(0, len(effects), at_once))
     ]
     return np.concatenate(parts)
 

@@ -98,13 +98,15 @@ class Surface:
         covariance = np.linalg.inv(solved.precision)
         noise = (parameters.noise * parameters.factor)[:, None]
         x = self.features(points)
-        gain = np.einsum("nr,dnrs->dns", shared, solved.effects[:, groups])
+        gain = np.einsum("nr,dnrs->dns", shared, solved.effects[:, self.model.errors.kinds[1][groups]])
         through = x - np.einsum("dns,nsf->dnf", gain, self.model.shared[groups])
         seen = np.einsum("dns,dns->dn", gain, solved.seen[:, groups])
         means = parameters.law(self.frame.scales(points)) + seen + np.einsum("dnf,df->dn", through, solved.means)
         own = (np.einsum("dns,ns->dn", gain, shared) + 1) * noise**2
-        relative = through - through.mean(axis=1, keepdims=True)
-        spreads, apart = (np.sqrt(own + np.einsum("dnf,dnf->dn", t @ covariance, t)) for t in (through, relative))
+        weighed = through @ covariance
+        relative, weighed_apart = (part - part.mean(axis=1, keepdims=True) for part in (through, weighed))
+        spreads = np.sqrt(own + np.einsum("dnf,dnf->dn", weighed, through))
+        apart = np.sqrt(own + np.einsum("dnf,dnf->dn", weighed_apart, relative))
         beyond = BEYOND * parameters.factor[:, None] * np.linalg.norm(_beyond(self.frame, points), axis=1)
         return Mixture(parameters.floor, means, spreads, apart, beyond)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from budgetlm.errors import StudyError
+from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_json
 from budgetlm.model.export_encoder import (
     encoder_config,
@@ -198,3 +198,18 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
             "final, or train one with `budgetlm final`."
         ) from error
     return network.eval(), tokenizer, config["eos_token_id"]
+
+
+def begin_from(folder: Path, network: LanguageModel) -> None:
+    """Give a network the weights of a model of the same shape.
+
+    Raises:
+        ConfigError: its weights are others.
+    """
+    try:
+        network.load_state_dict(load_model(folder)[0].state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the weights in {folder} do not fit a model of the recipe's shape: {str(error).splitlines()[-1].strip()} Its vocabulary "
+            "must be the study's, and its shape that which `model.init` settles."
+        ) from error

@@ -52,6 +52,8 @@ class World:
     teacher: str = ""
     """Folder or Hugging Face id of the model that `distil` learns from."""
     teacher_parameters: int = 0
+    init: str = ""
+    """Folder of the model whose weights all runs begin from; empty for fresh ones."""
     paces: dict[str, float] = field(default_factory=dict)
     """Measured speed of options that change training, as a multiple of what was foretold."""
 

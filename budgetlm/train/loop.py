@@ -27,6 +27,7 @@ from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches,
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
+from budgetlm.model.export import begin_from
 from budgetlm.model.footprint import evaluation_sequences, saved_bytes
 from budgetlm.model.size import flops_per_token, parameters
 from budgetlm.model.transformer import LanguageModel, build
@@ -126,6 +127,14 @@ def train(
     return _Run(config, label, tokens, meter, checkpoints, spent_seconds, began, reserve, team).go(on_point, should_stop)
 
 
+def _network(config: RunConfig) -> LanguageModel:
+    """The run's network as it begins: fresh, or with the weights that it inherits."""
+    network = build(config.model, config.seed)
+    if config.init:
+        begin_from(Path(config.init), network)
+    return network
+
+
 class _Run:
     """The state of one training run."""
 
@@ -149,7 +158,7 @@ class _Run:
         self.windows = self._sample(tokens, config.eval_tokens)
         self.all_windows = self._sample(tokens, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         self.bytes_V = tokens.bytes_V
-        self.network = build(config.model, config.seed)
+        self.network = _network(config)
         team.take(self.network, config.device)
         self.stepper = Stepper(config, self.network, team)
         self.ahead: tuple[int, np.ndarray] | None = None

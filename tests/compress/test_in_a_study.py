@@ -110,13 +110,13 @@ def test_what_a_study_lacks_is_said_before_anything_is_charged(tiny_study, cache
     assert sum(ledger_of(config.name).balance().by_purpose.get(p, 0) for p in ("train", "evaluate")) == 0
 
 
-def test_a_final_of_a_compressed_recipe_is_what_was_scored_and_it_writes(tiny_study, cache, clock, tokens):
+def test_a_final_of_a_compressed_recipe_is_what_was_scored_and_it_writes(tiny_study, cache, fast_clock, tokens):
     space = {"depth": 2, "width": 32, "batch_tokens": 128, "compression": "prune+int8", "sparsity": 0.6}
     config = tiny_study(space=space)
-    study.search(config, cache, clock, Watcher())
+    study.search(config, cache, fast_clock, Watcher())
     rungs = read_records(config.folder)
     assert all(r.artefact_bytes > 0 and r.dense_bpb is not None for r in rungs if r.state == "done")
-    result = final("tiny", cache, clock, Watcher(), config=config)
+    result = final("tiny", cache, fast_clock, Watcher(), config=config)
     record = result.record
     assert record.state == "done"
     assert record.seconds <= 3.2

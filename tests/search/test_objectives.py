@@ -46,7 +46,7 @@ def front_study(corpus_folder, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("front")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        clock = install_clock(patch)
+        clock = install_clock(patch, every=6)
         config = of_size(lambda seconds, **changes: study_of(corpus_folder, seconds, **changes))
         for moment, time in (("_conclude", 2), ("_end", 3)):
             killed(lambda: search(config, cache, clock, Notes()), moment, time, patch)

@@ -9,7 +9,9 @@ from pathlib import Path
 import optuna
 
 from budgetlm.budget.clock import ManualClock
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import SEARCH, open_ledger
+from budgetlm.config import DATABASE
 from budgetlm.data.tokens import Tokens
 from budgetlm.records import RunRecord, curve_path
 from budgetlm.search.jobs import RungJob
@@ -17,7 +19,6 @@ from budgetlm.search.plan import Plan
 from budgetlm.search.scheduler import Scheduler
 from budgetlm.search.site import Site
 from budgetlm.search.trials import Trials
-from budgetlm.studies import DATABASE
 from budgetlm.watch import Watcher
 from budgetlm.workers.job import Ended, Event, Job, Spent
 
@@ -69,7 +70,7 @@ def simulate(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         folder = Path(name)
         curve_path(folder, "none").parent.mkdir()
-        clock, ledger = ManualClock(), Ledger(open_database(folder / DATABASE, durable=False))
+        clock, ledger = ManualClock(), open_ledger(file_address(folder / DATABASE), durable=False)
         ledger.set_budget(SEARCH, seconds)
         site = Site(folder, plan, tokens, ledger, clock, Watcher(), lambda: False, seed, 0, stops_early=stops_early)
         trials = Trials(optuna.storages.InMemoryStorage(), "simulated", plan.space, seed, sampler, plan.world.objectives)
@@ -81,9 +82,13 @@ class Simulated:
     """Workers that take nobody's time: a job ends when its device-seconds have passed on a clock moved by hand."""
 
     def __init__(self, clock: ManualClock, places: int, outcome: Outcome) -> None:
-        self.places = places
+        self.places = range(places)
         self._clock, self._outcome = clock, outcome
         self._ends: dict[int, tuple[float, RungJob]] = {}
+
+    def delay(self, place: int) -> float:  # noqa: ARG002
+        """None."""
+        return 0.0
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:
         """Take a job; it will last `most_seconds`."""

@@ -54,9 +54,10 @@ def test_a_refused_final_is_charged_nothing(searched, cache, clock, monkeypatch,
     config = dataclasses.replace(searched, train=dataclasses.replace(searched.train, **train))
     with pytest.raises(ConfigError):
         final("tiny", cache, clock, Watcher(), config=config)
-    from budgetlm.budget.ledger import Ledger, open_database
+    from budgetlm.budget.database import file_address
+    from budgetlm.budget.ledger import open_ledger
 
-    assert Ledger(open_database(config.folder / "study.db")).accounts() == ["search"]
+    assert open_ledger(file_address(config.folder / "study.db")).accounts() == ["search"]
 
 
 def refuse(config, kind, devices):

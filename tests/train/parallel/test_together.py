@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from budgetlm.budget.clock import Clock
-from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import open_ledger
 from budgetlm.final import final
 from budgetlm.records import read_curve
 from budgetlm.watch import Watcher
@@ -37,7 +38,7 @@ def run(config, cache, watcher=None, *, seconds=20.0, **train):
 
 
 def charged(config, run):
-    return Ledger(open_database(config.folder / "study.db")).balance(run).charged_seconds
+    return open_ledger(file_address(config.folder / "study.db")).balance(run).charged_seconds
 
 
 def kill_a_member():
