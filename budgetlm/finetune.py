@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from budgetlm.budget.clock import Clock, Meter
-from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.budget.ledger import open_ledger
 from budgetlm.data.config import DataConfig
 from budgetlm.data.labelled import Example, TaskName, check_examples, labels_of, read_examples, split
 from budgetlm.errors import ConfigError, StudyError
@@ -32,7 +32,7 @@ from budgetlm.export import plain_folder
 from budgetlm.files import check_new, new_folder, write_json
 from budgetlm.interrupt import StopRequest
 from budgetlm.passport import pick_device
-from budgetlm.studies import DATABASE, FINETUNE, open_config
+from budgetlm.studies import FINETUNE, open_config
 from budgetlm.tasks import TASKS, Row, Task, score_rows
 from budgetlm.train.schedule import ScheduleConfig, lr_factor
 
@@ -199,7 +199,8 @@ def _paid(study: str | None, account: str | None, seconds: float, clock: Clock) 
     if study is None or account is None:
         yield Meter(clock)
         return
-    ledger = Ledger(open_database(open_config(study).folder / DATABASE))
+    config = open_config(study)
+    ledger = open_ledger(config.database, config.scope)
     ledger.release_the_dead(time.sleep)
     before = ledger.balance(account).charged_seconds if account in ledger.accounts() else 0.0
     ledger.set_budget(account, before + seconds)
