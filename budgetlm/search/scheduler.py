@@ -194,7 +194,7 @@ class Scheduler:
         rungs = self.site.plan.rungs
         while self.waiting:
             step = self.waiting.popleft()
-            if self._hold(place, rungs[step.rung]):
+            if self._hold(place, self._left_of(step)):
                 return step
             if step.run:  # what it has cost is in the records of its parts
                 why = Failure("killed", "it was cut off, and the budget did not pay for going on")
@@ -214,6 +214,14 @@ class Scheduler:
             return self._new_trial()
         recipe = next(r.recipe for r in self.site.records() if r.trial == wish.trial)
         return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat, why=wish.why)
+
+    def _left_of(self, step: Step) -> float:
+        """Device-seconds that a step still takes: what a run had done when it was asked to stop is in its checkpoint."""
+        parts = (r for r in self.site.records() if step.run and r.run == step.run.label.run)
+        kept = sum(
+            r.seconds for r in parts if r.state == "interrupted" and r.tokens
+        )  # of what was cut off there is no telling
+        return max(0.0, self.site.plan.rungs[step.rung] - kept)
 
     def _hold(self, place: int, seconds: float) -> bool:
         """Lease device-seconds for a place and what surrounds a run there; it holds its device from now on."""

@@ -9,7 +9,7 @@ from budgetlm.train.config import RunConfig
 Kind = Literal["ddp", "fsdp"]
 """`ddp`: every device holds the network, and reads its part of each batch; `fsdp`: it holds a part of weights, gradients and optimizer state, too."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SPREAD_OPTIMIZERS = ("adamw", "muon", "adam", "sgd")
+SPREAD_OPTIMIZERS = ("adamw", "muon", "adam")
 """Optimizers that train parts of matrices as they train whole ones (`tests/train/parallel/test_parity.py`)."""
 
 
@@ -46,7 +46,7 @@ def check_kind(config: RunConfig, kind: Kind, devices: int) -> None:
         "averaged weights": config.ema > 0 and "`ema` would need a second network in parts",
         "precision": config.precision in ("bf16-master", "fp8") and f"`{config.precision}` keeps copies of whole matrices",
         "optimizer": config.optimizer.name not in SPREAD_OPTIMIZERS
-        and f"`{config.optimizer.name}` is tried on whole matrices only; {', '.join(SPREAD_OPTIMIZERS)} are tried on parts",
+        and f"`{config.optimizer.name}` trains whole matrices; {', '.join(SPREAD_OPTIMIZERS)} train parts of them",
         "mixer": config.model.mixer == "lstm" and "PyTorch's LSTM wants its weights whole and in one place",
         "graphs": config.cuda_graphs and "CUDA graphs want weights that stay where they are",
     }

@@ -28,7 +28,7 @@ def test_a_batch_has_a_sequence_for_every_device(kind):
         ({"compression": Compression(option="prune")}, "`prune` looks at whole matrices"),
         ({"ema": 0.1}, "`ema` would need a second network"),
         ({"precision": "bf16-master"}, "`bf16-master` keeps copies"),
-        ({"optimizer": OptimizerConfig(name="adafactor")}, "`adafactor` is tried on whole matrices only; adamw, muon"),
+        ({"optimizer": OptimizerConfig(name="adafactor")}, "`adafactor` trains whole matrices; adamw, muon"),
         ({"model": tiny_model(mixer="lstm")}, "PyTorch's LSTM"),
         ({"compile": True, "cuda_graphs": True}, "CUDA graphs"),
     ],
