@@ -84,7 +84,17 @@ def simulate(
         ledger.set_budget(SEARCH, seconds)
         workers = Simulated(clock, places, outcome, faults, tally)
         site = Site(
-            folder, plan, tokens, ledger, clock, Watcher(), workers.asked, seed, max_restarts, stops_early=stops_early
+            folder,
+            plan,
+            tokens,
+            ledger,
+            clock,
+            Watcher(),
+            workers.asked,
+            seed,
+            max_restarts,
+            stops_early=stops_early,
+            heartbeat_seconds=math.inf,  # nobody reads this ledger in the middle of a run
         )
         storage, stops = optuna.storages.InMemoryStorage(), -1
         while stops < 0 or workers.asked():  # repeated as often as it was asked to stop
