@@ -14,8 +14,8 @@ import typer
 from budgetlm.commands.final import final, generate
 from budgetlm.commands.look import budget, receipts, report, status, track
 from budgetlm.commands.models import eval as evaluate
-from budgetlm.commands.models import export
-from budgetlm.commands.search import doctor, plan, run, search
+from budgetlm.commands.models import export, finetune
+from budgetlm.commands.search import doctor, plan, run, search, worker
 from budgetlm.commands.tables import forecast, replay
 from budgetlm.errors import BudgetlmError
 from budgetlm.interrupt import INTERRUPTED, RESUME_ME
@@ -32,6 +32,7 @@ for command in (
     replay,
     final,
     run,
+    worker,
     report,
     forecast,
     status,
@@ -41,6 +42,7 @@ for command in (
     generate,
     evaluate,
     export,
+    finetune,
 ):
     app.command()(command)
 

@@ -20,10 +20,12 @@ from budgetlm.recipe.space import read_space, unknown_key
 from budgetlm.recipe.world import PROXIES, Proxy
 from budgetlm.records import OBJECTIVES
 from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
+from budgetlm.train.parallel.kinds import KINDS
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
-STUDY_FILE = "study.toml"
+STUDY_FILE, DATABASE = "study.toml", "study.db"
+"""Files of a study's folder: what it was asked to do, and its database where that is no server's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,8 @@ class ModelSettings:
     """Tokens that a model sees at once; 0 for 256 on a CPU and 1,024 on a GPU."""
     objective: str = "clm"
     """What models learn: `clm`, to predict the next token (a decoder), or `mlm`, those that are hidden from it (an encoder)."""
+    init: str = ""
+    """Folder of a model whose weights all runs begin from (`inherit.py`): a final's `model` folder, or what `export` wrote; empty for fresh ones."""
     document_attention: bool = False
     """Whether a token attends to its own document only, where several are packed into a sequence; in training and in evaluation
     (`model/documents.py`)."""
@@ -86,6 +90,16 @@ class TrainSettings:
     devices: int = 0
     """Devices that a search uses at once, a worker on each; every one of them is charged. 0 for all GPUs, or one CPU. More than
     one CPU worker share the cores."""
+    engine: str = "processes"
+    """Who runs the workers of a search: `processes` of this machine, or `ray`, on a Ray cluster or a Ray of this machine alone."""
+    ray_address: str = ""
+    """Of the Ray cluster: `auto` for the one that this machine belongs to, or `ray://host:10001`; empty to begin one here."""
+    final_devices: int = 1
+    """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
+    parallel: str = "auto"
+    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, or `auto` for `ddp` where the model fits one device, and `fsdp` where it does not."""
+    offload: bool = False
+    """Whether parts of `fsdp` wait in the processor's memory while they are not computed with."""
     threads: int = 0
     """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
@@ -118,18 +132,21 @@ class TrainSettings:
     def __post_init__(self) -> None:
         choices = {
             "device": ("auto", "cpu", "cuda"),
+            "engine": ("processes", "ray"),
             "allocator": ALLOCATORS,
             "precision": ("auto", *PRECISIONS),
             "matmul": MATMULS,
             "attention": ("auto", "fused", "products"),
             "compile": ("auto", "on", "graphs", "off"),
+            "parallel": ("auto", *KINDS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
-        if min(self.devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens) < 0 or self.clip <= 0:
+        counts = (self.devices, self.final_devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens)
+        if min(counts) < 0 or self.clip <= 0:
             raise ConfigError(
-                "train.devices, threads, checkpoint_seconds, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
+                "train.devices, final_devices, threads, checkpoint_seconds, memory_gb and eval_tokens must not be negative, and train.clip must be above 0."
             )
 
 
@@ -155,8 +172,14 @@ class SearchSettings:
     """How often a run that its machine has cut off is gone on with."""
     hang_seconds: float = 300.0
     """A run that nothing is heard of for so long is ended. More than its longest step, compilation included."""
+    storage: str = ""
+    """Where the study's database is: `postgresql+psycopg://user@host/database`, for workers on several machines; empty for a file in its folder."""
 
     def __post_init__(self) -> None:
+        if self.storage:
+            from budgetlm.budget.database import check_storage
+
+            check_storage(self.storage)
         if self.proxy not in PROXIES:
             raise ConfigError(f"search.proxy cannot be {self.proxy!r}. Use {' or '.join(PROXIES)}.")
         if self.objectives not in OBJECTIVES:
@@ -197,6 +220,18 @@ class StudyConfig:
     def folder(self) -> Path:
         """Where the study lives."""
         return STUDIES / self.name
+
+    @property
+    def database(self) -> str:
+        """The address of the study's database."""
+        from budgetlm.budget.database import file_address
+
+        return self.search.storage or file_address(self.folder / DATABASE)
+
+    @property
+    def scope(self) -> str:
+        """The study's name where its database is shared with others; empty where it is its own."""
+        return self.name if self.search.storage else ""
 
     def save(self, folder: Path) -> None:
         """Keep the configuration, defaults filled in, with the results."""

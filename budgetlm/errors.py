@@ -21,6 +21,10 @@ class StudyError(BudgetlmError):
     """A study is missing, unfinished, damaged, or contradicts what was asked of it."""
 
 
+class SearchRunning(StudyError):
+    """Another process leads the search of this study."""
+
+
 class BudgetExhausted(BudgetlmError):
     """The device-seconds that are left do not pay for what was asked."""
 

@@ -4,9 +4,11 @@ A final has an account of its own in the study's ledger. What is charged there c
 crash has lost it: a resumed final goes on from its newest checkpoint with the device-seconds that are really left.
 """
 
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,38 +18,40 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
-from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.budget.ledger import Ledger, open_ledger
 from budgetlm.callable import make_callable
-from budgetlm.compress.artefact import load_artefact, save_artefact
+from budgetlm.compress.artefact import load_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import validation_sample
 from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, hide
-from budgetlm.data.rest import rest_being_read
+from budgetlm.data.rest import rest_being_read, write_rest
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
-from budgetlm.files import new_folder, read_json, write_json
+from budgetlm.files import read_json, write_json
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
 from budgetlm.interrupt import StopRequest
-from budgetlm.model.export import save_model, weights_bytes
 from budgetlm.model.fill import fill
+from budgetlm.model.footprint import saved_bytes
 from budgetlm.model.generate import generate
 from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
-from budgetlm.passport import identify, pick_device
-from budgetlm.recipe.oracle import expected_speed
+from budgetlm.passport import identify, pick_device, visible_gpus
+from budgetlm.recipe.oracle import expected_speed, fits_in, team_worlds
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target, miniature
+from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
-from budgetlm.studies import DATABASE, FORECAST
+from budgetlm.studies import FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
-from budgetlm.train.loop import Checkpoints, train
+from budgetlm.train.loop import DISK_BYTES_PER_SECOND, Checkpoints, train
+from budgetlm.train.model_folder import write_model
+from budgetlm.train.parallel.kinds import Kind, check_devices, check_kind
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
 
@@ -55,6 +59,8 @@ CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
 APART_SECONDS = 20.0
 """What must be left before the deadline for measuring the model in a process of its own, beside the measuring."""
+PARTING_SECONDS = 1.0
+"""What the processes of a team are given to end in."""
 SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
 
 
@@ -182,6 +188,10 @@ def _shape_and_why(recipe: Recipe, config: RunConfig, seconds: float, plan: Plan
     )
 
 
+TrainIt = Callable[[RunConfig, Tokens, Meter, float, Callable[[], bool]], RunRecord]
+"""Trains a final as far as it gets: from configuration, text, the meter to charge, device-seconds used up before, and who says whether to stop."""
+
+
 class _Final:
     """One final, from wherever it stands to its end."""
 
@@ -208,6 +218,9 @@ class _Final:
         """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
         # The whole machine is its own now, but the forecast is of a final on as many threads as the rungs had.
         device = pick_device(self.study.train.device, threads_of(self.study, self.plan))
+        gpus = len(visible_gpus()) if device == "cuda" else None
+        self.devices = self.study.train.final_devices or gpus or 1
+        check_devices(self.devices, gpus)
         if self.plan.world.precision == "fp8":
             check_fp8(device)
         check_machine(self.plan, identify(device))
@@ -215,24 +228,23 @@ class _Final:
         check_data(self.plan, tokens, self.study.name)
         if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
             self.watcher.note(repetition_warning("this final", epochs))
-        warm_up()
+        if self.devices == 1:
+            warm_up()
         keep_compiled(self.cache)
+        curve_path(self.study.folder, self.name).parent.mkdir(parents=True, exist_ok=True)
         config = self._config()
+        train_it = self._train if self.devices == 1 else self._team(config, tokens)
         self._keep_forecast(forecast)
-        ledger = Ledger(open_database(self.study.folder / DATABASE))
+        ledger = open_ledger(self.study.database, self.study.scope)
         ledger.release_the_dead(time.sleep)
-        ledger.set_budget(self.name, max(self.seconds, self._charged(ledger)))
         charged = self._charged(ledger)
         if charged:
             self.watcher.note(f"resuming  {charged:.0f} of {self.seconds:.0f} device-seconds are used up")
-        lease = ledger.lease(self.name, ledger.balance(self.name).remaining_seconds, run=self.name)
-        meter = Meter(self.clock, lease.charge, run=self.name)
-        try:
-            with StopRequest() as stop, rest_being_read(self.study.data, self.cache, tokens, self.watcher.note):
-                record, samples = self._train(config, tokens, meter, charged, stop)
-        finally:
-            meter.flush()
-            lease.settle()
+        with StopRequest() as stop, rest_being_read(self.study.data, self.cache, tokens, self.watcher.note):
+            with self._held(ledger, self.devices) as meter:
+                record = train_it(config, tokens, meter, charged, stop)
+            with self._held(ledger, 1) as meter:  # what follows needs no more
+                record, samples = self._close(record, tokens, meter, self._charged(ledger))
         if record.state == "done":  # what it has learnt is in the model now
             shutil.rmtree(self.home / "checkpoints", ignore_errors=True)
         if not tokens.complete:
@@ -240,11 +252,52 @@ class _Final:
         ledger.stop(self.name, "the deadline is reached" if record.state == "done" else record.state)
         return record, samples, stop.exit_code if record.state == "interrupted" else 0
 
-    def _train(
-        self, config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]
+    @contextmanager
+    def _held(self, ledger: Ledger, devices: int) -> Iterator[Meter]:
+        """So many devices, all that is left of the account leased for them, and the meter that charges what they use."""
+        ledger.set_budget(self.name, max(self.seconds, self._charged(ledger)))
+        lease = ledger.lease(self.name, ledger.balance(self.name).remaining_seconds, run=self.name, devices=devices)
+        meter = Meter(self.clock, lease.charge, run=self.name)
+        try:
+            yield meter
+        finally:
+            meter.flush()
+            lease.settle()
+
+    def _train(self, config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]) -> RunRecord:
+        """Train on one device, here. Returns the record of a model that is written, if the run was done."""
+        self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
+        trained = train(
+            config,
+            self._label(),
+            tokens,
+            meter,
+            on_point=self._point,
+            should_stop=stop,
+            checkpoints=self._checkpoints(),
+            spent_seconds=charged,
+        )
+        self._say_faults(trained.notes)
+        done = trained.record.state == "done"
+        return write_model(self.home / "model", trained, tokens) if done else trained.record
+
+    def _close(
+        self, record: RunRecord, tokens: Tokens, meter: Meter, charged: float
     ) -> tuple[RunRecord, list[dict[str, str]]]:
-        deadline = meter.clock.now() + self.seconds - charged
-        label = Label(
+        """Let the model write, measure it, and keep the record."""
+        deadline, samples = meter.clock.now() + self.seconds - charged, list[dict[str, str]]()
+        if record.state == "done":
+            loaded, _, _ = load_artefact(self.home / "model")  # what is on the disk, not what was trained
+            deployed = loaded.to(self.plan.passport.device)
+            samples = write_samples(deployed, tokens, lambda: meter.clock.now() > deadline)
+            write_json(self.home / "samples.json", samples)
+            record = self._measured(record, deployed, deadline, meter)
+        record = replace(record, seconds=meter.clock.now() - deadline + self.seconds, planned_seconds=self.seconds)
+        append_record(self.study.folder, record)
+        return record, samples
+
+    def _label(self) -> Label:
+        return Label(
             run=self.name,
             kind="final",
             trial=self.trial,
@@ -254,44 +307,76 @@ class _Final:
             passport=self.plan.passport.id,
             why=self.why,
         )
-        folder = self.study.folder
-        curve_path(folder, self.name).parent.mkdir(parents=True, exist_ok=True)
 
-        def on_point(point: CurvePoint) -> None:
-            append_point(folder, self.name, point)
-            self.watcher.point(point)
+    def _checkpoints(self) -> Checkpoints:
+        """Where they go, and how often they are written: in device-seconds, of which a second has as many as there are devices."""
+        every = self.devices * self.study.train.checkpoint_seconds
+        return Checkpoints(folder=self.home / "checkpoints", every_seconds=every)
 
-        self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
-        trained = train(
-            config,
-            label,
-            tokens,
-            meter,
-            on_point=on_point,
-            should_stop=stop,
-            checkpoints=Checkpoints(folder=self.home / "checkpoints", every_seconds=self.study.train.checkpoint_seconds),
-            spent_seconds=charged,
-        )
-        for note in trained.notes:
+    def _point(self, point: CurvePoint) -> None:
+        append_point(self.study.folder, self.name, point)
+        self.watcher.point(point)
+
+    def _say_faults(self, notes: list[str]) -> None:
+        for note in notes:
             self.watcher.note(f"warning   {note} The one before it is used.")
-        record, samples = trained.record, []
-        if record.state == "done":
-            with new_folder(self.home / "model") as new:
-                parts = (trained.network, tokens.tokenizer_file, tokens.facts.end_of_text)
-                if trained.artefact:
-                    save_artefact(new, trained.artefact, *parts)
-                else:
-                    save_model(new, *parts)
-                record = replace(record, artefact_bytes=weights_bytes(new))
-                write_json(new / "recipe.json", asdict(record))
-            loaded, _, _ = load_artefact(self.home / "model")  # what is on the disk, not what was trained
-            deployed = loaded.to(config.device)
-            samples = write_samples(deployed, tokens, lambda: meter.clock.now() > deadline)
-            write_json(self.home / "samples.json", samples)
-            record = self._measured(record, deployed, deadline, meter)
-        record = replace(record, seconds=meter.clock.now() - deadline + self.seconds, planned_seconds=self.seconds)
-        append_record(folder, record)
-        return record, samples
+
+    # --- by several devices ---
+
+    def _kind(self, config: RunConfig) -> Kind:
+        """How several devices train it: as it is asked for, or the first way in which it fits."""
+        worlds = team_worlds(self.plan.world, self.devices, self.study.train.parallel)
+        return next((kind for kind, world in worlds.items() if fits_in(config, world)), list(worlds)[-1])
+
+    def _team(self, config: RunConfig, tokens: Tokens) -> "TrainIt":
+        """What trains on several devices together, once it is known that they can.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        kind = self._kind(config)
+        check_kind(config, kind, self.devices)
+        if not tokens.complete:
+            self.watcher.note(
+                "data      the rest of the source is read before training, so that all devices read the same text"
+            )
+            write_rest(self.study.data, self.cache, tokens)
+        from budgetlm.train.parallel.launch import train_together
+        from budgetlm.train.parallel.member import Task
+
+        def train_it(config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]) -> RunRecord:
+            writing = saved_bytes(config.model, 0, exported=True) / DISK_BYTES_PER_SECOND
+            task = Task(
+                kind=kind,
+                config=config,
+                label=self._label(),
+                tokens=tokens,
+                checkpoints=self._checkpoints(),
+                folder=self.home / "model",
+                reserve=self.devices * (PARTING_SECONDS + writing),
+                spent_seconds=charged,
+                launched=time.monotonic(),
+                threads=max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // self.devices)),
+                offload=self.study.train.offload,
+                hang_seconds=self.study.search.hang_seconds,
+            )
+            self.watcher.note(f"devices   {self.devices}, {kind}: a second of theirs is charged as {self.devices}")
+            if config.compile and kind == "fsdp":
+                self.watcher.note("devices   blocks are not compiled in this kind")
+            self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
+            record, notes = train_together(
+                task,
+                self.devices,
+                meter,
+                restarts=self.study.search.max_restarts,
+                on_point=self._point,
+                should_stop=stop,
+                note=self.watcher.note,
+            )
+            self._say_faults(notes)
+            return record
+
+        return train_it
 
     def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
         """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
@@ -314,7 +399,7 @@ class _Final:
         if path.exists():
             return run_config_from(read_json(path))
         plan = self.plan.learning(read_records(self.study.folder))
-        config = miniature(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
+        config = self._first_that_fits(plan)
         self.watcher.note(f"shape     {_shape_and_why(self.recipe, config, self.seconds, plan)}")
         closing = min(MOST_CLOSING, max(LEAST_CLOSING, CLOSING_SHARE * self.seconds))
         if closing > self.seconds / 4:
@@ -325,6 +410,20 @@ class _Final:
         config = replace(config, seconds=self.seconds - closing, full_eval_tokens=plan.world.full_eval_tokens)
         write_json(path, as_dict(config))
         return config
+
+    def _first_that_fits(self, plan: Plan) -> RunConfig:
+        """The recipe as a run of this final's length, on one device or, spread over several where one is too small.
+
+        Raises:
+            ConfigError: it does not fit.
+        """
+        worlds = [plan.world]
+        if self.devices > 1:
+            worlds = list(team_worlds(plan.world, self.devices, self.study.train.parallel).values())
+        for world in worlds[:-1]:
+            with suppress(ConfigError):
+                return at_length(self.recipe, self.seconds, plan.target_seconds, world, seed=self.seed)
+        return at_length(self.recipe, self.seconds, plan.target_seconds, worlds[-1], seed=self.seed)
 
     def _keep_forecast(self, forecast: Forecast | None) -> None:
         """Keep the forecast as it was before the outcome was known: the receipt."""

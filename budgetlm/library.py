@@ -23,6 +23,7 @@ from budgetlm.config import StudyConfig, study_config
 from budgetlm.errors import StudyError
 from budgetlm.forecast.choose import Choice, choose
 from budgetlm.forecast.fit import fit
+from budgetlm.inherit import inherited
 from budgetlm.progress import make_watcher
 from budgetlm.records import read_records
 from budgetlm.studies import open_config, resolve
@@ -90,10 +91,7 @@ class Study:
         """The same as Optuna knows it, to be read: every trial with its parameters, and its forecast as value."""
         import optuna
 
-        from budgetlm.budget.ledger import database_url
-        from budgetlm.studies import DATABASE
-
-        return optuna.load_study(study_name=self.name, storage=database_url(self.folder / DATABASE))
+        return optuna.load_study(study_name=self.name, storage=self.config.database)
 
     @property
     def _target_seconds(self) -> float:
@@ -135,9 +133,9 @@ def search(
     source = data or (str(_no_text()) if train else None)
     if source:
         sections["data"] = {**({} if data else {"vocab_size": 257}), **sections.get("data", {}), "source": source}
-    config = study_config({"name": study, **sections, "space": dict(space or {})})
+    config = inherited(study_config({"name": study, **sections, "space": dict(space or {})}))
     watcher = Watcher() if quiet else make_watcher(config.name)
-    result = run_search(config, cache_folder(), Clock(), watcher, _hire(train) if train else None)
+    result = run_search(config, cache_folder(), Clock(), watcher, _hire(train) if train else None, lends=train is None)
     if result.exit_code:
         raise KeyboardInterrupt(f"study {study!r} is interrupted and settled; the same call goes on")
     return Study(study)

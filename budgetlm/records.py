@@ -51,7 +51,7 @@ class CurvePoint:
     lr: float
     """Learning rate of the last step."""
     tokens_per_second: float
-    """Speed of the optimisation steps since the point before."""
+    """Tokens per device-second of the optimisation steps since the point before."""
     bpb: float | None = None
     """Bits per byte on the validation sample, where it was measured here."""
     gradient_norm: float | None = None
@@ -89,7 +89,9 @@ class RunRecord:
     compute_parameters: int
     flops: float
     tokens_per_second: float
-    """Tokens per second of optimisation steps."""
+    """Tokens per device-second of optimisation steps."""
+    devices: int = 1
+    """Devices that trained it together."""
     bpb: float | None
     """Bits per byte on the study's validation sample, at the end. None if the run did not get there."""
     unit: str = BITS
@@ -111,7 +113,7 @@ class RunRecord:
     epochs: float = 0.0
     """How often each training token that the run could see was read."""
     peak_bytes: int = 0
-    """The most memory that the run held, above what its process held before it; 0 where it was not measured."""
+    """The most memory that the run held on one device, above what its process held before it; 0 where it was not measured."""
     predicted_tokens_per_second: float = 0.0
     """What the oracle said before the run was paid for; 0 where it was not asked."""
     predicted_peak_bytes: float = 0.0

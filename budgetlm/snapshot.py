@@ -12,7 +12,7 @@ from budgetlm.errors import StudyError
 from budgetlm.files import read_json
 from budgetlm.forecast.history import HISTORY, Moment, read_moments
 from budgetlm.records import Records, RunRecord, read_curve
-from budgetlm.studies import DATABASE, PLAN, RunningRun, ledger_of, running_runs
+from budgetlm.studies import PLAN, RunningRun, ledger_of, running_runs
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Camera:
 
     def take(self) -> Snapshot | None:
         """How the study stands; None until it has a plan and a budget."""
-        if not (self.folder / PLAN).exists() or not (self.folder / DATABASE).exists():
+        if not (self.folder / PLAN).exists():
             return None
         try:
             plan, ledger, records = read_json(self.folder / PLAN), ledger_of(self.study), self._records.all()

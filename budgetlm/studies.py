@@ -9,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from budgetlm.budget.ledger import SEARCH, Balance, Ledger, open_for_reading
-from budgetlm.config import STUDIES, STUDY_FILE, StudyConfig, read_study_file
+from budgetlm.budget.ledger import SEARCH, Balance, Ledger, read_ledger
+from budgetlm.config import DATABASE, STUDIES, STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.errors import StudyError
 from budgetlm.files import checked_name, read_json
 from budgetlm.forecast.choose import Choice, choose
@@ -19,10 +19,12 @@ from budgetlm.forecast.worth import SAVED
 from budgetlm.passport import Passport
 from budgetlm.records import RunRecord, read_records
 
-DATABASE, LOCK, PLAN, PLAN_TEXT, IMPORTANCE = "study.db", "search.lock", "plan.json", "plan.txt", "importance.json"
+LOCK, PLAN, PLAN_TEXT, IMPORTANCE = "search.lock", "plan.json", "plan.txt", "importance.json"
 """Files of a study's folder, beside its records."""
 UNFINISHED = "unfinished"
 """Runs that were begun (`search/unfinished.py`)."""
+FINETUNE = "finetune-"
+"""What accounts of fine-tunings begin with."""
 FORECAST = "forecast.json"
 """In a final's folder: what was expected of it before it began."""
 REPORTS = Path("reports")
@@ -94,10 +96,15 @@ def ledger_of(name: str) -> Ledger:
     Raises:
         StudyError: there is no such study, or it has spent nothing yet.
     """
-    path = open_config(name).folder / DATABASE
-    if not path.exists():
+    config = open_config(name)
+    if not has_ledger(config):
         raise StudyError(f"study {name!r} has no ledger yet: nothing was spent. Run `budgetlm search --study {name}`.")
-    return Ledger(open_for_reading(path))
+    return read_ledger(config.database, config.scope)
+
+
+def has_ledger(config: StudyConfig) -> bool:
+    """Whether a study has a database; of one that lies on a server that is taken for granted."""
+    return bool(config.search.storage) or (config.folder / DATABASE).exists()
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ def status_of(name: str) -> StudyStatus:
     report = REPORTS / f"{name}.html"
     return StudyStatus(
         name=name,
-        state=_state(name, folder),
+        state=state_of(open_config(name)),
         trials=len({r.trial for r in read_records(folder) if r.kind == "rung"}),
         best_forecast_bpb=choice.forecast.mean if choice and not choice.ranks_only else None,
         final_bpb=min(finals) if finals else None,
@@ -266,15 +273,17 @@ def front_to_pick(name: str) -> list[FrontPoint]:
     return list(choice.front) if choice else []
 
 
-def _state(name: str, folder: Path) -> str:
+def state_of(config: StudyConfig) -> str:
+    """How a study stands, in the words of `StudyStatus.state`."""
+    folder = config.folder
     try:
         with FileLock(folder / LOCK, timeout=0):
             pass
     except Timeout:
         return "searching"
-    if not (folder / DATABASE).exists() or not (folder / PLAN).exists():
+    if not has_ledger(config) or not (folder / PLAN).exists():
         return "new"
-    balance = ledger_of(name).balance(SEARCH)
+    balance = read_ledger(config.database, config.scope).balance(SEARCH)
     if balance.stopped_because.endswith(SAVED):
         return "done"
     return "spent" if balance.stopped_because.startswith("the budget is spent") else "stopped"

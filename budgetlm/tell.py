@@ -43,6 +43,7 @@ def describe_final(name: str, result: "FinalResult") -> str:
     if forecast:
         said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""
+    together = f" on each of {record.devices} devices" if record.devices > 1 else ""
     return "\n".join(
         [
             f"study {name}: {'already trained' if result.already_done else 'trained'} {record.run}",
@@ -52,7 +53,7 @@ def describe_final(name: str, result: "FinalResult") -> str:
             *([f"size: {result.size}"] if record.artefact_bytes else []),
             f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, "
             f"{record.epochs:.2f} epochs",
-            f"speed: {record.tokens_per_second:,.0f} tokens/s, {result.utilisation:.0%} of what the device's matrix products reach",
+            f"speed: {record.tokens_per_second:,.0f} tokens/s{together}, {result.utilisation:.0%} of what the device's matrix products reach",
             *(f"\n--- {sample['prompt']!r} goes on:\n{sample['continuation']}" for sample in result.samples),
         ]
     )

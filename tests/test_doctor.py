@@ -17,9 +17,10 @@ from budgetlm import passport
 from budgetlm.checks import machine, probes
 from budgetlm.checks.case import Case
 from budgetlm.cli import app
+from budgetlm.config import DATABASE
 from budgetlm.doctor import CHECKS, examine
 from budgetlm.errors import StudyError
-from budgetlm.studies import DATABASE, LOCK, PLAN, ledger_of
+from budgetlm.studies import LOCK, PLAN, ledger_of
 from budgetlm.watch import Watcher
 from tests.conftest import sentences
 

@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from budgetlm.budget.ledger import Ledger, open_database
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import open_ledger
 from budgetlm.commands.final import tell_final
 from budgetlm.errors import StudyError
 from budgetlm.final import final
@@ -72,7 +73,7 @@ def test_a_final_killed_at_any_moment_goes_on_and_keeps_its_deadline(searched, c
             run(searched, cache, clock)
     result = run(searched, cache, clock)
     assert result.record.state == "done"
-    ledger = Ledger(open_database(searched.folder / "study.db"))
+    ledger = open_ledger(file_address(searched.folder / "study.db"))
     assert ledger.balance(result.record.run).charged_seconds <= 3.2
     assert result.record.seconds <= 3.2
     curve = read_curve(searched.folder, result.record.run)

@@ -1,6 +1,8 @@
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import SEARCH, open_ledger
+from budgetlm.config import DATABASE
 from budgetlm.records import append_record, read_records
-from budgetlm.studies import DATABASE, ledger_of, trial_costs
+from budgetlm.studies import ledger_of, trial_costs
 from tests.conftest import record
 
 
@@ -17,7 +19,7 @@ def test_the_costs_of_trials_add_up_to_what_was_charged_to_runs_the_dearest_firs
 
 
 def test_a_run_that_has_no_record_yet_is_under_its_trial_all_the_same(searched):
-    ledger = Ledger(open_database(searched.folder / DATABASE))
+    ledger = open_ledger(file_address(searched.folder / DATABASE))
     ledger.set_budget(SEARCH, 100.0)
     lease = ledger.lease(SEARCH, 5.0)
     lease.charge("trial0999-rung0", {"train": 2.0})

@@ -6,31 +6,16 @@ heartbeat as its use is charged, and is given back when its holder ends. What is
 a moment, so no change of date or time zone, no suspension and no restart can create or destroy budget.
 """
 
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    case,
-    create_engine,
-    event,
-    func,
-    select,
-)
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Column, Connection, Engine, Float, Integer, MetaData, ScalarSelect, String, Table, case, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.pool import NullPool
 
+from budgetlm.budget import database
 from budgetlm.budget.clock import PURPOSES, Purpose
 from budgetlm.budget.holder import Holder, this_process
 from budgetlm.errors import BudgetExhausted, LeaseLost, StudyError
@@ -104,63 +89,48 @@ class OpenLease:
     holder: Holder
 
 
-def database_url(path: Path) -> str:
-    """The address of a study's SQLite database."""
-    return f"sqlite:///{path.resolve()}"
+T = TypeVar("T")
 
 
-def open_database(path: Path, *, durable: bool = True) -> Engine:
-    """An engine on a study's database, in write-ahead mode, so that readers never block the search.
+def open_ledger(address: str, scope: str = "", *, durable: bool = True) -> "Ledger":
+    """The ledger in a database, which is made if it is not there.
 
     Args:
+        address: of the database (`budget/database.py`).
+        scope: the study's name, where studies share a database.
         durable: whether what was written must survive a power cut; not where it is thrown away anyhow.
 
     Raises:
-        StudyError: the file is there but is not a database, or the folder cannot be written.
+        StudyError: there is a file that is no database, or it cannot be written or reached.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(database_url(path), connect_args={"timeout": 60})
-
-    @event.listens_for(engine, "connect")
-    def _write_ahead(connection, _record):  # type: ignore[no-untyped-def]  # SQLAlchemy's own untyped protocol
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
-
-    try:
-        _METADATA.create_all(engine)
-    except DatabaseError as error:
-        raise _unusable(path, error) from error
-    return engine
+    return Ledger(database.open_database(address, _METADATA, durable=durable), scope)
 
 
-def open_for_reading(path: Path) -> Engine:
-    """An engine that can only read a study's database, and so never keeps a search waiting.
+def read_ledger(address: str, scope: str = "") -> "Ledger":
+    """The ledger in a database that is there, for reading only; it never keeps a search waiting.
 
     Raises:
-        StudyError: it is no such database.
+        StudyError: there is no ledger.
     """
-    address = f"{path.resolve().as_uri()}?mode=ro"
-    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(address, uri=True, timeout=10), poolclass=NullPool)
+    engine = database.open_for_reading(address)
     try:
         with engine.connect() as connection:
             connection.execute(select(_ACCOUNTS.c.account).limit(1))
     except DatabaseError as error:
-        raise _unusable(path, error) from error
-    return engine
-
-
-def _unusable(path: Path, error: DatabaseError) -> StudyError:
-    return StudyError(
-        f"{path} cannot be used as a study's database ({error.orig}). If it was damaged, move the study's folder "
-        "away and start again; the records in `runs.jsonl` there are still readable."
-    )
+        raise database.unusable(engine, error) from error
+    return Ledger(engine, scope)
 
 
 class Ledger:
-    """Accounts, charges and leases."""
+    """Accounts, charges and leases.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    Args:
+        engine: on the database.
+        scope: of accounts; those of another scope in the same database are never seen.
+    """
+
+    def __init__(self, engine: Engine, scope: str = "") -> None:
+        self._engine, self._prefix = engine, f"{scope}/" if scope else ""
 
     # --- accounts ---
 
@@ -179,25 +149,20 @@ class Ledger:
                 f"a budget of {seconds / 3600:.4g} h is less than the {charged / 3600:.4g} h already spent. "
                 f"Ask for more than {charged / 3600:.4g} h, or leave the budget as it is."
             )
-        row = sqlite.insert(_ACCOUNTS).values(account=account, budget_seconds=seconds, stopped_because="")
-        with self._write() as connection:
-            connection.execute(
-                row.on_conflict_do_update(
-                    index_elements=["account"], set_={"budget_seconds": seconds, "stopped_because": ""}
-                )
-            )
+        row = self._insert(_ACCOUNTS).values(account=self._key(account), budget_seconds=seconds, stopped_because="")
+        row = row.on_conflict_do_update(index_elements=["account"], set_={"budget_seconds": seconds, "stopped_because": ""})
+        self._write(lambda connection, _again: connection.execute(row))
 
     def stop(self, account: str, because: str) -> None:
         """Note why the account stopped being spent; an empty text while it is open."""
-        with self._write() as connection:
-            connection.execute(
-                _ACCOUNTS.update().where(_ACCOUNTS.c.account == account).values(stopped_because=because[:512])
-            )
+        row = _ACCOUNTS.update().where(_ACCOUNTS.c.account == self._key(account)).values(stopped_because=because[:512])
+        self._write(lambda connection, _again: connection.execute(row))
 
     def accounts(self) -> list[str]:
         """Names of all accounts."""
-        with self._engine.connect() as connection:
-            return list(connection.scalars(select(_ACCOUNTS.c.account).order_by(_ACCOUNTS.c.account)))
+        mine = select(_ACCOUNTS.c.account).where(_ACCOUNTS.c.account.startswith(self._prefix, autoescape=True))
+        named = self._read(lambda connection: connection.scalars(mine.order_by(_ACCOUNTS.c.account)).all())
+        return [name.removeprefix(self._prefix) for name in named]
 
     def balance(self, account: str = SEARCH) -> Balance:
         """One account as it stands.
@@ -205,33 +170,35 @@ class Ledger:
         Raises:
             StudyError: there is no such account.
         """
-        with self._engine.connect() as connection:
-            row = connection.execute(select(_ACCOUNTS).where(_ACCOUNTS.c.account == account)).first()
+        key = self._key(account)
+        sums = select(_CHARGES.c.purpose, func.sum(_CHARGES.c.seconds)).where(_CHARGES.c.account == key)
+
+        def look(connection: Connection) -> Balance:
+            row = connection.execute(select(_ACCOUNTS).where(_ACCOUNTS.c.account == key)).first()
             if row is None:
-                raise StudyError(f"the ledger has no account {account!r}. Known: {', '.join(self.accounts()) or 'none'}.")
-            sums = connection.execute(
-                select(_CHARGES.c.purpose, func.sum(_CHARGES.c.seconds))
-                .where(_CHARGES.c.account == account)
-                .group_by(_CHARGES.c.purpose)
-            )
-            charged = {purpose: float(seconds) for purpose, seconds in sums}
-            leased = _leased(connection, account)
-        by_purpose = {str(p): charged.get(p, 0.0) for p in PURPOSES}
-        return Balance(account, row.budget_seconds, sum(charged.values()), leased, by_purpose, row.stopped_because)
+                known = ", ".join(self.accounts()) or "none"
+                raise StudyError(f"the ledger has no account {account!r}. Known: {known}.")
+            charged = {p: float(s) for p, s in connection.execute(sums.group_by(_CHARGES.c.purpose))}
+            by_purpose = {str(p): charged.get(p, 0.0) for p in PURPOSES}
+            spent, leased = sum(charged.values()), float(connection.scalar(select(_leased(key))) or 0.0)
+            return Balance(account, row.budget_seconds, spent, leased, by_purpose, row.stopped_because)
+
+        return self._read(look)
 
     def by_run(self, account: str = SEARCH) -> dict[str, dict[str, float]]:
         """What every run of an account was charged: device-seconds by purpose."""
         runs: dict[str, dict[str, float]] = {}
-        with self._engine.connect() as connection:
-            for row in connection.execute(select(_CHARGES).where(_CHARGES.c.account == account)):
-                runs.setdefault(row.run, {})[row.purpose] = row.seconds
+        rows = select(_CHARGES).where(_CHARGES.c.account == self._key(account))
+        for row in self._read(lambda connection: connection.execute(rows).all()):
+            runs.setdefault(row.run, {})[row.purpose] = row.seconds
         return runs
 
     def charged_to(self, account: str, run: str) -> float:
         """Device-seconds that one run was charged."""
-        total = select(func.sum(_CHARGES.c.seconds)).where(_CHARGES.c.account == account, _CHARGES.c.run == run)
-        with self._engine.connect() as connection:
-            return float(connection.scalar(total) or 0.0)
+        mine = (_CHARGES.c.account == self._key(account)) & (_CHARGES.c.run == run)
+        return float(
+            self._read(lambda connection: connection.scalar(select(func.sum(_CHARGES.c.seconds)).where(mine))) or 0.0
+        )
 
     # --- leases ---
 
@@ -245,33 +212,39 @@ class Ledger:
         Raises:
             BudgetExhausted: that much is not left beside what others have leased.
         """
-        with self._write() as connection:
-            _lock(connection, account)
-            left = _unleased(connection, account)
+        # A number of its own beforehand, so that it is known again if the answer to writing it is lost.
+        key, holder, id = self._key(account), this_process(), secrets.randbelow(2**31 - 1) + 1
+        values = {"run": run, "devices": devices, "left_seconds": seconds, "beats": 0}
+        who = {"machine": holder.machine, "pid": holder.pid, "started": holder.started}
+        row = _LEASES.insert().values(id=id, account=key, **values, **who)
+
+        def take(connection: Connection, again: bool) -> None:
+            if again and connection.scalar(select(_LEASES.c.id).where(_LEASES.c.id == id)):
+                return
+            _lock(connection, key, account)
+            left = _unleased(connection, key)
             if seconds > left:
                 raise BudgetExhausted(f"{seconds:.1f} device-seconds are wanted, and {max(0.0, left):.1f} are left.")
-            holder = this_process()
-            row = _LEASES.insert().values(
-                account=account,
-                run=run,
-                devices=devices,
-                left_seconds=seconds,
-                beats=0,
-                machine=holder.machine,
-                pid=holder.pid,
-                started=holder.started,
-            )
-            key = connection.execute(row).inserted_primary_key
-            assert key is not None
-        return Lease(self, account, int(key[0]), devices)
+            connection.execute(row)
+
+        self._write(take)
+        return Lease(self, account, id, devices)
 
     def open_leases(self) -> list[OpenLease]:
         """All leases that were not given back."""
-        with self._engine.connect() as connection:
-            return [
-                OpenLease(r.id, r.account, r.run, r.devices, r.left_seconds, r.beats, Holder(r.machine, r.pid, r.started))
-                for r in connection.execute(select(_LEASES).order_by(_LEASES.c.id))
-            ]
+        mine = select(_LEASES).where(_LEASES.c.account.startswith(self._prefix, autoescape=True)).order_by(_LEASES.c.id)
+        return [
+            OpenLease(
+                r.id,
+                r.account.removeprefix(self._prefix),
+                r.run,
+                r.devices,
+                r.left_seconds,
+                r.beats,
+                Holder(r.machine, r.pid, r.started),
+            )
+            for r in self._read(lambda connection: connection.execute(mine).all())
+        ]
 
     def release(self, lease: OpenLease) -> float:
         """Charge a dead holder's lease one heartbeat interval beyond its last one, and give back the rest.
@@ -279,15 +252,19 @@ class Ledger:
         Returns:
             Device-seconds charged; 0 if somebody else has released it meanwhile.
         """
-        with self._write() as connection:
-            _lock(connection, lease.account)
+        key = self._key(lease.account)
+
+        def end(connection: Connection, _again: bool) -> float:
+            _lock(connection, key, lease.account)
             left = connection.scalar(select(_LEASES.c.left_seconds).where(_LEASES.c.id == lease.id))
             if left is None:
                 return 0.0
             connection.execute(_LEASES.delete().where(_LEASES.c.id == lease.id))
             seconds = min(float(left), HEARTBEAT_SECONDS * lease.devices)
-            _charge(connection, lease.account, lease.run, {"lost": seconds})
-        return seconds
+            self._charge(connection, key, lease.run, {"lost": seconds})
+            return seconds
+
+        return self._write(end)
 
     def release_the_dead(self, wait: Callable[[float], None]) -> list[tuple[OpenLease, float]]:
         """Release the leases of all holders that are no more.
@@ -311,17 +288,55 @@ class Ledger:
         ]
         return [(lease, self.release(lease)) for lease in dead]
 
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        """One transaction, durable when the block has ended."""
-        try:
+    # --- the database ---
+
+    def close(self) -> None:
+        """Let go of the database's connections; the next use opens others."""
+        self._engine.dispose()
+
+    def _key(self, account: str) -> str:
+        return self._prefix + account
+
+    def _insert(self, table: Table) -> "postgresql.Insert | sqlite.Insert":
+        """An insert that can say what is to happen where the row is there already; both dialects have it in the same words."""
+        return sqlite.insert(table) if self._engine.dialect.name == "sqlite" else postgresql.insert(table)
+
+    def _charge(self, connection: Connection, key: str, run: str, used: Mapping[Purpose, float]) -> None:
+        # In one order always: two that write the same rows the other way round would wait for each other.
+        rows: Sequence[dict[str, object]] = [
+            {"account": key, "run": run, "purpose": purpose, "seconds": seconds}
+            for purpose, seconds in sorted(used.items())
+            if seconds
+        ]
+        if rows:
+            row = self._insert(_CHARGES)
+            add = {"seconds": _CHARGES.c.seconds + row.excluded.seconds}
+            connection.execute(row.on_conflict_do_update(index_elements=["account", "run", "purpose"], set_=add), rows)
+
+    def _read(self, look: Callable[[Connection], T]) -> T:
+        """What is found in the database."""
+
+        def once(_again: bool) -> T:
+            with self._engine.connect() as connection:
+                return look(connection)
+
+        return database.outlast(self._engine, once)
+
+    def _write(self, change: Callable[[Connection, bool], T]) -> T:
+        """One transaction, durable when this returns.
+
+        Args:
+            change: what it does; told whether it is done again, perhaps after it was done, because a server's answer was lost.
+        """
+
+        def once(again: bool) -> T:
             with self._engine.begin() as connection:
-                yield connection
+                return change(connection, again)
+
+        try:
+            return database.outlast(self._engine, once)
         except DatabaseError as error:
-            raise StudyError(
-                f"the study's database could not be written: {error.orig}. Nothing in it was damaged. Free some space or "
-                "allow writing, then repeat the command: it goes on where it stopped."
-            ) from error
+            raise database.unwritten(self._engine, error) from error
 
 
 class Lease:
@@ -329,6 +344,7 @@ class Lease:
 
     def __init__(self, ledger: Ledger, account: str, id: int, devices: int) -> None:
         self._ledger, self._account, self._id, self._devices = ledger, account, id, devices
+        self._key, self._beats = ledger._key(account), 0  # the two are one thing in two classes
 
     def charge(self, run: str, spent: Mapping[Purpose, float]) -> None:
         """Charge what `run` has spent since the last time: a heartbeat. Durable when this returns.
@@ -341,59 +357,56 @@ class Lease:
         """
         assert set(spent) <= set(PURPOSES), spent
         used = {purpose: seconds * self._devices for purpose, seconds in spent.items()}
-        left = _LEASES.c.left_seconds - sum(used.values())
-        beat = _LEASES.update().where(_LEASES.c.id == self._id)
-        with self._ledger._write() as connection:  # the two are one thing in two classes
-            changed = connection.execute(
-                beat.values(left_seconds=case((left < 0, 0.0), else_=left), beats=_LEASES.c.beats + 1, run=run)
-            ).rowcount
-            if not changed:
+        left, mine = _LEASES.c.left_seconds - sum(used.values()), _LEASES.c.id == self._id
+        beat = _LEASES.update().where(mine, _LEASES.c.beats == self._beats)
+        beat = beat.values(left_seconds=case((left < 0, 0.0), else_=left), beats=_LEASES.c.beats + 1, run=run)
+
+        def give(connection: Connection, again: bool) -> None:
+            if again and connection.scalar(select(_LEASES.c.beats).where(mine)) == self._beats + 1:
+                return  # only the answer was lost
+            if not connection.execute(beat).rowcount:
                 raise LeaseLost(
                     f"the lease of {run!r} was released by another process, which took this one for dead. The search was "
                     "stopped so that no device-second is spent twice; repeat the command to go on."
                 )
-            _charge(connection, self._account, run, used)
+            self._ledger._charge(connection, self._key, run, used)
+
+        self._ledger._write(give)
+        self._beats += 1
 
     def hold(self, seconds: float) -> bool:
         """Make the lease hold exactly `seconds`, more or less than it does now; False, and unchanged, if not enough is left."""
-        with self._ledger._write() as connection:
-            _lock(connection, self._account)
-            own = connection.scalar(select(_LEASES.c.left_seconds).where(_LEASES.c.id == self._id)) or 0.0
-            if seconds > _unleased(connection, self._account) + own:
+        mine = _LEASES.c.id == self._id
+
+        def change(connection: Connection, _again: bool) -> bool:
+            _lock(connection, self._key, self._account)
+            own = connection.scalar(select(_LEASES.c.left_seconds).where(mine)) or 0.0
+            if seconds > _unleased(connection, self._key) + own:
                 return False
-            row = _LEASES.update().where(_LEASES.c.id == self._id).values(left_seconds=seconds)
-            return bool(connection.execute(row).rowcount)
+            return bool(connection.execute(_LEASES.update().where(mine).values(left_seconds=seconds)).rowcount)
+
+        return self._ledger._write(change)
 
     def settle(self) -> None:
         """Give back what was not used."""
-        with self._ledger._write() as connection:
-            connection.execute(_LEASES.delete().where(_LEASES.c.id == self._id))
+        row = _LEASES.delete().where(_LEASES.c.id == self._id)
+        self._ledger._write(lambda connection, _again: connection.execute(row))
 
 
-def _lock(connection: Connection, account: str) -> None:
+def _lock(connection: Connection, key: str, account: str) -> None:
     """Let no other transaction lease from the account until this one ends: a write comes first, in any database."""
-    row = _ACCOUNTS.update().where(_ACCOUNTS.c.account == account).values(account=account)
+    row = _ACCOUNTS.update().where(_ACCOUNTS.c.account == key).values(account=key)
     if not connection.execute(row).rowcount:
         raise StudyError(f"the ledger has no account {account!r}.")
 
 
-def _leased(connection: Connection, account: str) -> float:
-    return float(connection.scalar(select(func.sum(_LEASES.c.left_seconds)).where(_LEASES.c.account == account)) or 0.0)
+def _leased(key: str) -> ScalarSelect[float]:
+    return select(func.sum(_LEASES.c.left_seconds)).where(_LEASES.c.account == key).scalar_subquery()
 
 
-def _unleased(connection: Connection, account: str) -> float:
-    budget = connection.scalar(select(_ACCOUNTS.c.budget_seconds).where(_ACCOUNTS.c.account == account))
-    charged = connection.scalar(select(func.sum(_CHARGES.c.seconds)).where(_CHARGES.c.account == account))
-    return float(budget or 0.0) - float(charged or 0.0) - _leased(connection, account)
-
-
-def _charge(connection: Connection, account: str, run: str, used: Mapping[Purpose, float]) -> None:
-    rows: Sequence[dict[str, object]] = [
-        {"account": account, "run": run, "purpose": purpose, "seconds": seconds}
-        for purpose, seconds in used.items()
-        if seconds
-    ]
-    if rows:
-        row = sqlite.insert(_CHARGES)
-        add = {"seconds": _CHARGES.c.seconds + row.excluded.seconds}
-        connection.execute(row.on_conflict_do_update(index_elements=["account", "run", "purpose"], set_=add), rows)
+def _unleased(connection: Connection, key: str) -> float:
+    """What an account has left, by one statement: a charge that ends between two would be seen by one of them alone."""
+    budget = select(_ACCOUNTS.c.budget_seconds).where(_ACCOUNTS.c.account == key).scalar_subquery()
+    charged = select(func.sum(_CHARGES.c.seconds)).where(_CHARGES.c.account == key).scalar_subquery()
+    found = connection.execute(select(budget, charged, _leased(key))).one()
+    return float(found[0] or 0.0) - float(found[1] or 0.0) - float(found[2] or 0.0)

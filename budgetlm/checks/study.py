@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetlm.budget.clock import duration
-from budgetlm.budget.ledger import SEARCH, Balance, Ledger, open_database
+from budgetlm.budget.ledger import SEARCH, Balance, open_ledger
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Expected, Finding, NotCheckedError, State, judge, needed, size_text
-from budgetlm.config import STUDY_FILE
+from budgetlm.config import STUDY_FILE, StudyConfig
 from budgetlm.data.batches import training_batches, validation_sample
 from budgetlm.data.corpus import CorpusFacts, prepare_corpus
 from budgetlm.errors import ConfigError
@@ -18,7 +18,7 @@ from budgetlm.recipe.scale import MANY_EPOCHS, at_target, epochs_at_target
 from budgetlm.recipe.space import complete_space, default_recipe, only_compression, read_space, searched, suggest
 from budgetlm.records import read_records
 from budgetlm.search.ladder import plan_rungs
-from budgetlm.studies import DATABASE, LOCK
+from budgetlm.studies import LOCK, has_ledger
 
 if TYPE_CHECKING:
     from budgetlm.data.tokens import Tokens
@@ -49,23 +49,24 @@ def study(case: Case) -> Finding:
     held = [path for path in (folder / LOCK, *sorted(folder.glob("finals/*/lock"))) if probes.is_locked(path)]
     faults = [f"{path} is locked: another process is at work there. Wait for it, or stop it with Ctrl-C." for path in held]
     settled = "was begun with these settings" if plan else "has no plan yet"
-    return judge(faults, warnings, f"{case.config.name!r} {settled}; {_how_it_stands(folder)}")
+    return judge(faults, warnings, f"{case.config.name!r} {settled}; {_how_it_stands(case.config)}")
 
 
-def _how_it_stands(folder: Path) -> str:
+def _how_it_stands(config: StudyConfig) -> str:
+    folder = config.folder
     trials = len({r.trial for r in read_records(folder) if r.kind == "rung"})
-    balance = _balance(folder)
+    balance = _balance(config)
     if balance is None:
         return f"{trials} trials, nothing spent yet"
     because = balance.stopped_because or "it did not say why it stopped (killed, perhaps)"
     return f"{trials} trials, {duration(balance.charged_seconds)} of {duration(balance.budget_seconds)} spent; {because}"
 
 
-def _balance(folder: Path) -> Balance | None:
+def _balance(config: StudyConfig) -> Balance | None:
     """The search's account, if the study has one."""
-    if not (folder / DATABASE).exists():
+    if not has_ledger(config):
         return None
-    ledger = Ledger(open_database(folder / DATABASE))
+    ledger = open_ledger(config.database, config.scope)
     return ledger.balance(SEARCH) if SEARCH in ledger.accounts() else None
 
 
@@ -157,7 +158,7 @@ def _estimate(case: Case) -> Expected:
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
     world = world_of(config, passport, tokens, guessed_calibration(config, passport))
     wanted = read_space(config.space)
-    default = default_recipe(config.budget.target_seconds, world, only_compression(wanted))
+    default = default_recipe(config.budget.target_seconds, world, only_compression(wanted), wanted)
     space, default = limited(*complete_space(wanted, default, world), world)
     return Expected(world, space, default)
 
@@ -212,7 +213,7 @@ def budget(case: Case) -> Finding:
     known = plan.rungs if plan else ()
     wanted = case.config.search
     rungs = plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
-    balance = _balance(case.config.folder)
+    balance = _balance(case.config)
     charged = balance.charged_seconds if balance else 0.0
     if charged > budget.seconds:
         return "fault", f"{budget.hours:.4g} h are less than the {charged / 3600:.4g} h already spent. Give more `--hours`."

@@ -1,7 +1,7 @@
 """Train what was chosen, and let it write."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +20,20 @@ def final(
     pick: PickOption = "best",
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
     track: TrackOption = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="Devices that train it together, each of them charged; 0 for all GPUs, or one CPU.", min=0),
+    ] = None,
+    parallel: Annotated[
+        str | None, typer.Option(help="How they do: auto, ddp (each holds the model) or fsdp (each holds a part).")
+    ] = None,
 ) -> None:
     """Train the chosen recipe for the full target; run it again to resume.
 
-    budgetlm final --study best        budgetlm final --study demo --hours 2 --seed 1
+    budgetlm final --study best        budgetlm final --study demo --hours 2 --seed 1        budgetlm final --devices 8
     """
+    import dataclasses
+
     from budgetlm.budget.clock import Clock
     from budgetlm.progress import make_watcher
     from budgetlm.studies import open_config, resolve
@@ -33,6 +42,9 @@ def final(
         raise ConfigError(f"`--trial {trial}` and `--pick {pick}` name two recipes. Give one of them.")
     name = resolve(study)
     config = open_config(name)
+    wanted: dict[str, Any] = {"final_devices": devices, "parallel": parallel}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **given))
     begin_again(config.train.allocator)
     watcher = make_watcher(name)
     try:
@@ -70,20 +82,27 @@ def tell_final(name: str, result: "FinalResult") -> None:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to go on from; empty begins a new text.")] = "",
+    prompt: Annotated[
+        str, typer.Argument(help="Text to go on from; empty begins a new text, `-` reads it from stdin.")
+    ] = "",
     study: StudyOption = "best",
     model: Annotated[Path | None, typer.Option(help="A model folder, instead of a study's newest final.")] = None,
     tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="Higher is wilder; 0 takes the likeliest.", min=0)] = 0.8,
     top_k: Annotated[int, typer.Option(help="Choose among so many tokens; 0 for all.", min=0)] = 50,
+    top_p: Annotated[
+        float, typer.Option(help="Choose among the likeliest that have this probability together; 1 for all.", min=0, max=1)
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = 0,
 ) -> None:
     """Let a trained model go on from a prompt, or fill its gaps.
 
     A decoder goes on; an encoder says what `[MASK]` stands for.
 
-    budgetlm generate "def " --study best        budgetlm generate "import [MASK]" --study my-encoder
+    budgetlm generate - --top-p 0.9 < start.txt        budgetlm generate "import [MASK]" --study my-encoder
     """
+    if prompt == "-":
+        prompt = typer.get_text_stream("stdin").read()
     from budgetlm.studies import newest_final, resolve
 
     model = model or newest_final(resolve(study))[0]
@@ -101,7 +120,7 @@ def generate(
     shown = ""
     made: list[int] = []
     typer.echo(prompt, nl=False)
-    for token in sample(network, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, end_of_text=end):
+    for token in sample(network, ids, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, end_of_text=end):
         made.append(token)
         text = tokenizer.decode(made)
         if not text.endswith("\ufffd"):  # half a character: wait for its other bytes

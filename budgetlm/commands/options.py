@@ -1,6 +1,7 @@
 """Options that several commands take, and what they come to."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,9 +24,14 @@ DataOption = Annotated[
         help="stdlib, site, a file or folder, http(s)://…/file, or hf:owner/name. Several: repeat it, with shares of what is read (a:0.7) or without."
     ),
 ]
+ColumnOption = Annotated[str, typer.Option(help="The column that holds the text, in tables.")]
+TextOption = Annotated[
+    str, typer.Option(help="In place of one column, a text with columns in braces, e.g. '{title} {body}'.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 DevicesOption = Annotated[
-    int | None, typer.Option(help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU.")
+    int | None,
+    typer.Option("--devices", "--workers", help="Devices to use at once, each of them charged; 0 for all GPUs, or one CPU."),
 ]
 ProxyOption = Annotated[
     str | None,
@@ -41,6 +47,22 @@ ObjectiveOption = Annotated[
     str | None,
     typer.Option(
         help="What models learn: clm, the next token (a decoder), or mlm, hidden ones (an encoder). Stays for a study's life."
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the study's database is, for workers on several machines: postgresql+psycopg://user@host/database."
+    ),
+]
+EngineOption = Annotated[str | None, typer.Option(help="Who runs the workers: processes, or ray.")]
+RayOption = Annotated[
+    str | None, typer.Option(help="Ray's cluster: auto, or ray://host:10001; left out, one on this machine alone.")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of a model whose weights all runs begin from: a final's `model` folder, or what `export` wrote."
     ),
 ]
 PickOption = Annotated[
@@ -62,15 +84,24 @@ def sections(
     devices: int | None,
     threads: int | None,
     objective: str | None,
-    **search: object,
+    search: Mapping[str, object],
+    init: str | None = None,
+    engine: str | None = None,
+    ray_address: str | None = None,
 ) -> dict[str, dict[str, object]]:
     """The options of a search as the sections of a study file; None where an option was not given."""
     return {
         "budget": {"hours": hours, "target_hours": target_hours},
         "data": {"source": TOGETHER.join(data) if data else None},
-        "model": {"objective": objective},
-        "train": {"device": device, "devices": devices, "threads": threads},
-        "search": search,
+        "model": {"objective": objective, "init": init},
+        "train": {
+            "device": device,
+            "devices": devices,
+            "threads": threads,
+            "engine": engine,
+            "ray_address": ray_address,
+        },
+        "search": dict(search),
     }
 
 
@@ -91,7 +122,9 @@ def search_config(study: str | None, file: Path | None, options: dict[str, dict[
     for section, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
         table[section] = {**base.get(section, {}), **given}
-    return study_config(table)
+    from budgetlm.inherit import inherited
+
+    return inherited(study_config(table))
 
 
 def cache_folder() -> Path:

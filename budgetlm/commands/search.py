@@ -11,8 +11,10 @@ from budgetlm.commands.options import (
     DataOption,
     DeviceOption,
     DevicesOption,
+    EngineOption,
     FileOption,
     HoursOption,
+    InitOption,
     JsonOption,
     LimitOption,
     NameOption,
@@ -20,6 +22,8 @@ from budgetlm.commands.options import (
     ObjectivesOption,
     PickOption,
     ProxyOption,
+    RayOption,
+    StorageOption,
     TargetOption,
     ThreadsOption,
     TrackOption,
@@ -44,14 +48,28 @@ def search(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
+    storage: StorageOption = None,
+    engine: EngineOption = None,
+    ray_address: RayOption = None,
     track: TrackOption = None,
 ) -> None:
     """Search for the best recipe until the hours are spent; run it again to go on.
 
     budgetlm search --hours 24        budgetlm search --file studies/demo.toml
     """
-    wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(hours, target_hours, data, device, devices, threads, objective, **wanted))
+    wanted = {
+        "seed": seed,
+        "proxy": proxy,
+        "max_model_mb": max_model_mb,
+        "objectives": objectives,
+        "storage": storage,
+    }
+    config = search_config(
+        study,
+        file,
+        sections(hours, target_hours, data, device, devices, threads, objective, wanted, init, engine, ray_address),
+    )
     if config.budget.hours == 0:
         raise ConfigError("how much may the search spend? Give `--hours`, e.g. `budgetlm search --hours 24`.")
     from budgetlm.search.ahead import load_ahead
@@ -77,6 +95,33 @@ def search(
     typer.echo(describe_search(config, result))
 
 
+def worker(
+    study: NameOption = None,
+    wait_minutes: Annotated[float, typer.Option(help="For a search that has not begun.", min=0)] = 10.0,
+) -> None:
+    """Lend a search that another process leads this machine's device, until it ends; lead it when that process is gone.
+
+    As many as there are devices, on every machine that sees the study's folder and reaches its database (`search --storage`). Each
+    gets one GPU by CUDA_VISIBLE_DEVICES.
+
+    budgetlm worker --study mine        budgetlm search --study mine --hours 24 || budgetlm worker --study mine
+    """
+    from budgetlm.budget.clock import Clock
+    from budgetlm.files import checked_name
+    from budgetlm.progress import make_watcher
+    from budgetlm.search.join import join
+
+    name = checked_name(study or "default")
+    watcher = make_watcher()
+    try:
+        lent = join(name, cache_folder(), Clock(), watcher, wait_seconds=60 * wait_minutes)
+    finally:
+        watcher.close()
+    typer.echo(f"study {name}: this worker has done {lent.jobs} runs for others; {lent.because}")
+    if lent.exit_code:
+        raise typer.Exit(lent.exit_code)
+
+
 def run(
     hours: Annotated[float | None, typer.Option(help="Device-hours of everything: search, final, report.")] = None,
     study: NameOption = None,
@@ -90,6 +135,7 @@ def run(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
     pick: PickOption = "best",
     track: TrackOption = None,
 ) -> None:
@@ -100,7 +146,7 @@ def run(
     budgetlm run --hours 24        budgetlm run --hours 0.5 --data texts/
     """
     wanted = {"seed": seed, "proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(None, None, data, device, devices, threads, objective, **wanted))
+    config = search_config(study, file, sections(None, None, data, device, devices, threads, objective, wanted, init))
     begin_again(config.train.allocator)
     from budgetlm.search.ahead import load_ahead
 
@@ -141,6 +187,7 @@ def doctor(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Also try torch.compile; it takes a while.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -159,7 +206,7 @@ def doctor(
     try:
         wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
         config = search_config(
-            study, file, sections(hours, target_hours, data, device, devices, threads, objective, **wanted)
+            study, file, sections(hours, target_hours, data, device, devices, threads, objective, wanted, init)
         )
         checks = examine(config, cache_folder(), compile=try_compile, watcher=watcher)
     except BudgetlmError as error:  # settings that nothing can be checked for
@@ -191,6 +238,7 @@ def plan(
     max_model_mb: LimitOption = None,
     objectives: ObjectivesOption = None,
     objective: ObjectiveOption = None,
+    init: InitOption = None,
     price_per_hour: Annotated[float, typer.Option(help="Of one device, in any currency.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -208,7 +256,7 @@ def plan(
     elsewhere = device if device not in (None, "auto", "cpu", "cuda") else None
     here = None if elsewhere else device
     wanted = {"proxy": proxy, "max_model_mb": max_model_mb, "objectives": objectives}
-    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, objective, **wanted))
+    config = search_config(study, file, sections(hours, target_hours, data, here, devices, threads, objective, wanted, init))
     if config.budget.hours == 0:
         raise ConfigError("what is to be planned? Give `--hours`, e.g. `budgetlm plan --hours 24 --device h100`.")
     watcher = make_watcher()

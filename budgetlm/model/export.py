@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from budgetlm.errors import StudyError
+from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_json
 from budgetlm.model.export_encoder import (
     encoder_config,
@@ -166,7 +166,8 @@ def model_from(config: dict[str, Any]) -> ModelConfig:
         mlp_ratio=config["budgetlm_mlp_ratio"],
         tie_embeddings=config["tie_word_embeddings"],
         **{name: config[f"budgetlm_{name}"] for name in OWN if f"budgetlm_{name}" in config},
-        rope_theta=config["rope_theta"],
+        rope_theta=config.get("rope_theta")
+        or config["rope_parameters"]["rope_theta"],  # transformers writes it in the second place alone
         mixer=config.get("budgetlm_mixer", "attention"),
     )
     if config["num_attention_heads"] != model.heads:
@@ -198,3 +199,18 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
             "final, or train one with `budgetlm final`."
         ) from error
     return network.eval(), tokenizer, config["eos_token_id"]
+
+
+def begin_from(folder: Path, network: LanguageModel) -> None:
+    """Give a network the weights of a model of the same shape.
+
+    Raises:
+        ConfigError: its weights are others.
+    """
+    try:
+        network.load_state_dict(load_model(folder)[0].state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the weights in {folder} do not fit a model of the recipe's shape: {str(error).splitlines()[-1].strip()} Its vocabulary "
+            "must be the study's, and its shape that which `model.init` settles."
+        ) from error

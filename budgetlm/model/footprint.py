@@ -142,6 +142,7 @@ def training_memory(
     averaged: bool = False,
     products_length: int = 0,
     beside: int = 0,
+    shards: int = 1,
 ) -> TrainingMemory:
     """What training holds from the second step on.
 
@@ -155,6 +156,7 @@ def training_memory(
         averaged: whether a second set of weights holds their average.
         products_length: length of the longest sequences whose attention is computed by plain products; 0 for none.
         beside: bytes that are held all the time beside the model and its optimizer.
+        shards: devices that weights, gradients and optimizer state are spread over (`train/parallel/fsdp.py`); it is one's that is counted.
     """
     facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
     state = optimizer_state_bytes(model, optimizer) + beside
@@ -168,8 +170,24 @@ def training_memory(
     if precision == "bf16-master":
         halves = BF16 * model.blocks * sum(a * b for a, b in block_matrices(model))
         moments = [moment._replace(weights=moment.weights + halves) for moment in moments]
+    moments = [_sharded(moment, model, shards) for moment in moments] if shards > 1 else moments
     apart = Moment(*map(max, zip(*moments, strict=True)))
     return TrainingMemory(max(moments, key=lambda moment: moment.peak), apart)
+
+
+def _sharded(moment: Moment, model: ModelConfig, shards: int) -> Moment:
+    """What one of several devices holds at a moment, an estimate that was held against no GPU.
+
+    That is its parts of everything; embedding and head, whole all through a pass; two blocks, the one that is computed and the next, which is
+    gathered meanwhile; and of gradients those of embedding, head and one block.
+    """
+    block = FP32 * body_parameters(model) // model.blocks
+    ends = FP32 * (parameters(model) - body_parameters(model))
+    return moment._replace(
+        weights=moment.weights // shards + ends + 2 * block,
+        gradients=moment.gradients // shards + (ends + block if moment.gradients else 0),
+        optimizer=moment.optimizer // shards,
+    )
 
 
 def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:

@@ -1,6 +1,7 @@
 """What a recipe will take, before anything is paid for: time, memory, and what its artefact weighs."""
 
 from bisect import bisect_right
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from budgetlm.compress.apply import Compression, extra_bytes, shrunk
@@ -12,6 +13,7 @@ from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.world import Thrift, World
 from budgetlm.train.config import RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
+from budgetlm.train.parallel.kinds import Kind
 from budgetlm.train.schedule import longest_up_to, mean_batch_share
 from budgetlm.train.throughput import paced
 
@@ -120,7 +122,29 @@ def _speed(
 
 def expected_peak_bytes(config: RunConfig, world: World) -> float:
     """Memory that a run needs at its fullest moment, by the memory model."""
-    return _priced(run_memory(config), config.compact_heap, world)
+    return _priced(run_memory(config, world.shards), config.compact_heap, world)
+
+
+def team_worlds(world: World, devices: int, parallel: str) -> dict[Kind, World]:
+    """The ways in which so many devices may train together, the faster first, each with the world that one of them is in.
+
+    Processes on a CPU share its memory.
+
+    Args:
+        parallel: the one that is asked for, or `auto`.
+    """
+    memory = world.memory_bytes // devices if world.device == "cpu" else world.memory_bytes
+    shards: dict[Kind, int] = {"ddp": 1, "fsdp": devices}
+    return {
+        kind: replace(world, memory_bytes=memory, shards=parts)
+        for kind, parts in shards.items()
+        if parallel in ("auto", kind)
+    }
+
+
+def fits_in(config: RunConfig, world: World) -> bool:
+    """Whether a run is predicted to fit."""
+    return expected_peak_bytes(config, world) <= world.fitting_bytes(config.compact_heap)
 
 
 def size_violation(recipe: Recipe, world: World) -> float:
@@ -205,6 +229,7 @@ def _pass_bytes(
         averaged=averaged,
         products_length=products_length,
         beside=beside,
+        shards=world.shards,
     )
     return _priced(counted, thrift.compact_heap, world)
 

@@ -102,6 +102,16 @@ def at_rung(recipe: Recipe, seconds: float, target_seconds: float, world: World,
     return scaled(recipe, seconds, target_seconds, world, seed)
 
 
+def at_length(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:
+    """The recipe for a final that is not as long as its target: larger or smaller by the rule, or of its own shape where its weights are inherited.
+
+    Raises:
+        ConfigError: as `miniature`.
+    """
+    scaled = truncated if world.init else miniature
+    return scaled(recipe, seconds, target_seconds, world, seed)
+
+
 def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:
     """The recipe at `seconds`, where it is meant for `target_seconds`: usually less, but the same rule scales it up.
 
@@ -189,6 +199,7 @@ def _run_config(
         compile=world.compiles(seconds),
         cuda_graphs=world.compile == "graphs",
         compression=compression_of(recipe, world),
+        init=world.init,
         device=world.device,
         seed=seed,
     )

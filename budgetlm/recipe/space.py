@@ -31,6 +31,9 @@ computes, and counted with it they came out too small: 13 a parameter of the blo
 MOST_DEFAULT_LR = 0.02
 """Step Law was fitted from 60 M parameters up; carried down to 0.1 M it asks for more than the best rate, which was 0.02 to 0.03 there
 (docs/LOG.md)."""
+INHERITED_LR = 0.3
+"""The default rate of runs that begin from trained weights, as a share of that of fresh ones (docs/LOG.md). Going back up to all of it, as
+continued pre-training does (Ibrahim et al. 2024, arXiv:2403.08763), lies within the range that is searched."""
 OFFERED = ("none", "int8", "int4-qat", "prune+int8")
 """Searched by default where size or latency count: what weighs less the further down, each the best of its way (docs/LOG.md)."""
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -190,15 +193,20 @@ def compressions(space: Space) -> tuple[str, ...]:
 # --- defaults that follow from the target ----------------------------------------------------------------------------
 
 
-def default_recipe(target_seconds: float, world: World, compression: str = "none") -> Recipe:
+def default_recipe(target_seconds: float, world: World, compression: str = "none", inherited: Space | None = None) -> Recipe:
     """A sensible recipe by rule of thumb: compute-optimal size at the measured speed, the rest by Step Law.
 
     Where the artefact would weigh more than the study allows, it is the largest that does not, trained for longer.
 
     Args:
         compression: that it has; none unless a study file leaves no choice.
+        inherited: the space, where runs begin from given weights, whose shape it settles.
     """
-    model, tokens = _optimal_model(target_seconds, world, Compression(option=compression))
+    if world.init and inherited:
+        shape = replace(_usual_model(2 * WIDTH_STEP, world), **_inherited_shape(inherited))
+        model, tokens = shape, _tokens_read(shape, target_seconds, world)
+    else:
+        model, tokens = _optimal_model(target_seconds, world, Compression(option=compression))
     n = body_parameters(model)
     batch = math.exp(-0.556) * tokens**BATCH_BY_TOKENS
     lr = math.exp(0.578) * n**LR_BY_PARAMETERS * tokens**LR_BY_TOKENS
@@ -206,7 +214,7 @@ def default_recipe(target_seconds: float, world: World, compression: str = "none
         depth=model.depth,
         width=model.width,
         batch_tokens=max(1, round(batch / world.context_length)) * world.context_length,
-        peak_lr=float(f"{min(MOST_DEFAULT_LR, lr):.3g}"),
+        peak_lr=float(f"{min(MOST_DEFAULT_LR, lr) * (INHERITED_LR if world.init else 1.0):.3g}"),
         norm_embedding=model.norm_embedding,
         compression=compression,
     )
@@ -257,10 +265,31 @@ def _usual_model(width: int, world: World) -> ModelConfig:
 
 def _miss(model: ModelConfig, target_seconds: float, world: World) -> tuple[float, float]:
     """How far a shape is from 20 tokens per parameter in the target's time, in logarithms; and its tokens."""
+    tokens = _tokens_read(model, target_seconds, world)
+    return abs(math.log(tokens / body_parameters(model) / TOKENS_PER_PARAMETER)), tokens
+
+
+def _tokens_read(model: ModelConfig, target_seconds: float, world: World) -> float:
+    """Tokens that a shape reads in the target's time, about."""
     optimizer = str(PARAMETERS["optimizer"].default)
     speed = world.speed.tokens_per_second(model, 4 * world.micro_batch_tokens, world.micro_batch_tokens, optimizer)
-    tokens = speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
-    return abs(math.log(tokens / body_parameters(model) / TOKENS_PER_PARAMETER)), tokens
+    return speed * target_seconds * (world.compilation.gain if world.compiles(target_seconds) else 1.0)
+
+
+def _inherited_shape(space: Space) -> dict[str, Any]:
+    """What `inherit.py` has settled of the space."""
+    names = (
+        "depth",
+        "width",
+        "mlp_ratio",
+        "tie_embeddings",
+        "kv_groups",
+        "norm_embedding",
+        "share_layers",
+        "embedding_rank",
+        "mixer",
+    )
+    return {name: domain.value for name in names if isinstance(domain := space.get(name), Fixed)}
 
 
 def default_space(default: Recipe, world: World) -> Space:

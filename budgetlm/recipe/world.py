@@ -52,12 +52,17 @@ class World:
     teacher: str = ""
     """Folder or Hugging Face id of the model that `distil` learns from."""
     teacher_parameters: int = 0
+    init: str = ""
+    """Folder of the model whose weights all runs begin from; empty for fresh ones."""
     paces: dict[str, float] = field(default_factory=dict)
     """Measured speed of options that change training, as a multiple of what was foretold."""
 
     def compiles(self, run_seconds: float) -> bool:
         """Whether a run of this length is compiled."""
         return self.compile in ("on", "graphs") or (self.compile == "auto" and self.compilation.pays(run_seconds))
+
+    shards: int = 1
+    """Devices that a run's weights, gradients and optimizer state are spread over."""
 
     @property
     def usable_bytes(self) -> float:

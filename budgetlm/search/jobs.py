@@ -1,16 +1,17 @@
 """What a search has done on its devices: identify one, measure its speed, train a rung. Torch is imported where it is used."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError
 from budgetlm.model.size import ModelConfig
 from budgetlm.passport import Passport, identify, pick_device, take_passport
 from budgetlm.records import RunRecord
-from budgetlm.train.config import Label, Matmul, RunConfig
+from budgetlm.train.config import Label, Matmul, RunConfig, as_dict, run_config_from
 from budgetlm.train.throughput import Calibration
 from budgetlm.workers.job import Desk
 
@@ -115,6 +116,17 @@ class RungJob:
     trunks: Path | None = None
     """Where it looks for a trunk to begin from, and leaves its own; None for neither."""
 
+    def document(self) -> dict[str, Any]:
+        """The job in JSON, all but its tokens, which whoever does it has prepared."""
+        return {
+            "label": asdict(self.label),
+            "config": as_dict(self.config),
+            "checkpoints": str(self.checkpoints),
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "threads": self.threads,
+            "trunks": str(self.trunks) if self.trunks else None,
+        }
+
     def work(self, desk: Desk) -> RunRecord:
         """The record of the run, `interrupted` if it was asked to stop."""
         import torch
@@ -138,3 +150,16 @@ class RungJob:
             except CheckpointError:  # none of them can be read: a rung is short enough to begin again
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
         raise AssertionError("a run without checkpoints found one that it could not read")
+
+
+def rung_job_from(document: Mapping[str, Any], tokens: Tokens) -> RungJob:
+    """The job that a `document` describes, with the tokens of whoever does it."""
+    return RungJob(
+        Label(**document["label"]),
+        run_config_from(document["config"]),
+        tokens,
+        Path(document["checkpoints"]),
+        document["checkpoint_seconds"],
+        document["threads"],
+        Path(document["trunks"]) if document["trunks"] else None,
+    )

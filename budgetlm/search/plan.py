@@ -17,6 +17,7 @@ from budgetlm.data.batches import training_batches, validation_sample
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
+from budgetlm.inherit import INIT
 from budgetlm.model.kinds import FP32
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport
@@ -88,8 +89,8 @@ class Plan:
         write_atomic(folder / PLAN_TEXT, describe(self) + "\n")
 
     def learning(self, records: Sequence[RunRecord]) -> "Plan":
-        """The plan with its models of throughput, memory and compilation fitted to the study's own runs as well."""
-        runs = [(r, run_config_from(r.config)) for r in records[-LEARNT_FROM:] if r.steps >= 5]
+        """The plan with its models of throughput, memory and compilation fitted to the study's own runs on one device as well."""
+        runs = [(r, run_config_from(r.config)) for r in records[-LEARNT_FROM:] if r.steps >= 5 and r.devices == 1]
         speeds = [
             SpeedPoint(
                 c.model,
@@ -282,6 +283,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         proxy=config.search.proxy,
         objectives=config.search.objectives,
         max_model_bytes=config.search.max_model_bytes,
+        init=str(config.folder / INIT) if config.model.init else "",
         teacher=config.train.teacher,
         teacher_parameters=teacher_parameters(config.train.teacher) if config.train.teacher else 0,
     )
@@ -327,7 +329,9 @@ def make_plan(
     shapes = [replace(shape, document_end=end, mask_token=mask) for shape in shapes]
     measured = measure(shapes, optimizers)
     world = world_of(config, passport, tokens, measured)
-    space, default = limited(*complete_space(wanted, default_recipe(target, world, only_compression(wanted)), world), world)
+    space, default = limited(
+        *complete_space(wanted, default_recipe(target, world, only_compression(wanted), wanted), world), world
+    )
     sample, full = _evaluation_sizes(default, rungs[0], target, world, tokens)
     world = replace(world, eval_tokens=sample, full_eval_tokens=full)
     plan = Plan(passport, world, rungs, target, space, default, measured.points, tokens.facts.fingerprint)

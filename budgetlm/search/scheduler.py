@@ -148,7 +148,7 @@ class Scheduler:
         if self.fatal or self.site.should_stop():
             self._wind_down()
         else:
-            for place in range(self.workers.places):
+            for place in self.workers.places:
                 if not self.dry and not (place in self.seats and self.seats[place].step):
                     self._occupy(place)
         for place in [place for place, seat in self.seats.items() if not seat.step]:
@@ -194,7 +194,7 @@ class Scheduler:
         rungs = self.site.plan.rungs
         while self.waiting:
             step = self.waiting.popleft()
-            if self._hold(place, self._left_of(step) + MARGIN_SECONDS):
+            if self._hold(place, self._left_of(step)):
                 return step
             if step.run:  # what it has cost is in the records of its parts
                 why = Failure("killed", "it was cut off, and the budget did not pay for going on")
@@ -207,7 +207,7 @@ class Scheduler:
         if isinstance(wish, Enough):
             self.enough = wish.why
             return None
-        if not self._hold(place, rungs[wish.rung] + MARGIN_SECONDS):
+        if not self._hold(place, rungs[wish.rung]):
             self.enough = f"the budget is spent: what is left does not pay for another run of {rungs[wish.rung]:.1f} s"
             return None
         if wish.trial is None:
@@ -224,7 +224,8 @@ class Scheduler:
         return max(0.0, self.site.plan.rungs[step.rung] - kept)
 
     def _hold(self, place: int, seconds: float) -> bool:
-        """Lease device-seconds for a place, which holds its device from now on."""
+        """Lease device-seconds for a place and what surrounds a run there; it holds its device from now on."""
+        seconds += MARGIN_SECONDS + self.workers.delay(place)
         if place not in self.seats:
             try:
                 lease = self.site.ledger.lease(SEARCH, seconds)
@@ -363,8 +364,10 @@ class Scheduler:
         seat.step = seat.run = None
         self.dry = False
         if record.state == "interrupted":
-            if record.cause in TRANSIENT:
-                self.site.watcher.note(f"{record.run} was cut off ({record.error}) and goes on from its last checkpoint")
+            ending = self.fatal or self.stopping_since is not None or self.site.should_stop()
+            if record.cause in TRANSIENT or not ending:  # its machine was asked to stop, not this search
+                why = record.error or "its worker was asked to stop"
+                self.site.watcher.note(f"{record.run} was cut off ({why}) and goes on from its last checkpoint")
                 self.waiting.appendleft(replace(step, run=run))
             return
         run.finish()

@@ -17,22 +17,24 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from budgetlm.budget.clock import Clock, Meter
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database
+from budgetlm.budget.ledger import SEARCH, Ledger, open_ledger
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.sources import check_sources
 from budgetlm.data.tokens import Tokens, prepare_tokens
-from budgetlm.errors import ConfigError, StudyError
+from budgetlm.errors import ConfigError, SearchRunning, StudyError
 from budgetlm.files import disk_errors, write_json
 from budgetlm.forecast.choose import Choice, choose
-from budgetlm.interrupt import StopRequest
+from budgetlm.inherit import data_of, keep_init
+from budgetlm.interrupt import RESUME_ME, StopRequest
 from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.ladder import plan_rungs
+from budgetlm.search.lead import Lead
 from budgetlm.search.plan import (
     Measure,
     Plan,
@@ -47,7 +49,7 @@ from budgetlm.search.plan import (
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler
 from budgetlm.search.site import Site
 from budgetlm.search.trials import Trials, open_storage
-from budgetlm.studies import DATABASE, IMPORTANCE, LOCK, PLAN
+from budgetlm.studies import IMPORTANCE, LOCK, PLAN
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
@@ -77,14 +79,18 @@ class SearchResult:
     """Device-seconds of the budget that are left."""
 
 
-def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire | None = None) -> SearchResult:
+def search(
+    config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire | None = None, *, lends: bool = True
+) -> SearchResult:
     """Search under a budget, beginning or continuing the study of this name.
 
     Args:
         hire: makes the workers; processes on the study's devices if left out.
+        lends: whether other processes may lend it a hand (`budgetlm worker`); not where they could not do what is done here.
 
     Raises:
-        StudyError: another search is at it, it was begun with other settings or on another machine, or its files are damaged.
+        SearchRunning: another search is at it.
+        StudyError: it was begun with other settings or on another machine, or its files are damaged.
         BudgetExhausted: the budget does not pay for two rungs.
         DataError, ConfigError: see their messages.
     """
@@ -99,11 +105,12 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
     try:
         lock.acquire()
     except Timeout:
-        raise StudyError(
-            f"another search is running on study {config.name!r}. Wait for it, stop it with Ctrl-C, or name another study."
+        raise SearchRunning(
+            f"another search is running on study {config.name!r}. Wait for it, lend it a hand with `budgetlm worker --study "
+            f"{config.name}`, stop it with Ctrl-C, or name another study."
         ) from None
     try:
-        return _search(config, cache, clock, watcher, hire or processes)
+        return _search(config, cache, clock, watcher, hire or processes, lends)
     finally:
         watcher.close()
         lock.release()
@@ -112,7 +119,8 @@ def search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hir
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices, the allocator, how often checkpoints are written, and whether it stops early may change.
+    Only its hours, the number of devices and how they work together, the engine, the allocator, how often checkpoints are written, and whether it stops
+    early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -122,7 +130,8 @@ def check_settings(config: StudyConfig) -> None:
     before, now = (dataclasses.asdict(c) for c in (read_study_file(config.folder / STUDY_FILE), config))
     for values in (before, now):
         values["budget"].pop("hours")
-        values["train"].pop("devices")
+        for name in ("devices", "engine", "ray_address", "final_devices", "parallel", "offload"):
+            values["train"].pop(name)
         values["train"].pop("checkpoint_seconds")
         values["train"].pop("allocator", None)
         values["search"].pop("stop_early")
@@ -144,14 +153,14 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
 
     Of a streamed source only the head is prepared; `rest_being_read` sees to the rest.
     """
-    done = 0
+    done, data = 0, data_of(config)
 
     def tick(size: int) -> None:
         nonlocal done
         done += size
         watcher.working("reading text", done / 1e6, 0)
 
-    corpus = prepare_corpus(config.data, cache, tick)
+    corpus = prepare_corpus(data, cache, tick)
     watcher.note(f"data      {corpus.facts.summary()}")
     total, done = sum(corpus.facts.bytes.values()) + corpus.facts.bytes["train"], 0
 
@@ -160,7 +169,7 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
         done += size
         watcher.working("tokenising", done / 1e6, total / 1e6)
 
-    tokens = prepare_tokens(config.data, corpus, vocab_size, cache, tick_tokens, masks=config.model.objective == "mlm")
+    tokens = prepare_tokens(data, corpus, vocab_size, cache, tick_tokens, masks=config.model.objective == "mlm")
     if tokens.streamed:
         watcher.note(f"data      {tokens.state()}{'' if tokens.complete else '; the rest is read beside training'}")
     return tokens
@@ -173,39 +182,21 @@ def _rungs(config: StudyConfig, plan: Plan | None) -> list[float]:
     return plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
 
 
-def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire) -> SearchResult:
+def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire, lends: bool) -> SearchResult:
     folder = config.folder
     plan = load_plan(folder)
     rungs = _rungs(config, plan)
-    ledger = Ledger(open_database(folder / DATABASE))
+    ledger = open_ledger(config.database, config.scope)
     for lease, seconds in ledger.release_the_dead(time.sleep):
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
     config.save(folder)
+    keep_init(config)
     keep_compiled(cache)
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
-        identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
-        passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
-        if plan:
-            check_machine(plan, passport)
-            plan = dataclasses.replace(plan, rungs=rungs)
-        else:
-            passport = alone.charged(dataclasses.replace(identify, measured=cache))
-            passport = alone.threads(config, passport, cache, rungs[-1])
-        vocab_size = plan.world.vocab_size if plan else vocabulary_of(config, passport)
-        tokens = prepare(config, vocab_size, cache, watcher)
-        if plan:
-            check_data(plan, tokens, config.name)
-        if plan is None:
-            plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache, rungs[-1]))
-            watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
-        plan.save(folder)
-        watcher.note(describe(plan))
-        if (epochs := epochs_at_target(plan.default, plan.target_seconds, plan.world)) > MANY_EPOCHS:
-            watcher.note(repetition_warning("the default recipe's final", epochs))
-        restarts = config.search.max_restarts
+        plan, tokens = _settle(config, plan, rungs, alone, cache, watcher)
         site = Site(
             folder,
             plan,
@@ -215,15 +206,20 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             watcher,
             stop,
             config.search.seed,
-            restarts,
+            config.search.max_restarts,
             config.train.checkpoint_seconds,
             config.search.stop_early,
         )
         objectives, before_runs = config.search.objectives, len(site.records())
-        storage = open_storage(folder)
+        storage = open_storage(config.database)
         trials = Trials(storage, config.name, plan.space, config.search.seed, objectives=objectives)
         with stop, rest_being_read(config.data, cache, tokens, watcher.note):
-            because = Scheduler(site, trials, workers).run()
+            if not lends:
+                because = Scheduler(site, trials, workers).run()
+            else:
+                with Lead(config, ledger, clock) as lead:
+                    because = Scheduler(site, trials, lead.crew(workers)).run()
+                    lead.end("" if stop.exit_code == RESUME_ME else because)
     ledger.stop(SEARCH, because)
     counted, importance = trials.importance()
     intervals = trials.importance_intervals()
@@ -235,9 +231,38 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)
 
 
+def _settle(
+    config: StudyConfig, plan: Plan | None, rungs: list[float], alone: "Alone", cache: Path, watcher: Watcher
+) -> tuple[Plan, Tokens]:
+    """The plan and the tokens of a study: looked at and measured the first time, held to what they were after that."""
+    identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
+    passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
+    if plan:
+        check_machine(plan, passport)
+        tokens = prepare(config, plan.world.vocab_size, cache, watcher)
+        check_data(plan, tokens, config.name)
+        plan = dataclasses.replace(plan, rungs=rungs)
+    else:
+        passport = alone.charged(dataclasses.replace(identify, measured=cache))
+        passport = alone.threads(config, passport, cache, rungs[-1])
+        tokens = prepare(config, vocabulary_of(config, passport), cache, watcher)
+        plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache, rungs[-1]))
+        watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
+    plan.save(config.folder)
+    watcher.note(describe(plan))
+    if (epochs := epochs_at_target(plan.default, plan.target_seconds, plan.world)) > MANY_EPOCHS:
+        watcher.note(repetition_warning("the default recipe's final", epochs))
+    return plan, tokens
+
+
 def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool]) -> Workers:
     """A process for each device that the study may use."""
     device, memory = config.train.device, int(config.train.memory_gb * 1e9)
+    if config.train.engine == "ray":
+        from budgetlm.workers.cluster import Cluster
+
+        place = Place(device, "", threads_of(config), memory)
+        return Cluster(config.train.ray_address, config.train.devices, place, clock, hang_seconds=config.search.hang_seconds)
     gpus = visible_gpus() if device != "cpu" else []
     if gpus:
         count = min(config.train.devices or len(gpus), len(gpus))

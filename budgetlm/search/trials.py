@@ -8,19 +8,19 @@ bad luck with its machine is failed, which teaches the sampler nothing.
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 import optuna
 
-from budgetlm.budget.ledger import database_url
+from budgetlm.budget.database import engine_options, outlast
 from budgetlm.recipe.near import near
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.space import Space, parameters_of, recipe_of, searched, suggest
 from budgetlm.search.sampler import make_sampler
-from budgetlm.studies import DATABASE
 
 TrialState = optuna.trial.TrialState
+T = TypeVar("T")
 NEAR, EVEN = 9, 3
 """After the default recipe, as many trials as TPE would otherwise draw evenly from the whole space; and every which of them still is."""
 LEAST_FOR_IMPORTANCE = 8
@@ -29,9 +29,9 @@ RESAMPLES, MOST_RESAMPLED = 30, 400
 """For the intervals of importances: how often trials are drawn anew, and from how many at most."""
 
 
-def open_storage(folder: Path) -> optuna.storages.BaseStorage:
-    """Optuna's tables in a study's own database."""
-    return optuna.storages.RDBStorage(database_url(folder / DATABASE), engine_kwargs={"connect_args": {"timeout": 60}})
+def open_storage(address: str) -> optuna.storages.RDBStorage:
+    """Optuna's tables in a study's database."""
+    return optuna.storages.RDBStorage(address, engine_kwargs=engine_options(address))
 
 
 class Trials:
@@ -56,8 +56,12 @@ class Trials:
         objectives: str = "loss",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(
-            study_name=name, storage=storage, directions=["minimize"] * len(objectives.split(",")), load_if_exists=True
+        self._storage = storage
+        directions: list[optuna.study.StudyDirection | Literal["minimize", "maximize"]] = ["minimize"] * len(
+            objectives.split(",")
+        )
+        self._study = self._outlast(
+            lambda _again: optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         )
         self._space, self._seed = space, seed
         # A continued search must not draw the same random numbers again, so the seed moves with the trials.
@@ -80,6 +84,13 @@ class Trials:
 
     def ask(self) -> tuple[int, Recipe]:
         """A new trial: its number and its recipe."""
+        return self._outlast(self._ask)
+
+    def _ask(self, again: bool) -> tuple[int, Recipe]:
+        if again:  # what was begun when the database went away is known to nobody
+            for stray in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+                if stray.number not in self._asked:
+                    self._study.tell(stray.number, state=TrialState.FAIL)
         known = len(self._study.get_trials(deepcopy=False))
         if self._first and known <= NEAR and known % EVEN != EVEN - 1:
             chance = np.random.default_rng((self._seed, known))
@@ -93,14 +104,14 @@ class Trials:
     def running(self) -> dict[int, Recipe | None]:
         """Trials that were asked for and not yet told of; without a recipe where a crash came before it was complete."""
         found: dict[int, Recipe | None] = {}
-        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        for trial in self._outlast(lambda _again: self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
             self._asked[trial.number] = optuna.Trial(self._study, trial._trial_id)
             found[trial.number] = recipe_of(trial.params, self._space)
         return found
 
     def tell(self, number: int, bpb: float, *cost: float) -> None:
         """The trial is worth so much, in bits per byte at the target, and its artefact costs so much, where the study minds."""
-        self._study.tell(self._asked.pop(number), [bpb, *cost])
+        self._tell(number, [bpb, *cost])
 
     def tell_infeasible(self, number: int, violations: Mapping[str, float]) -> None:
         """The trial's recipe cannot be.
@@ -108,14 +119,32 @@ class Trials:
         Args:
             violations: of each constraint, e.g. `memory_gib`, by how much it is broken; 0 or less where it is kept.
         """
-        trial = self._asked.pop(number)
-        for what, excess in violations.items():
-            trial.set_constraint(what, excess)
-        self._study.tell(trial, state=TrialState.PRUNED)
+        trial = self._asked[number]
+
+        def constrain(_again: bool) -> None:
+            for what, excess in violations.items():
+                trial.set_constraint(what, excess)
+
+        self._outlast(constrain)
+        self._tell(number, state=TrialState.PRUNED)
 
     def tell_failed(self, number: int) -> None:
         """The trial came to nothing, by no fault of its recipe."""
-        self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
+        self._tell(number, state=TrialState.FAIL)
+
+    def _tell(self, number: int, values: list[float] | None = None, state: optuna.trial.TrialState | None = None) -> None:
+        def tell(again: bool) -> None:
+            kept = again and self._study.get_trials(deepcopy=False)[number].state.is_finished()
+            if not kept:  # else only the answer was lost
+                self._study.tell(number, values, state=state)
+
+        self._outlast(tell)
+        self._asked.pop(number)
+
+    def _outlast(self, work: Callable[[bool], T]) -> T:
+        """Do something with the storage, again if its server was away meanwhile."""
+        engine = getattr(self._storage, "engine", None)  # in memory it has none, and is never away
+        return outlast(engine, work) if engine is not None else work(False)
 
     def infeasible(self) -> int:
         """How many trials were told to be infeasible."""

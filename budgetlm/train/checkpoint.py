@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from budgetlm.errors import CheckpointError, DiskFull
 from budgetlm.files import digest, new_folder, write_json
 from budgetlm.model.transformer import LanguageModel, tied_names
+from budgetlm.train.parallel.team import ALONE, Team
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 RESERVE_BYTES = 8 * 2**20
@@ -63,11 +64,13 @@ def save_checkpoint(
     position: Position,
     config: dict[str, Any],
     average: nn.Module | None = None,
+    team: Team = ALONE,
 ) -> Path:
     """Write a checkpoint and drop all but the newest few.
 
     Args:
         average: the network with its averaged weights, where the run averages them.
+        team: whose members all call this; the leader writes what one device alone would have.
 
     Raises:
         DiskFull: it would not fit; nothing was written.
@@ -80,8 +83,11 @@ def save_checkpoint(
         for index, values in state["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
     tensors["random"] = torch.get_rng_state()
-    _make_room(folder, sum(value.nbytes for value in tensors.values()))
     path = folder / f"step-{position.step:08d}"
+    tensors = team.gathered(tensors)
+    if not team.leads:
+        return path
+    _make_room(folder, sum(value.nbytes for value in tensors.values()))
     with new_folder(path) as new:
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, new / TENSORS)
         state = {**asdict(position), "config": digest(config)}
@@ -100,6 +106,7 @@ def load_newest(
     average: nn.Module | None = None,
     suits: Callable[[Position], bool] = lambda _: True,
     fit: Callable[[Position], None] = lambda _: None,
+    team: Team = ALONE,
 ) -> tuple[Position, list[str]]:
     """Load the newest checkpoint that is whole into the network, its average and the optimizers.
 
@@ -108,6 +115,7 @@ def load_newest(
 
         fit: called with a checkpoint's position once it is known to be whole, so that network, average and optimizers can be given the shapes
             that they had then.
+        team: whose members all call this, and take of what one device alone would have what they hold.
 
     Returns:
         Where the run stands (at the start if there is none), and what was wrong with those that were passed over.
@@ -118,7 +126,7 @@ def load_newest(
     faults: list[str] = []
     for path in _checkpoints(folder):
         try:
-            position = _load(path, network, optimizers, config, average, suits, fit)
+            position = _load(path, network, optimizers, config, average, suits, fit, team)
             if position:
                 return position, faults
         except CheckpointError as error:
@@ -136,6 +144,7 @@ def _load(
     average: nn.Module | None,
     suits: Callable[[Position], bool],
     fit: Callable[[Position], None],
+    team: Team,
 ) -> Position | None:
     """Load a checkpoint, if its position suits."""
     try:
@@ -153,15 +162,16 @@ def _load(
     if state["config"] != digest(config):
         raise CheckpointError(f"The checkpoint {path} belongs to another configuration.")
     fit(position)
-    _restore("model", network, tensors)
+    _restore("model", network, tensors, team)
     if average:
-        _restore("average", average, tensors)
+        _restore("average", average, tensors, team)
     for number, (optimizer, groups) in enumerate(zip(optimizers, state["groups"], strict=True)):
         values: dict[int, dict[str, Any]] = {}
+        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
         for name, value in tensors.items():
             if name.startswith(f"optimizer.{number}."):
                 index, key = name.split(".")[2:]
-                values.setdefault(int(index), {})[key] = value
+                values.setdefault(int(index), {})[key] = team.part(value, trained[int(index)])
         optimizer.load_state_dict({"state": values, "param_groups": groups})
     torch.set_rng_state(tensors["random"])
     return position
@@ -172,9 +182,11 @@ def _weights(name: str, network: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for key, value in network.state_dict().items() if key not in _second_names(network)}
 
 
-def _restore(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _restore(name: str, network: nn.Module, tensors: dict[str, Tensor], team: Team) -> None:
     """Put the tensors of that name back into a network."""
-    weights = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    own = network.state_dict()
+    weights = {key: team.part(value, own.get(key, value)) for key, value in found.items()}
     missing = network.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys, missing
     assert set(missing.missing_keys) <= _second_names(network), missing

@@ -108,6 +108,8 @@ class RunConfig:
     """Whether the device multiplies bf16 matrices faster than fp32 ones (measured)."""
     compression: Compression = field(default_factory=Compression)
     """How the model is compressed, on the way and at the end."""
+    init: str = ""
+    """Folder of the model whose weights it begins from; empty for fresh ones."""
     device: str = "cpu"
     seed: int = 0
 

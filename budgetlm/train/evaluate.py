@@ -13,6 +13,7 @@ from torch import Tensor
 from budgetlm.errors import EvaluationError
 from budgetlm.model.encoder import hidden_targets
 from budgetlm.model.transformer import LanguageModel
+from budgetlm.train.parallel.team import ALONE, Team
 
 
 def bits_per_byte(nats_BL: Tensor, target_BL: Tensor, bytes_V: Tensor) -> float:
@@ -69,6 +70,7 @@ def evaluate(
     micro_batch: int,
     precision: str = "fp32",
     tick: Callable[[], None] | None = None,
+    team: Team = ALONE,
 ) -> float:
     """Bits per byte of a model on fixed windows.
 
@@ -77,17 +79,20 @@ def evaluate(
         bytes_V: UTF-8 bytes behind each token id, shape (V,).
         micro_batch: sequences in one forward pass.
         precision: `fp32`, or any other for bf16 autocast.
+        team: whose members evaluate a part each, and all are told the result.
     """
-    device = next(network.parameters()).device
-    nats, targets = [], []
-    for start in range(0, len(windows), micro_batch):
-        rows = torch.from_numpy(windows[start : start + micro_batch]).to(device)
+    device = team.device or next(network.parameters()).device
+    nats: list[Tensor] = []
+    for part, share in team.passes(len(windows), micro_batch):
+        rows = torch.from_numpy(windows[part]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32"):
-            nats.append(network.loss(rows[:, :-1], rows[:, 1:], reduction="none").float().cpu())
-        targets.append((hidden_targets(rows[:, :-1]) if network.config.encodes else rows[:, 1:].flatten()).cpu())
+            nats_N = network.loss(rows[:, :-1], rows[:, 1:], reduction="none").float().cpu()
+        if share:
+            nats.append(nats_N)
         if tick:
             tick()
-    nats_N, target_N, counts_V = torch.cat(nats), torch.cat(targets), torch.from_numpy(bytes_V)
+    nats_N, counts_V, all_BL = team.joined(nats), torch.from_numpy(bytes_V), torch.from_numpy(windows)
+    target_N = hidden_targets(all_BL[:, :-1]) if network.config.encodes else all_BL[:, 1:].flatten()
     if network.config.encodes:
         whole = torch.from_numpy(np.where(windows < 0, ~windows, windows)[:, :-1])
         return hidden_bits_per_byte(nats_N, target_N, whole, counts_V)

@@ -27,6 +27,7 @@ from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches,
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
+from budgetlm.model.export import begin_from
 from budgetlm.model.footprint import evaluation_sequences, saved_bytes
 from budgetlm.model.size import flops_per_token, parameters
 from budgetlm.model.transformer import LanguageModel, build
@@ -36,6 +37,7 @@ from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.optim import average_into, set_decay, set_momentum, set_training
+from budgetlm.train.parallel.team import ALONE, Team
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
 from budgetlm.train.step import Stepper
@@ -96,6 +98,8 @@ def train(
     checkpoints: Checkpoints | None = None,
     spent_seconds: float | None = None,
     began: float | None = None,
+    reserve: float = 0.0,
+    team: Team = ALONE,
 ) -> Trained:
     """Train a model until its deadline, or for its steps, and measure it.
 
@@ -109,6 +113,8 @@ def train(
         spent_seconds: device-seconds that earlier parts of a resumed run have used up, so that the deadline stands whatever
             was lost. Without it a resumed run has all the time that was left when its checkpoint was written.
         began: the clock when the device began to be held for this run; this call if left out.
+        reserve: device-seconds before the deadline that are left over for what follows.
+        team: the devices that train together, of which this process has one; all of them call this, with the team's clock in their meters.
 
     Returns:
         The record, whose `bpb` is None if the run was stopped or diverged, and the network.
@@ -118,7 +124,15 @@ def train(
         ConfigError: compilation is wanted and does not work here.
     """
     began = meter.clock.now() if began is None else began
-    return _Run(config, label, tokens, meter, checkpoints, spent_seconds, began).go(on_point, should_stop)
+    return _Run(config, label, tokens, meter, checkpoints, spent_seconds, began, reserve, team).go(on_point, should_stop)
+
+
+def _network(config: RunConfig) -> LanguageModel:
+    """The run's network as it begins: fresh, or with the weights that it inherits."""
+    network = build(config.model, config.seed)
+    if config.init:
+        begin_from(Path(config.init), network)
+    return network
 
 
 class _Run:
@@ -133,16 +147,20 @@ class _Run:
         checkpoints: Checkpoints | None,
         spent_seconds: float | None,
         began: float,
+        reserve: float,
+        team: Team,
     ) -> None:
-        self.config, self.label, self.meter, self.checkpoints = config, label, meter, checkpoints
+        self.config, self.label, self.meter, self.checkpoints, self.team = config, label, meter, checkpoints, team
+        self.ends = config.seconds - reserve
         self.spent_before = dict(meter.spent)
         set_heap(config.device, compact=config.compact_heap)
         self.memory = PeakMemory.begin(config.device)
         self.windows = self._sample(tokens, config.eval_tokens)
         self.all_windows = self._sample(tokens, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         self.bytes_V = tokens.bytes_V
-        self.network = build(config.model, config.seed, config.device)
-        self.stepper = Stepper(config, self.network)
+        self.network = _network(config)
+        team.take(self.network, config.device)
+        self.stepper = Stepper(config, self.network, team)
         self.ahead: tuple[int, np.ndarray] | None = None
         """Sequences that were taken while the device was busy, and the position that they are for."""
         self.average = copy.deepcopy(self.network).requires_grad_(False) if config.ema else None
@@ -158,7 +176,7 @@ class _Run:
         self.position, self.notes = Position(), list[str]()
         if checkpoints:
             parts_and_config = (self.network, self.stepper.optimizers, as_dict(config), self.average)
-            self.position, self.notes = load_newest(checkpoints.folder, *parts_and_config, fit=self._fit)
+            self.position, self.notes = load_newest(checkpoints.folder, *parts_and_config, fit=self._fit, team=team)
         if checkpoints and checkpoints.trunks and not self.position.step:
             self._begin_from_a_trunk(checkpoints.trunks)
         self.compressor.resume()
@@ -211,6 +229,7 @@ class _Run:
 
     def go(self, on_point: Callable[[CurvePoint], None] | None, should_stop: Callable[[], bool]) -> Trained:
         """Steps, points, evaluations and checkpoints until the end."""
+        self.team.agree()
         self.meter.switch("other")
         state: State = "done"
         while not self._finished():
@@ -240,7 +259,9 @@ class _Run:
                 full = self._evaluate(self.all_windows, scored)
             self._point(self._lr(1.0), bpb, on_point)
         set_training(self.stepper.optimizers, on=False)
-        return Trained(self._record(state, bpb, full), self.average or self.network, self.notes, self.artefact)
+        network = self.average or self.network
+        whole = self.team.assembled(network) if state == "done" else network
+        return Trained(self._record(state, bpb, full), whole, self.notes, self.artefact)
 
     # --- one step ---
 
@@ -268,7 +289,7 @@ class _Run:
             self.averaged_until = progress
 
     def _step(self, lr: float) -> float:
-        compiling = self.config.compile and not self.steps_here
+        compiling = self.config.compile and self.team.compiles and not self.steps_here
         before = self.meter.clock.now()
         with self.meter.during("compile" if compiling else "train"):
             rows = self._rows(self.position.sequences, self._batch())
@@ -286,6 +307,7 @@ class _Run:
             done = self.position
             self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
             self._average()
+            self.team.agree()
         seconds = self.meter.clock.now() - before
         tokens = len(rows) * self.config.model.context_length
         self.steps_here += 1
@@ -327,7 +349,7 @@ class _Run:
 
     def _training_ends(self) -> float:
         """When the last step must be done for the last evaluation to fit before the deadline."""
-        ends = self.config.seconds - self.slowdown * (self._cost(self.windows) + self._cost(self.all_windows))
+        ends = self.ends - self.slowdown * (self._cost(self.windows) + self._cost(self.all_windows))
         if self.config.compression.quantised:  # and once before it is compressed
             ends -= self._cost(self.windows)
         return max(0.0, ends - EVALUATION_RESERVE * self.compress_seconds)
@@ -341,7 +363,7 @@ class _Run:
     def _still_fits(self, windows: np.ndarray) -> bool:
         """Whether an evaluation, whose time was kept back, ends before the deadline at the best speed that was seen of late."""
         longest = self.slowdown * min(self.eval_seconds) * len(windows)
-        return bool(self.config.steps) or self.elapsed + longest <= self.config.seconds
+        return bool(self.config.steps) or self.elapsed + longest <= self.ends
 
     def _progress(self) -> float:
         if self.config.steps:
@@ -399,7 +421,8 @@ class _Run:
             if compressed and self.config.compression.quantised:
                 precision = "fp32"  # what rounded weights are computed with
             set_training(self.stepper.optimizers, on=False)
-            bpb = evaluate(network, windows, self.bytes_V, micro_batch=micro, precision=precision)
+            bpb = evaluate(network, windows, self.bytes_V, micro_batch=micro, precision=precision, team=self.team)
+            self.team.agree()
         seconds = (self.meter.clock.now() - before) / len(windows)
         if compressed and self.eval_seconds:
             self.slowdown = max(1.0, seconds / statistics.median(self.eval_seconds))
@@ -419,6 +442,7 @@ class _Run:
             self.dense_bpb = self._evaluate(self.windows)
         with self.meter.during("compress"):
             network, self.artefact = self.compressor.deployed(self.average or self.network)
+            self.team.agree()
         return network
 
     def _rehearse_compression(self) -> None:
@@ -427,6 +451,7 @@ class _Run:
         with self.meter.during("compress"):
             set_training(self.stepper.optimizers, on=False)
             network, _ = self.compressor.deployed(self.average or self.network)
+            self.team.agree()
         self.compress_seconds = self.meter.clock.now() - before
         few = self.windows[: max(1, len(self.windows) // 4)]
         if not self.eval_seconds:
@@ -454,7 +479,8 @@ class _Run:
             self.position, seconds=self.elapsed, route=self.batches.route, **asdict(self.compressor.stage)
         )
         with self.meter.during("checkpoint"):
-            save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average)
+            save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average, self.team)
+            self.team.agree()
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
         self.checkpoint_seconds = max(LEAST_CHECKPOINT_SECONDS, self.last_checkpoint[0] - before)
 
@@ -509,6 +535,7 @@ class _Run:
             by_purpose={str(p): seconds - self.spent_before[p] for p, seconds in meter.spent.items()},
             inherited_seconds=self.position.inherited_seconds,
             inherited_from=self.position.inherited_from,
+            devices=self.team.size,
             steps=self.position.step,
             tokens=tokens,
             flops=float(flops),
@@ -519,7 +546,7 @@ class _Run:
             artefact_bytes=len(self.artefact.weights) if self.artefact else artefact_bytes(model, self.config.compression),
             teacher_seconds=self.compressor.teacher_seconds,
             epochs=self.sequences_done / self.batches.sequences,
-            peak_bytes=self.memory.bytes(),
+            peak_bytes=self.team.most(self.memory.bytes()),
             cause={"diverged": "diverged", "interrupted": "stopped"}.get(state, ""),
             error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",
         )

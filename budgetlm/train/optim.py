@@ -20,6 +20,7 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
 from budgetlm.train.config import OptimizerConfig, OptimizerName
+from budgetlm.train.parallel.spread import gathered, is_spread, part_of
 
 LR_SCALE: dict[OptimizerName, float] = {"sgd": 25.0, "adafactor": 20.0, "adamax": 2.0}
 """Rate that an optimizer is given, for AdamW's: what brings its best one near AdamW's in two tiny models (docs/LOG.md)."""
@@ -30,6 +31,8 @@ class MuonFloat32(torch.optim.Muon):
 
     torch's own converts to bf16, which a processor without bf16 instructions emulates: measured 77 GFLOP/s in fp32 against
     0.8 in bf16. Matrices of one shape go through the iteration together. State and options are the parent's.
+
+    Of a matrix that is spread over devices each gathers the whole update, for the iteration has no meaning for a part, and moves its own part.
     """
 
     @torch.no_grad()
@@ -52,10 +55,12 @@ class MuonFloat32(torch.optim.Muon):
         ]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        orthogonal = _orthogonalise(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
+        whole = torch.stack([gathered(update) for update in updates])
+        orthogonal = _orthogonalise(whole, group["ns_coefficients"], group["ns_steps"])
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         scale = 0.2 * math.sqrt(max(weights[0].shape))
-        torch._foreach_add_(weights, list(orthogonal.unbind()), alpha=-group["lr"] * scale)
+        moves = [part_of(move, weight) for move, weight in zip(orthogonal.unbind(), weights, strict=True)]
+        torch._foreach_add_(weights, moves, alpha=-group["lr"] * scale)
 
 
 def _orthogonalise(x_NAB: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
@@ -82,7 +87,7 @@ def build_optimizers(network: nn.Module, config: OptimizerConfig, *, bf16_is_fas
     groups = _groups([(name, weight) for name, weight in named if id(weight) not in taken], config)
     optimizers = [_everything_but_muon(groups, config)]
     if by_muon:
-        muon = torch.optim.Muon if bf16_is_fast else MuonFloat32
+        muon = torch.optim.Muon if bf16_is_fast and not is_spread(by_muon[0]) else MuonFloat32
         group = {"params": by_muon, "lr_scale": 1.0, "decayed": True}
         optimizers.append(muon([group], lr=config.peak_lr, adjust_lr_fn="match_rms_adamw"))
     set_lr(optimizers, config.peak_lr)

@@ -15,6 +15,7 @@ from budgetlm.train.fp8 import fp8_twin
 from budgetlm.train.halves import Halves
 from budgetlm.train.numerics import set_matmul
 from budgetlm.train.optim import build_optimizers, set_lr
+from budgetlm.train.parallel.team import ALONE, Team
 
 
 def warm_up() -> None:
@@ -55,8 +56,8 @@ class Stepper:
     loss: Callable[[LanguageModel, Tensor, Tensor], Tensor] = staticmethod(LanguageModel.loss)
     """What is lessened: of a network, tokens (B, L) and their targets (B, L), a scalar."""
 
-    def __init__(self, config: RunConfig, network: LanguageModel) -> None:
-        self.config, self.network = config, network
+    def __init__(self, config: RunConfig, network: LanguageModel, team: Team = ALONE) -> None:
+        self.config, self.network, self.team = config, network, team
         set_matmul(config.matmul, config.device)
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self.renew()
@@ -78,7 +79,7 @@ class Stepper:
             self._trained = self._halves.network if self._halves else network
         self._trained.model.checkpoint_activations = config.checkpoint_activations
         self._trained.model.attend_by_products(config.products_up_to)
-        if config.compile and not rounds:
+        if config.compile and self.team.compiles and not rounds:
             self._trained.model.compile_blocks(cuda_graphs=config.cuda_graphs)
         if (
             config.cuda_graphs
@@ -87,27 +88,31 @@ class Stepper:
                 weight.grad = torch.zeros_like(weight)
 
     def step(self, rows: np.ndarray, lr: float) -> float:
-        """Train on sequences of token ids, int64, shape (B, L + 1). Returns their mean loss in nats, NaN once diverged."""
+        """Train on sequences of token ids, int64, shape (B, L + 1), of which this member of the team reads its part.
+
+        Returns:
+            The mean loss of all in nats, NaN once diverged.
+        """
         config, total, losses = self.config, len(rows), list[torch.Tensor]()
         sequences = transferable(rows, config.device)
         if self._halves:
             self._halves.refresh()
-        for start in range(0, total, config.micro_batch_sequences):
-            micro = sequences[start : start + config.micro_batch_sequences].to(config.device, non_blocking=True)
+        for part, share in self.team.passes(total, config.micro_batch_sequences):
+            micro = sequences[part].to(config.device, non_blocking=True)
             tokens = in_pieces(micro, self.pieces)
             if config.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
-                loss = self.loss(self._trained, tokens[:, :-1], tokens[:, 1:]) * (len(micro) / total)
+                loss = self.loss(self._trained, tokens[:, :-1], tokens[:, 1:]) * share
             torch.autograd.backward(loss)
             losses.append(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self._weights, config.optimizer.clip)
+        norm = self.team.clip(self._weights, config.optimizer.clip)
         set_lr(self.optimizers, lr)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=not config.cuda_graphs)
         if self.meanwhile:
             self.meanwhile()
-        losses_and_norm = torch.stack([torch.stack(losses).sum(), norm])
+        losses_and_norm = torch.stack([self.team.total(torch.stack(losses).sum()), norm])
         mean, self.gradient_norm = losses_and_norm.tolist()  # the one time that the device is waited for
         return mean if math.isfinite(self.gradient_norm) else math.nan

@@ -81,7 +81,7 @@ def main(connection: Connection, job: Job, place: Place, started: float) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the search decides what becomes of it
     threading.Thread(target=_listen, args=(connection, desk), daemon=True).start()
     try:
-        _settle_in(place)
+        settle_in(place)
         outcome = job.work(desk)
     except Exception as error:  # noqa: BLE001  # it is handed over, whatever it is
         outcome = failure_of(error)
@@ -104,7 +104,7 @@ def _listen(connection: Connection, desk: _Desk) -> None:
         os._exit(ORPHANED)
 
 
-def _settle_in(place: Place) -> None:
+def settle_in(place: Place) -> None:
     """Pin the device, the threads and the memory."""
     if place.index:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.index

@@ -1,7 +1,7 @@
 """What a worker is given, what it says while it works, and how it can end. Data only; no torch."""
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -70,9 +70,14 @@ class Job(Protocol):
 
 
 class Workers(Protocol):
-    """A fixed number of places, each with a device, at which jobs are done."""
+    """Places, each with a device, at which jobs are done."""
 
-    places: int
+    @property
+    def places(self) -> Collection[int]:
+        """The numbers of those that there are now; they may come and go where they are other processes' own."""
+
+    def delay(self, place: int) -> float:
+        """Seconds that it may take, beside the job itself, until a place has it and is heard of."""
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:
         """Begin a job at a free place. It is ended by force well beyond `most_seconds`."""

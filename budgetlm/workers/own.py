@@ -87,13 +87,17 @@ class Threaded:
         instead: what is done in place of a job.
     """
 
-    places = 1
+    places = (0,)
 
     def __init__(self, clock: Clock, instead: Callable[[Job], Job]) -> None:
         self._clock, self._instead = clock, instead
         self._said: queue.Queue[Event] = queue.Queue()
         self._asked, self._over = threading.Event(), False
         self._thread: threading.Thread | None = None
+
+    def delay(self, place: int) -> float:  # noqa: ARG002
+        """None."""
+        return 0.0
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:  # noqa: ARG002
         """Begin a job; a thread cannot be ended by force, only asked."""

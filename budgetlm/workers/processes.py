@@ -55,10 +55,14 @@ class Processes:
     def __init__(
         self, places: Sequence[Place], clock: Clock, *, hang_seconds: float = 300.0, preload: Sequence[str] = ()
     ) -> None:
-        self.places = len(places)
+        self.places = range(len(places))
         self._places, self._clock, self._hang_seconds = places, clock, hang_seconds
         self._work: dict[int, _Work] = {}
         self._context = _context(preload)
+
+    def delay(self, place: int) -> float:  # noqa: ARG002
+        """None worth mention."""
+        return 0.0
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:
         """Begin a job at a free place."""

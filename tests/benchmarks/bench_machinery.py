@@ -20,7 +20,8 @@ from pathlib import Path
 
 import optuna
 
-from budgetlm.budget.ledger import SEARCH, Lease, Ledger, database_url, open_database
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import SEARCH, Lease, open_ledger
 from budgetlm.forecast.choose import can_win, choose
 from budgetlm.forecast.fit import fit
 from budgetlm.recipe.space import Choices, Range, Space, suggest
@@ -57,7 +58,7 @@ def ladders(trials: int) -> list[RunRecord]:
 
 
 def open_study(path: Path, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    storage = optuna.storages.RDBStorage(database_url(path))
+    storage = optuna.storages.RDBStorage(file_address(path))
     return optuna.create_study(study_name="bench", storage=storage, sampler=sampler, load_if_exists=True)
 
 
@@ -139,7 +140,7 @@ def measure(trials: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "study.db"
-        ledger = Ledger(open_database(path))
+        ledger = open_ledger(file_address(path))
         ledger.set_budget(SEARCH, 1e9)
         lease = ledger.lease(SEARCH, 1.0)
         for number in range(trials):

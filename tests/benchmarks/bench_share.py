@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from budgetlm.budget.clock import PURPOSES, Clock
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database
-from budgetlm.config import study_config
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import SEARCH, open_ledger
+from budgetlm.config import DATABASE, study_config
 from budgetlm.passport import pick_device, take_passport
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.rehearse import guessed_plan
@@ -22,7 +23,6 @@ from budgetlm.search.scheduler import MARGIN_SECONDS, Scheduler
 from budgetlm.search.site import Site
 from budgetlm.search.study import prepare
 from budgetlm.search.trials import Trials, open_storage
-from budgetlm.studies import DATABASE
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
 from budgetlm.workers.processes import Processes
@@ -48,14 +48,14 @@ def main() -> None:
         plan = replace(plan, rungs=[seconds, 1e6])  # nobody can pay for the second rung: only the first is timed
         with tempfile.TemporaryDirectory() as name:
             folder, clock = Path(name), Clock()
-            ledger = Ledger(open_database(folder / DATABASE))
+            ledger = open_ledger(file_address(folder / DATABASE))
             ledger.set_budget(SEARCH, runs * (seconds + 1.0) + MARGIN_SECONDS)
             workers = Processes([Place("cpu", threads=options.threads)], clock, preload=PRELOAD)
             workers.start(0, Look(), 60.0)  # PyTorch is loaded before the first run, as in a search
             while not any(type(event).__name__ == "Ended" for _, event in workers.wait(1.0)):
                 pass
             site = Site(folder, plan, tokens, ledger, clock, Watcher(), lambda: False, 0, 0)
-            Scheduler(site, Trials(open_storage(folder), "share", plan.space, 0), workers).run()
+            Scheduler(site, Trials(open_storage(file_address(folder / DATABASE)), "share", plan.space, 0), workers).run()
             balance, records = ledger.balance(), site.records()
         assert all(r.state == "done" for r in records), [r.error for r in records]
         shares = "".join(f"{balance.by_purpose[p] / balance.charged_seconds:11.1%}" for p in PURPOSES)

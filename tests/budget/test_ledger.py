@@ -8,14 +8,15 @@ import threading
 
 import pytest
 
+from budgetlm.budget.database import file_address
 from budgetlm.budget.holder import Holder, this_process
-from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Ledger, open_database
+from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, open_ledger
 from budgetlm.errors import BudgetExhausted, LeaseLost, StudyError
 
 
 @pytest.fixture
 def ledger(tmp_path):
-    ledger = Ledger(open_database(tmp_path / "study.db"))
+    ledger = open_ledger(file_address(tmp_path / "study.db"))
     ledger.set_budget(SEARCH, 100.0)
     return ledger
 
@@ -31,7 +32,7 @@ def test_charges_add_up_by_run_and_purpose_and_survive_reopening(ledger, tmp_pat
     lease.charge("b", {"evaluate": 1.0})
     ledger.set_budget("final", 60.0)
     ledger.lease("final", 60.0).charge("f", {"train": 50.0})  # another account
-    reopened = Ledger(open_database(tmp_path / "study.db"))
+    reopened = open_ledger(file_address(tmp_path / "study.db"))
     balance = reopened.balance(SEARCH)
     assert balance.charged_seconds == 6.5
     assert {p: s for p, s in balance.by_purpose.items() if s} == {"train": 5.0, "evaluate": 1.5}
@@ -64,7 +65,7 @@ def test_leases_taken_at_the_same_moment_never_pass_the_budget(ledger, tmp_path)
     taken, refused = [], []
 
     def work():
-        own = Ledger(open_database(tmp_path / "study.db"))
+        own = open_ledger(file_address(tmp_path / "study.db"))
         for _ in range(10):
             try:
                 taken.append(own.lease(SEARCH, 4.0))
@@ -96,8 +97,9 @@ def test_time_explained_later_moves_between_purposes_and_changes_no_sum(ledger):
 def _process_that_leases(folder, seconds, ending):
     code = f"""
 import os, signal
+from budgetlm.budget.database import file_address
 from budgetlm.budget.ledger import *
-ledger = Ledger(open_database(__import__("pathlib").Path({str(folder)!r}) / "study.db"))
+ledger = open_ledger(file_address(__import__("pathlib").Path({str(folder)!r}) / "study.db"))
 lease = ledger.lease(SEARCH, {seconds}, run="dies")
 lease.charge("dies", {{"train": 5.0}})
 print(os.getpid(), flush=True)
@@ -183,7 +185,7 @@ def test_an_unknown_account_and_a_file_that_is_no_database_are_said_so(ledger, t
         ledger.lease("nobody", 1.0)
     (tmp_path / "broken.db").write_text("this is not a database" * 100)
     with pytest.raises(StudyError, match="cannot be used as a study's database"):
-        open_database(tmp_path / "broken.db")
+        open_ledger(file_address(tmp_path / "broken.db"))
 
 
 def test_why_it_stopped_is_kept_until_a_new_budget_opens_it(ledger):

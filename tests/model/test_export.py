@@ -74,3 +74,22 @@ def test_generation_is_repeatable_bounded_and_stops_at_the_end_of_text():
     greedy = list(generate(network, [1, 2], 5, temperature=0))
     assert list(generate(network, [1, 2], 5, temperature=0, end_of_text=greedy[2])) == greedy[:2]
     assert list(generate(network, [1], 50, should_stop=lambda: True)) == []
+
+
+def test_a_nucleus_takes_the_fewest_likeliest_tokens_that_have_the_probability(monkeypatch):
+    network, drawn = trained_looking(tiny_model()), []
+    draw = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda chance, *a, **o: drawn.append(chance.clone()) or draw(chance, *a, **o))
+    whole = list(generate(network, [1, 2], 3, seed=3, top_k=0))
+    assert list(generate(network, [1, 2], 3, seed=3, top_k=0, top_p=1.0)) == whole
+    everything = drawn[0]
+    for top_p in (0.01, 0.3, 0.9):
+        drawn.clear()
+        list(generate(network, [1, 2], 1, seed=3, top_k=0, top_p=top_p))
+        kept = drawn[0] > 0
+        assert everything[kept].min() >= everything[~kept].max()
+        assert everything[kept].sum() >= top_p
+        assert kept.sum() == 1 or everything[kept].sum() - everything[kept].min() < top_p
+    greedy = list(generate(network, [1, 2], 5, temperature=0))
+    assert list(generate(network, [1, 2], 5, seed=3, top_p=0)) == greedy  # the likeliest stays, whatever is asked for
+    assert list(generate(network, [1, 2], 5, seed=4, top_k=1, top_p=0.9)) == greedy

@@ -3,12 +3,13 @@ import sqlite3
 
 import pytest
 
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database, open_for_reading
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import SEARCH, open_ledger, read_ledger
+from budgetlm.config import DATABASE
 from budgetlm.errors import ConfigError
 from budgetlm.records import append_record
 from budgetlm.report.embedded import unpack
 from budgetlm.report.live import HERE, Followed, make_server
-from budgetlm.studies import DATABASE
 from tests.conftest import record
 
 
@@ -70,10 +71,10 @@ def test_the_page_is_not_made_again_for_every_change(searched):
 
 def test_who_reads_the_ledger_neither_waits_for_a_writer_nor_keeps_one_waiting(searched):
     path = searched.folder / DATABASE
-    writer = Ledger(open_database(path))
+    writer = open_ledger(file_address(path))
     with sqlite3.connect(path, timeout=0.1, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")  # somebody is writing
-        reader = Ledger(open_for_reading(path))
+        reader = read_ledger(file_address(path))
         before = reader.balance(SEARCH).charged_seconds
         other.execute("ROLLBACK")
         with reader._engine.connect() as connection:
@@ -90,4 +91,4 @@ def test_a_reader_cannot_write(searched):
     from budgetlm.errors import StudyError
 
     with pytest.raises(StudyError, match="readonly"):
-        Ledger(open_for_reading(searched.folder / DATABASE)).stop(SEARCH, "never")
+        read_ledger(file_address(searched.folder / DATABASE)).stop(SEARCH, "never")

@@ -24,11 +24,15 @@ class _Desk:
 class Inline:
     """One place in this process."""
 
-    places = 1
+    places = (0,)
 
     def __init__(self, clock: Clock, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._clock, self._should_stop, self._asked = clock, should_stop, False
         self._job: Job | None = None
+
+    def delay(self, place: int) -> float:
+        """None."""
+        return 0.0
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:  # no force is used here
         """Take a job."""

@@ -11,7 +11,9 @@ import numpy as np
 import optuna
 
 from budgetlm.budget.clock import ManualClock, Purpose
-from budgetlm.budget.ledger import SEARCH, Ledger, open_database
+from budgetlm.budget.database import file_address
+from budgetlm.budget.ledger import SEARCH, open_ledger
+from budgetlm.config import DATABASE
 from budgetlm.data.tokens import Tokens
 from budgetlm.records import RunRecord, curve_path
 from budgetlm.search.engines.faults import Faults, Tally, Toll, checkpoint_interval
@@ -21,7 +23,6 @@ from budgetlm.search.scheduler import Scheduler
 from budgetlm.search.site import Site
 from budgetlm.search.trials import Trials
 from budgetlm.search.unfinished import unfinished_runs
-from budgetlm.studies import DATABASE
 from budgetlm.watch import Watcher
 from budgetlm.workers.job import Ended, Event, Failure, Job, Spent
 
@@ -80,7 +81,7 @@ def simulate(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         folder, faults, tally = Path(name), faults or Faults(), Tally()
         curve_path(folder, "none").parent.mkdir()
-        clock, ledger = ManualClock(), Ledger(open_database(folder / DATABASE, durable=False))
+        clock, ledger = ManualClock(), open_ledger(file_address(folder / DATABASE), durable=False)
         ledger.set_budget(SEARCH, seconds)
         workers = Simulated(clock, places, outcome, faults, tally)
         site = Site(
@@ -178,7 +179,7 @@ class Simulated:
     def __init__(
         self, clock: ManualClock, places: int, outcome: Outcome, faults: Faults | None = None, tally: Tally | None = None
     ) -> None:
-        self.places = places
+        self.places = range(places)
         self._clock, self._outcome = clock, outcome
         self._faults, self._tally = faults or Faults(), tally or Tally()
         self._chance = np.random.default_rng(self._faults.seed)
@@ -194,6 +195,10 @@ class Simulated:
     def asked(self) -> bool:
         """Whether the search has been asked to stop."""
         return self._clock.now() >= self._stop_at
+
+    def delay(self, place: int) -> float:  # noqa: ARG002
+        """None."""
+        return 0.0
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:
         """Take a job; it will last `most_seconds`, or what of them is not kept from before."""

@@ -1,0 +1,116 @@
+"""Lending a hand to a search that another process leads, and leading it when that process is gone: what `budgetlm worker` does."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetlm.budget.clock import Clock, duration
+from budgetlm.config import STUDIES, STUDY_FILE, StudyConfig, read_study_file
+from budgetlm.data.rest import rest_being_read
+from budgetlm.data.tokens import Tokens
+from budgetlm.errors import SearchRunning, StudyError
+from budgetlm.interrupt import StopRequest
+from budgetlm.passport import identify, pick_device
+from budgetlm.search.ahead import PRELOAD
+from budgetlm.search.jobs import rung_job_from
+from budgetlm.search.plan import Plan, load_plan
+from budgetlm.search.study import check_data, check_machine, prepare, search
+from budgetlm.studies import state_of
+from budgetlm.train.compilation import keep_compiled
+from budgetlm.watch import Watcher
+from budgetlm.workers.board import Board
+from budgetlm.workers.child import Place
+from budgetlm.workers.hand import Attendance
+from budgetlm.workers.job import Job, Workers
+from budgetlm.workers.processes import Processes, start_server
+
+OVER = ("done", "spent")
+"""States of a study in which there is nothing left to lend a hand with."""
+
+
+@dataclass(frozen=True)
+class Lent:
+    """What came of lending a hand."""
+
+    jobs: int
+    """Jobs done for other leaders."""
+    because: str
+    """Why it was over."""
+    exit_code: int
+
+
+def join(
+    name: str,
+    cache: Path,
+    clock: Clock,
+    watcher: Watcher,
+    *,
+    wait_seconds: float = 600.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Lent:
+    """Do a search's jobs on this machine's device until it comes to its end, and lead it whenever nobody does.
+
+    Args:
+        name: of the study, whose folder every worker must see; so must they its database.
+        wait_seconds: for a search that has not begun.
+
+    Raises:
+        StudyError: no search began, or this is another machine, or has other data, than the study was begun with.
+    """
+    config, plan = _begun(name, wait_seconds, sleep, watcher)
+    keep_compiled(cache)
+    start_server(PRELOAD, config.train.allocator)
+    passport = identify(pick_device(config.train.device, plan.passport.threads))
+    check_machine(plan, passport)
+    tokens = prepare(config, plan.world.vocab_size, cache, watcher)
+    check_data(plan, tokens, name)
+    stop, jobs = StopRequest(), 0
+    place = Place(passport.device, "", passport.threads, int(config.train.memory_gb * 1e9))
+
+    def hire(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool]) -> Workers:
+        return Processes([place], clock, hang_seconds=config.search.hang_seconds, preload=PRELOAD)
+
+    while True:
+        with stop, rest_being_read(config.data, cache, tokens, watcher.note), closing(hire(config, clock, stop)) as workers:
+            board = Board(config.database, name, patience=0.0)
+            watcher.note(f"worker    lends study {name!r} a hand: {passport.summary()}")
+            attendance = Attendance(board, workers, _reader(tokens), clock, stop, sleep)
+            end = attendance.attend()
+            board.close()
+        jobs += attendance.jobs
+        if end != "leaderless":
+            return Lent(jobs, attendance.because or "asked to stop", stop.exit_code)
+        if state_of(config) in OVER:
+            return Lent(jobs, f"the search is {state_of(config)}", 0)
+        try:
+            watcher.note("worker    nobody leads the search, so this process does")
+            result = search(config, cache, clock, watcher, hire)
+        except SearchRunning:  # somebody was faster, or is preparing
+            sleep(1.0)
+            continue
+        return Lent(jobs, result.stopped_because, result.exit_code)
+
+
+def _begun(name: str, wait_seconds: float, sleep: Callable[[float], None], watcher: Watcher) -> tuple[StudyConfig, Plan]:
+    """The study and its plan, once there are both."""
+    folder, waited = STUDIES / name, 0.0
+    while True:
+        plan = load_plan(folder)
+        if plan:
+            return read_study_file(folder / STUDY_FILE), plan
+        if waited >= wait_seconds:
+            raise StudyError(
+                f"no search of a study {name!r} has begun under {STUDIES}/ within {duration(wait_seconds)}. Begin it with `budgetlm "
+                f"search --study {name} --hours …`, in a folder that this machine sees too."
+            )
+        if not waited:
+            watcher.note(f"worker    waits for the search of study {name!r} to begin")
+        sleep(1.0)
+        waited += 1.0
+
+
+def _reader(tokens: Tokens) -> Callable[[Mapping[str, Any]], Job]:
+    return lambda document: rung_job_from(document, tokens)

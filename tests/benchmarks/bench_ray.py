@@ -1,0 +1,83 @@
+"""A search on a Ray cluster of two nodes on this machine: a worker's process is killed, a node is removed, and the study ends as it should.
+
+    python -m tests.benchmarks.bench_ray               # needs `pip install 'budgetlm[ray]'`
+
+Prints what is wrong with the study (all should be 0), and what surrounds a run beside its own seconds, on Ray and in processes of our own.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from budgetlm.records import read_records
+from tests.benchmarks.bench_cluster import judge
+
+COMMAND = "search --study {study} --data stdlib --hours {hours} --target-hours 0.0222 --threads 1 --device cpu"
+TASK = b"ray::_do"
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hours", type=float, default=0.05, help="device-hours of each search")
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    from ray.cluster_utils import Cluster
+
+    folder = Path(tempfile.mkdtemp(prefix="bench-ray-"))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    command = COMMAND.format(study="ray", hours=options.hours) + f" --engine ray --ray-address {cluster.address}"
+    with (folder / "log.txt").open("w") as log:
+        search = subprocess.Popen([sys.executable, "-m", "budgetlm", *command.split()], cwd=folder, stdout=log, stderr=log)
+        _wait_for(lambda: len(_records(folder, "ray")) >= 2, search)
+        killed = _wait_for(_tasks, search)[0]
+        os.kill(killed, signal.SIGKILL)
+        _wait_for(lambda: any(r.cause == "killed" for r in _records(folder, "ray")), search)
+        cluster.remove_node(second)
+        code = search.wait()
+    cluster.shutdown()
+    print(f"Ray, two nodes of one CPU: process {killed} killed, a node removed; exit code {code}; log: {folder / 'log.txt'}")
+    print(json.dumps(judge(folder, "ray", 2), indent=1))
+    local = COMMAND.format(study="local", hours=options.hours).split()
+    with (folder / "local.txt").open("w") as log:
+        subprocess.run([sys.executable, "-m", "budgetlm", *local], cwd=folder, stdout=log, stderr=log, check=True)
+    for study in ("ray", "local"):
+        own = [r for r in _records(folder, study) if r.state == "done"]
+        beside = [sum(s for p, s in r.by_purpose.items() if p in ("start", "other")) for r in own]
+        print(
+            f"{study}: {len(own)} runs, beside training and evaluation {statistics.median(beside):.2f} s a run (median), {max(beside):.2f} at most"
+        )
+
+
+def _records(folder: Path, study: str) -> list:
+    return read_records(folder / "studies" / study)
+
+
+def _tasks() -> list[int]:
+    """Processes of Ray that do a job just now."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(TASK):
+                found.append(int(process.name))
+    return found
+
+
+def _wait_for(what, search: subprocess.Popen):
+    while not (found := what()):
+        assert search.poll() is None, "the search has ended before its time"
+        time.sleep(0.5)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+
+from budgetlm.compress.apply import Compression
+from budgetlm.errors import ConfigError
+from budgetlm.final import final
+from budgetlm.model.footprint import training_memory
+from budgetlm.train.config import OptimizerConfig
+from budgetlm.train.parallel.kinds import KINDS, check_devices, check_kind
+from budgetlm.train.parallel.team import ALONE
+from budgetlm.watch import Watcher
+from tests.conftest import tiny_model, tiny_run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_has_a_sequence_for_every_device(kind):
+    check_kind(tiny_run(steps=1, batch_sequences=4), kind, 4)
+    with pytest.raises(
+        ConfigError, match="a batch of 4 sequences cannot be divided among 5 devices. Give `--devices 4` or fewer"
+    ):
+        check_kind(tiny_run(steps=1, batch_sequences=4), kind, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"compression": Compression(option="prune")}, "`prune` looks at whole matrices"),
+        ({"ema": 0.1}, "`ema` would need a second network"),
+        ({"precision": "bf16-master"}, "`bf16-master` keeps copies"),
+        ({"optimizer": OptimizerConfig(name="adafactor")}, "`adafactor` trains whole matrices; adamw, muon"),
+        ({"model": tiny_model(mixer="lstm")}, "PyTorch's LSTM"),
+        ({"compile": True, "cuda_graphs": True}, "CUDA graphs"),
+    ],
+)
+def test_what_cannot_be_trained_in_parts_is_refused_with_the_reason(changes, why):
+    config = tiny_run(steps=1, **changes)
+    check_kind(config, "ddp", 2)
+    with pytest.raises(ConfigError, match=f"cannot be trained in parts.*{why}.*--parallel ddp"):
+        check_kind(config, "fsdp", 2)
+
+
+def test_no_more_devices_than_there_are():
+    check_devices(2, gpus=2)
+    with pytest.raises(ConfigError, match="3 devices are asked for, but this machine has 2 GPUs to use. Give `--devices 2`"):
+        check_devices(3, gpus=2)
+    with pytest.raises(ConfigError, match="has [0-9]+ cores"):
+        check_devices(10**6, gpus=None)
+
+
+@pytest.mark.parametrize("train", [{"final_devices": 10**6}, {"final_devices": 2, "parallel": "fsdp"}], ids=str)
+def test_a_refused_final_is_charged_nothing(searched, cache, clock, monkeypatch, train):
+    monkeypatch.setattr("budgetlm.final.check_kind", refuse)
+    config = dataclasses.replace(searched, train=dataclasses.replace(searched.train, **train))
+    with pytest.raises(ConfigError):
+        final("tiny", cache, clock, Watcher(), config=config)
+    from budgetlm.budget.database import file_address
+    from budgetlm.budget.ledger import open_ledger
+
+    assert open_ledger(file_address(config.folder / "study.db")).accounts() == ["search"]
+
+
+def refuse(config, kind, devices):
+    assert kind == "fsdp"
+    raise ConfigError("not in parts")
+
+
+def test_one_of_several_devices_holds_less():
+    counts = {"micro_batch_sequences": 1, "optimizer": "adamw", "precision": "fp32"}
+    rest = {"checkpoint_activations": True, "accumulates": False}
+    model = tiny_model(depth=12, width=512)
+    one, *more = [training_memory(model, **counts, **rest, shards=shards).peak for shards in (1, 2, 4, 8)]
+    assert [one, *more] == sorted([one, *more], reverse=True)
+    assert more[-1] < one / 2
+
+
+@pytest.mark.parametrize("total", [1, 5, 6, 7])
+def test_the_passes_of_one_device_are_all_of_a_batch(total):
+    passes = ALONE.passes(total, 3)
+    rows = list(range(total))
+    assert [row for part, _ in passes for row in rows[part]] == rows
+    assert sum(share for _, share in passes) == pytest.approx(1)

@@ -1,0 +1,121 @@
+"""Two gloo processes against one: the same losses, the same models, one checkpoint for all."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from budgetlm.compress.apply import Compression
+from budgetlm.train.config import OptimizerConfig
+from budgetlm.train.schedule import ScheduleConfig
+from tests.conftest import tiny_model, tiny_run
+from tests.train.parallel.gang import Run, runs, together, trained
+
+NOISE = 2e-6
+"""Largest relative difference of a loss over 20 steps; 2e-7 was seen (tests/benchmarks/bench_parallel.py)."""
+CONFIGS = {
+    "adamw": tiny_run(steps=20, batch_sequences=5, micro_batch_sequences=2),
+    "muon": tiny_run(
+        steps=20, batch_sequences=6, micro_batch_sequences=2, optimizer=OptimizerConfig(name="muon", peak_lr=1e-2)
+    ),
+}
+"""Batches that divide among two, and that do not."""
+WITH_ALL = dataclasses.replace(
+    CONFIGS["muon"],
+    ema=0.2,
+    compression=Compression(option="prune", sparsity=0.5),
+    schedule=ScheduleConfig(batch_ramp=0.5, short_sequences=0.4, momentum_warmup=0.3),
+)
+"""What only data parallel does: averages, pruning; with a first batch of one sequence for two members."""
+
+
+IN_PARTS = {
+    "adam": tiny_run(steps=5, optimizer=OptimizerConfig(name="adam", peak_lr=1e-2)),
+    "checkpointed": tiny_run(steps=5, checkpoint_activations=True, micro_batch_sequences=1),
+    "layers that share a block": tiny_run(steps=5, model=tiny_model(depth=4, share_layers=2)),
+    "factors": tiny_run(steps=5, model=tiny_model(embedding_rank=16, norm_embedding=True)),
+    "head apart": tiny_run(steps=5, model=tiny_model(tie_embeddings=False)),
+    "convolution": tiny_run(steps=5, model=tiny_model(mixer="conv")),
+    "encoder": tiny_run(steps=5, model=tiny_model(mask_token=1, mask_rate=0.3)),
+}
+"""What is trained in parts in other ways than most."""
+ROUNDED = tiny_run(steps=5, precision="bf16")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def gang(tokens, folders, tmp_path_factory):
+    """What two members have come to, all in one pair of processes."""
+    trained(CONFIGS["muon"], tokens, folder=folders / "alone", stop_after=10)
+    wanted = {
+        **{(kind, name): Run(kind, config) for name, config in CONFIGS.items() for kind in ("ddp", "fsdp")},
+        ("ddp", "all"): Run("ddp", WITH_ALL),
+        **{("fsdp", name): Run("fsdp", config) for name, config in IN_PARTS.items()},
+        **{(kind, "rounded"): Run(kind, ROUNDED) for kind in ("ddp", "fsdp")},
+        ("fsdp", "offloaded"): Run("fsdp", CONFIGS["muon"], offload=True),
+        ("ddp", "begun by one"): Run("ddp", CONFIGS["muon"], folders / "alone", stop_after=15),
+        ("fsdp", "begun by one"): Run("fsdp", CONFIGS["muon"], folders / "alone"),
+        ("fsdp", "left"): Run("fsdp", CONFIGS["muon"], folders / "fsdp", stop_after=10),
+        ("ddp", "deadline"): Run("ddp", dataclasses.replace(CONFIGS["adamw"], steps=0, seconds=5.0)),
+    }
+    returned = together(runs, list(wanted.values()), tokens, logs=tmp_path_factory.mktemp("logs"))
+    return {rank: dict(zip(wanted, outcomes, strict=True)) for rank, outcomes in returned.items()}
+
+
+def agree(ours, theirs):
+    assert not isinstance(theirs, str), theirs
+    assert len(ours.losses) == len(theirs.losses)
+    assert max(abs(a - b) / a for a, b in zip(ours.losses, theirs.losses, strict=True)) < NOISE
+    assert ours.bpb == pytest.approx(theirs.bpb, rel=NOISE)
+    assert ours.weights.keys() == theirs.weights.keys()
+    for name, weight in ours.weights.items():
+        torch.testing.assert_close(theirs.weights[name], weight, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_devices_train_as_one_does(tokens, gang, kind, name):
+    agree(trained(CONFIGS[name], tokens), gang[0][kind, name])
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_whatever_is_trained_in_parts_is_trained_as_a_whole(tokens, gang, name):
+    agree(trained(IN_PARTS[name], tokens), gang[0]["fsdp", name])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_in_bf16_they_differ_by_its_rounding(tokens, gang, kind):
+    assert gang[0][kind, "rounded"].losses == pytest.approx(trained(ROUNDED, tokens).losses, rel=1e-2)
+
+
+def test_parts_may_wait_in_the_processors_memory(tokens, gang):
+    agree(trained(CONFIGS["muon"], tokens), gang[0]["fsdp", "offloaded"])
+
+
+def test_data_parallel_averages_and_prunes_and_ramps_its_batch_as_one_does(tokens, gang):
+    agree(trained(WITH_ALL, tokens), gang[0]["ddp", "all"])
+
+
+def test_a_run_goes_on_under_another_kind_and_number_of_devices(tokens, gang, folders):
+    alone = trained(CONFIGS["muon"], tokens)
+    by_all = gang[0]["fsdp", "begun by one"]  # 10 steps by one, 5 by data parallel, 5 sharded
+    assert by_all.steps == alone.steps == 20
+    after = gang[0]["fsdp", "left"]
+    assert after.steps == 10
+    for ours in (by_all, trained(CONFIGS["muon"], tokens, folder=folders / "fsdp")):
+        assert ours.losses[-5:] == pytest.approx(alone.losses[-5:], rel=NOISE)
+        assert ours.bpb == pytest.approx(alone.bpb, rel=NOISE)
+
+
+def test_all_members_stop_at_one_step_by_the_leaders_clock(gang):
+    ours, theirs = (gang[rank]["ddp", "deadline"] for rank in (0, 1))
+    assert ours.steps == theirs.steps
+    assert ours.losses == theirs.losses
+    assert ours.bpb == theirs.bpb
+    # A step takes the leader 0.1 s, which are 0.2 of two devices; the other member's clock runs ten times as fast.
+    assert 15 < ours.steps < 25
+    assert ours.seconds == theirs.seconds <= 5.0
