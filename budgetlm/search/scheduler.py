@@ -231,7 +231,9 @@ class Scheduler:
                 lease = self.site.ledger.lease(SEARCH, seconds)
             except BudgetExhausted:
                 return False
-            self.seats[place] = Seat(lease, Meter(self.site.clock, lease.charge), place)
+            self.seats[place] = Seat(
+                lease, Meter(self.site.clock, lease.charge, flush_seconds=self.site.heartbeat_seconds), place
+            )
         return self.seats[place].hold(seconds)
 
     def _new_trial(self) -> Step:

@@ -40,7 +40,9 @@ from budgetlm.watch import Watcher
 
 DEVICES = (1, 4, 16, 64)
 TARGET_HOURS = 24.0
-DEVICE_HOURS, WALL_HOURS = 6.0, 1.5
+DEVICE_HOURS, WALL_HOURS = 8.0, 2.0
+LEAST_RUNG_SECONDS = 1300.0
+"""So that a search is of a few dozen runs, and its forecasts of seconds."""
 SPACE = {"optimizer": "muon", "schedule": "linear", "warmup": 0.05, "cooldown": 0.3, "cooldown_shape": "linear"}
 """What is not searched, so that a forecast is fitted in less time: depth, width, batch, peak rate and weight decay are."""
 RIVALS = 1000
@@ -63,7 +65,9 @@ def cases(only: list[str], seeds: int, rates: list[str]) -> list[tuple[str, int,
 
 def study(hours: float) -> tuple[StudyConfig, Plan, Tokens]:
     """A study on published H100s."""
-    config = study_config({"name": "simulated", "budget": {"hours": hours, "target_hours": TARGET_HOURS}, "space": SPACE})
+    table = {"name": "simulated", "budget": {"hours": hours, "target_hours": TARGET_HOURS}, "space": SPACE}
+    least = min(LEAST_RUNG_SECONDS, 3600 * hours / 24)  # two rungs have to be paid for
+    config = study_config(table | {"search": {"least_rung_seconds": least}})
     tokens = prepare(config, 4096, cache_folder(), Watcher())
     return config, guessed_plan(config, published_passport("h100"), tokens), tokens
 

@@ -85,7 +85,17 @@ def simulate(
         ledger.set_budget(SEARCH, seconds)
         workers = Simulated(clock, places, outcome, faults, tally)
         site = Site(
-            folder, plan, tokens, ledger, clock, Watcher(), workers.asked, seed, max_restarts, stops_early=stops_early
+            folder,
+            plan,
+            tokens,
+            ledger,
+            clock,
+            Watcher(),
+            workers.asked,
+            seed,
+            max_restarts,
+            stops_early=stops_early,
+            heartbeat_seconds=math.inf,  # nobody reads this ledger in the middle of a run
         )
         storage, stops = optuna.storages.InMemoryStorage(), -1
         while stops < 0 or workers.asked():  # repeated as often as it was asked to stop
@@ -186,16 +196,17 @@ class Simulated:
         """Whether the search has been asked to stop."""
         return self._clock.now() >= self._stop_at
 
-    def delay(self, place: int) -> float:  # noqa: ARG002
-        """None."""
-        return 0.0
+    def delay(self, place: int) -> float:
+        """Until a device that has failed works again."""
+        return max(0.0, self._works_at[place] - self._clock.now())
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:
         """Take a job; it will last `most_seconds`, or what of them is not kept from before."""
         assert isinstance(job, RungJob)
         now, done = self._clock.now(), self._kept.get(job.label.run, 0.0)
         begins = max(now, self._works_at[place])
-        work = _Work(job, now, begins, done, begins + BETWEEN_SECONDS + most_seconds - done, now + most_seconds + NOTICED)
+        ends, wakes = begins + BETWEEN_SECONDS + most_seconds - done, begins + most_seconds + NOTICED
+        work = _Work(job, now, begins, done, ends, wakes)
         if math.isfinite(self._faults.mean_seconds):
             fails = now + float(self._chance.exponential(self._faults.mean_seconds))
             if fails < work.ends:
