@@ -14,7 +14,7 @@ import typer
 from budgetlm.commands.final import final, generate
 from budgetlm.commands.look import budget, receipts, report, status, track
 from budgetlm.commands.models import eval as evaluate
-from budgetlm.commands.models import export
+from budgetlm.commands.models import export, finetune
 from budgetlm.commands.search import doctor, plan, run, search, worker
 from budgetlm.commands.tables import forecast, replay
 from budgetlm.errors import BudgetlmError
@@ -42,6 +42,7 @@ for command in (
     generate,
     evaluate,
     export,
+    finetune,
 ):
     app.command()(command)
 

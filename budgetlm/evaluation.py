@@ -88,7 +88,7 @@ def evaluate_text(model: Path, data: DataConfig, cache: Path, most_bytes: int = 
             break
     if not sizes:
         raise DataError(f"{data.source} has no text in it, so there is nothing to evaluate on.")
-    low, high = _interval(np.array(bits), np.array(sizes)) if len(sizes) > 1 else (None, None)
+    low, high = interval(np.array(bits), np.array(sizes)) if len(sizes) > 1 else (None, None)
     return Evaluation(sum(bits) / sum(sizes), low, high, len(sizes), sum(sizes), tokens)
 
 
@@ -113,7 +113,8 @@ def _nats(reader: Reader, ids: list[int]) -> float:
     return total + (float(reader.nats(left[None]).double().sum()) if len(left) > 1 else 0.0)
 
 
-def _interval(bits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+def interval(bits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """The 80 % interval of `bits.sum() / sizes.sum()` over which documents they are of, by the percentile bootstrap (Efron & Tibshirani 1993, chapter 13)."""
     chance, found = np.random.default_rng(0), np.empty(RESAMPLES)
     for at in range(RESAMPLES):  # one at a time: there may be many documents
         chosen = chance.integers(0, len(bits), len(bits))
@@ -146,7 +147,15 @@ def open_reader(folder: Path) -> Reader:
     )
 
 
-def _foreign(folder: Path) -> Reader:
+def load_foreign(folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder that transformers loads.
+
+    Raises:
+        StudyError: the folder holds no causal language model.
+        ConfigError: transformers is not installed.
+    """
+    if not (folder / CONFIG).exists():
+        raise StudyError(f"{folder} does not hold a model. Give the `model` folder of a final, or name a study.")
     if find_spec("transformers") is None:
         raise ConfigError(
             f"{folder} is not a model of budgetlm's, and reading it needs transformers: pip install transformers."
@@ -158,6 +167,11 @@ def _foreign(folder: Path) -> Reader:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(f"{folder} does not hold a causal language model that transformers loads: {reason}") from error
+    return model, tokenizer
+
+
+def _foreign(folder: Path) -> Reader:
+    model, tokenizer = load_foreign(folder)
     end = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
     length = min(getattr(model.config, "max_position_embeddings", 1024), 2048)
 

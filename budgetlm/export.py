@@ -12,7 +12,7 @@ from budgetlm.compress.artefact import load_artefact
 from budgetlm.data.config import DataConfig
 from budgetlm.data.sources import EMBEDDED
 from budgetlm.errors import ConfigError, StudyError
-from budgetlm.files import new_folder, read_json, write_json
+from budgetlm.files import check_new, new_folder, read_json, write_json
 from budgetlm.model.export import CONFIG, DECODER, OURS, TOKENIZER, save_model
 from budgetlm.model.gguf import save_gguf
 from budgetlm.receipts import Receipt, receipts
@@ -70,8 +70,7 @@ def export(model: Path, out: Path, to: str, origin: Provenance | None) -> Path:
     """
     if to not in FORMATS:
         raise ConfigError(f"there is no format {to!r}. Use {' or '.join(FORMATS)}.")
-    if (out.is_dir() and any(out.iterdir())) or out.is_file():
-        raise ConfigError(f"{out} is there already. Name a new place, or remove it.")
+    check_new(out)
     if not (model / CONFIG).exists():
         raise StudyError(f"{model} does not hold a model. Give the `model` folder of a final, or name a study.")
     kind = str(read_json(model / CONFIG).get("model_type"))
@@ -95,6 +94,17 @@ def export(model: Path, out: Path, to: str, origin: Provenance | None) -> Path:
             shutil.copytree(model, new, dirs_exist_ok=True)
         (new / CARD).write_text(card(origin, kind))
     return out
+
+
+def plain_folder(model: Path, place: Path) -> Path:
+    """The folder of a model that transformers loads: of one of ours a plain copy under `place`, whatever it is compressed to; any other as it is.
+
+    Raises:
+        StudyError: `model` holds no model, or one that no other program has the architecture of.
+    """
+    if not (model / CONFIG).exists():
+        raise StudyError(f"{model} does not hold a model. Give a folder with a `{CONFIG}`, or name a study.")
+    return export(model, place / "model", "hf", None) if "budgetlm_mlp_ratio" in read_json(model / CONFIG) else model
 
 
 def card(origin: Provenance | None, kind: str) -> str:

@@ -33,6 +33,16 @@ def checked_name(name: str, what: str = "study") -> str:
     return name
 
 
+def check_new(path: Path) -> None:
+    """See that nothing lies where a result is to be written; an empty folder is nothing.
+
+    Raises:
+        ConfigError: something does.
+    """
+    if (path.is_dir() and any(path.iterdir())) or path.is_file():
+        raise ConfigError(f"{path} is there already. Name a new place, or remove it.")
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into a message that names the file and the room left."""

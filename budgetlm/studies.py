@@ -23,6 +23,8 @@ LOCK, PLAN, PLAN_TEXT, IMPORTANCE = "search.lock", "plan.json", "plan.txt", "imp
 """Files of a study's folder, beside its records."""
 UNFINISHED = "unfinished"
 """Runs that were begun (`search/unfinished.py`)."""
+FINETUNE = "finetune-"
+"""What accounts of fine-tunings begin with."""
 FORECAST = "forecast.json"
 """In a final's folder: what was expected of it before it began."""
 REPORTS = Path("reports")

@@ -91,3 +91,15 @@ def test_a_prompt_may_come_from_stdin(model):
     assert piped.stdout.startswith(prompt)
     assert piped.stdout == CliRunner().invoke(app, ["generate", prompt, *options]).stdout
     assert CliRunner().invoke(app, ["generate", "x", "--model", str(model), "--top-p", "1.5"]).exit_code == 2
+
+
+def test_the_column_and_a_template_of_columns_say_which_text(model, tmp_path):
+    rows = [{"title": "a tree", "body": text} for text in sentences(3, seed=9)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["eval", "--data", str(path), "--model", str(model), "--json"]
+    column = json.loads(CliRunner().invoke(app, [*options, "--column", "body"]).stdout)
+    assert column["bytes"] == sum(len(row["body"]) for row in rows)
+    both = json.loads(CliRunner().invoke(app, [*options, "--text", "{title}: {body}"]).stdout)
+    assert both["bytes"] == column["bytes"] + 3 * len("a tree: ")
+    assert "no column 'text'" in str(CliRunner().invoke(app, options).exception)

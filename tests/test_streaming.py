@@ -33,7 +33,7 @@ def source(tmp_path_factory):
 @pytest.fixture
 def command(home, source):
     """Runs commands on it, in a process group of their own."""
-    text = small_study(source, hours=6 / 3600).replace(
+    text = small_study(source, hours=10 / 3600).replace(
         "vocab_size = 320", 'vocab_size = 320\nstream = "on"\nhead_bytes = 200_000'
     )
     (home / "small.toml").write_text(text)

@@ -290,6 +290,10 @@ class Ledger:
 
     # --- the database ---
 
+    def close(self) -> None:
+        """Let go of the database's connections; the next use opens others."""
+        self._engine.dispose()
+
     def _key(self, account: str) -> str:
         return self._prefix + account
 

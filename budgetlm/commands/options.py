@@ -24,6 +24,10 @@ DataOption = Annotated[
         help="stdlib, site, a file or folder, http(s)://…/file, or hf:owner/name. Several: repeat it, with shares of what is read (a:0.7) or without."
     ),
 ]
+ColumnOption = Annotated[str, typer.Option(help="The column that holds the text, in tables.")]
+TextOption = Annotated[
+    str, typer.Option(help="In place of one column, a text with columns in braces, e.g. '{title} {body}'.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 DevicesOption = Annotated[
     int | None,

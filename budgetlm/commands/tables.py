@@ -46,12 +46,16 @@ def replay(
     seeds: Annotated[int | None, typer.Option(help="How many searches (30 of a table, 10 of a study).", min=1)] = None,
     sampler: Annotated[str, typer.Option(help="Optuna's sampler: tpe, gp, cmaes, qmc or random.")] = "tpe",
     prior: Annotated[str | None, typer.Option(help="`steplaw`: believe a published law of the best lr and batch.")] = None,
+    devices: Annotated[int, typer.Option(help="Of a study: so many devices at once.", min=1)] = 1,
+    failures: Annotated[
+        str, typer.Option(help="Of a study: how often a device fails: llama3, opt175b, spot, or every so many hours.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Replay searches on recorded or modelled losses, in seconds.
 
     On a table a run costs 6 x params x tokens, and only runs cheaper than the target's are seen. On a study its own search runs on a
-    simulated clock, with losses modelled from its runs.
+    simulated clock, with losses modelled from its runs, on as many devices as you like, which fail as often as published ones do.
 
     budgetlm replay runs.csv --target params=1.07e9,tokens=1e11 --budget 0.25        budgetlm replay --study demo --sampler gp
     """
@@ -67,6 +71,8 @@ def replay(
         raise ConfigError(
             "`--target` and `--prior` are for tables: a study has its own target, and a default recipe by the laws."
         )
+    if table and (devices > 1 or failures):
+        raise ConfigError("`--devices` and `--failures` are for a study: a table's runs are looked up, one after the other.")
     from budgetlm.progress import make_watcher
 
     watcher = make_watcher()
@@ -80,7 +86,7 @@ def replay(
             from budgetlm.studies import open_config, resolve
 
             config = open_config(resolve(study or "best"))
-            result = replay_study(config, cache_folder(), watcher, budget, seeds or 10, sampler)
+            result = replay_study(config, cache_folder(), watcher, budget, seeds or 10, sampler, devices, failures)
     finally:
         watcher.close()
     typer.echo(json.dumps(dataclasses.asdict(result), indent=1) if as_json else result.summary())

@@ -12,7 +12,7 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -77,20 +77,42 @@ def read_file(path: Path, config: DataConfig, *, whole: bool = False) -> Iterato
     Raises:
         DataError: it cannot be read, is not what its ending says, or has not the columns that are wanted.
     """
-    kind = kind_of(path)
+    if kind_of(path) in TABLE_KINDS.values():
+        for where, row in read_rows(path, config.columns, _remedy(config)):
+            yield text_of(row, config, where)
+        return
     with _faults_of(path):
-        if kind == "parquet":
-            yield from _texts(_parquet(path, config), path, config, "row")
-            return
         if path.suffix.lower() in COMPRESSED and path.with_suffix("").suffix.lower() == ".parquet":
             raise DataError(f"{path}: parquet is compressed inside already. Unpack it, then it can be read.")
-        with cast("IO[bytes]", COMPRESSED.get(path.suffix.lower(), _plain)(path)) as file:
-            if kind == "json":
-                yield from _texts(_json(file, path), path, config, "line")
-            elif kind == "csv":
-                yield from _texts(_csv(file, path), path, config, "line")
-            else:
-                yield from _text_file(file, path, config, whole=whole, known=kind == "text")
+        with _opened(path) as file:
+            yield from _text_file(file, path, config, whole=whole, known=kind_of(path) == "text")
+
+
+def read_rows(path: Path, columns: Sequence[str], remedy: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a table, each with where it stands, for people. Of parquet only the wanted columns are read; in others a row may lack some.
+
+    Args:
+        remedy: what to do if parquet has not these columns.
+
+    Raises:
+        DataError: it is no table, cannot be read, or is not what its ending says.
+    """
+    kind = kind_of(path)
+    if kind not in TABLE_KINDS.values():
+        raise DataError(f"{path} is no table with columns. Tables end with {', '.join(TABLE_KINDS)}.")
+    with _faults_of(path):
+        if kind == "parquet":
+            for number, row in _parquet(path, columns, remedy):
+                yield f"row {number:,} of {path}", row
+            return
+        with _opened(path) as file:
+            for number, row in _json(file, path) if kind == "json" else _csv(file, path):
+                yield f"line {number:,} of {path}", row
+
+
+def _opened(path: Path) -> IO[bytes]:
+    opener: Callable[[Path], Any] = COMPRESSED.get(path.suffix.lower(), _plain)
+    return cast("IO[bytes]", opener(path))
 
 
 def _plain(path: Path) -> IO[bytes]:
@@ -123,11 +145,6 @@ Rows = Iterator[tuple[int, Mapping[str, Any]]]
 """Rows of a table, each with its number in the file."""
 
 
-def _texts(rows: Rows, path: Path, config: DataConfig, unit: str) -> Iterator[Text]:
-    for number, row in rows:
-        yield text_of(row, config, f"{unit} {number:,} of {path}")
-
-
 def text_of(row: Mapping[str, Any], config: DataConfig, where: str) -> Text:
     """The text of a row, from its column or by the template. What is null is empty; a template takes numbers, too.
 
@@ -137,7 +154,7 @@ def text_of(row: Mapping[str, Any], config: DataConfig, where: str) -> Text:
     values: dict[str, str] = {}
     for column in config.columns:
         if column not in row:
-            raise _missing(column, row, where, config)
+            raise missing_column(column, row, where, _remedy(config))
         value = row[column]
         if value is None:
             values[column] = ""
@@ -153,10 +170,14 @@ def text_of(row: Mapping[str, Any], config: DataConfig, where: str) -> Text:
     return text, "\ufffd" in text
 
 
-def _missing(column: str, names: Any, where: str, config: DataConfig) -> DataError:
+def missing_column(column: str, names: Iterable[Any], where: str, remedy: str) -> DataError:
+    """What is said where a table has not a column: which it has, and what to do."""
     there = ", ".join(sorted(map(str, names))) or "none"
-    remedy = "Name these in `data.text`" if config.text else "Set `data.column` to one of them"
     return DataError(f"{where} has no column {column!r}. Its columns are: {there}. {remedy}.")
+
+
+def _remedy(config: DataConfig) -> str:
+    return "Name these in `data.text`" if config.text else "Set `data.column` to one of them"
 
 
 # --- kinds of files --------------------------------------------------------------------------------------------------
@@ -217,17 +238,17 @@ def _csv(file: IO[bytes], path: Path) -> Rows:
                 )
 
 
-def _parquet(path: Path, config: DataConfig) -> Rows:
+def _parquet(path: Path, columns: Sequence[str], remedy: str) -> Rows:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            for column in config.columns:
+            for column in columns:
                 if column not in file.schema_arrow.names:
-                    raise _missing(column, file.schema_arrow.names, str(path), config)
+                    raise missing_column(column, file.schema_arrow.names, str(path), remedy)
             number = 0
-            for batch in file.iter_batches(batch_size=ROWS, columns=config.columns):
+            for batch in file.iter_batches(batch_size=ROWS, columns=list(columns)):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

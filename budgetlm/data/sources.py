@@ -4,14 +4,14 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from budgetlm.data.config import TOGETHER, WEIGHTED, DataConfig
 from budgetlm.data.fetch import Tick, fetch
-from budgetlm.data.formats import ENDINGS, Text, kind_of, read_file, text_of, text_size
+from budgetlm.data.formats import ENDINGS, Text, kind_of, read_file, read_rows, text_of, text_size
 from budgetlm.data.sieve import check_near_duplicates, mark_of
 from budgetlm.errors import DataError
 
@@ -51,6 +51,32 @@ def open_sources(config: DataConfig, cache: Path, tick: Tick | None = None) -> l
     """
     shares = config.shares
     return [_open(share.source, share.weight, config, cache, tick, alone=len(shares) == 1) for share in shares]
+
+
+def open_rows(
+    config: DataConfig, columns: Sequence[str], cache: Path, remedy: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a source's tables, each with where it stands, for people. A row may lack some of the columns.
+
+    Args:
+        columns: those that are wanted; only these are read of parquet.
+        remedy: what to do where a file has not these columns.
+
+    Raises:
+        DataError: it does not exist, is no table, or cannot be read or fetched.
+    """
+    for name in (share.source for share in config.shares):
+        if name.startswith("hf:"):
+            for number, row in enumerate(_hub_rows(name, _repository(name), config), 1):
+                yield f"row {number:,} of {name}", row
+            continue
+        if name in EMBEDDED:
+            raise DataError(
+                f"{name} has no columns. Give a table: a file or folder of csv, jsonl or parquet, or `hf:owner/name`."
+            )
+        web = name.startswith(("http://", "https://"))
+        for path in [fetch(name, cache)] if web else _paths_of(name)[1]:
+            yield from read_rows(path, columns, remedy)
 
 
 def check_sources(config: DataConfig) -> None:
@@ -147,9 +173,7 @@ def _fingerprint(root: Path, paths: list[Path]) -> str:
 
 
 def _hub_source(name: str, weight: float, config: DataConfig, *, alone: bool) -> Source:
-    repository = name.removeprefix("hf:")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
-        raise DataError(f"{name!r} does not name a Hub data set. Write it as `hf:owner/name`.")
+    repository = _repository(name)
     most = config.max_bytes or HUB_MAX_BYTES
 
     def texts() -> Iterator[Text]:
@@ -158,6 +182,13 @@ def _hub_source(name: str, weight: float, config: DataConfig, *, alone: bool) ->
 
     identity = [name, config.config, config.split]
     return Source(name, identity, texts, most, most, alone and _is_streamed(config, most), weight)
+
+
+def _repository(name: str) -> str:
+    repository = name.removeprefix("hf:")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
+        raise DataError(f"{name!r} does not name a Hub data set. Write it as `hf:owner/name`.")
+    return repository
 
 
 def _hub_rows(name: str, repository: str, config: DataConfig) -> Iterator[dict[str, Any]]:

@@ -166,7 +166,8 @@ def model_from(config: dict[str, Any]) -> ModelConfig:
         mlp_ratio=config["budgetlm_mlp_ratio"],
         tie_embeddings=config["tie_word_embeddings"],
         **{name: config[f"budgetlm_{name}"] for name in OWN if f"budgetlm_{name}" in config},
-        rope_theta=config["rope_theta"],
+        rope_theta=config.get("rope_theta")
+        or config["rope_parameters"]["rope_theta"],  # transformers writes it in the second place alone
         mixer=config.get("budgetlm_mixer", "attention"),
     )
     if config["num_attention_heads"] != model.heads:

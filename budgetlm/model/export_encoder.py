@@ -27,6 +27,7 @@ def encoder_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
         "num_attention_heads": model.heads,
         "hidden_activation": "gelu",
         "classifier_activation": "gelu",
+        "classifier_pooling": "mean",  # as the published ModernBERT has it (arXiv:2412.13663); no token of ours was taught to stand for a text
         "max_position_embeddings": model.context_length,
         "norm_eps": 1e-5,
         "norm_bias": False,

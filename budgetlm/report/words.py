@@ -16,6 +16,7 @@ from budgetlm.records import REASONS, RunRecord
 from budgetlm.report.effects import chosen_recipe
 from budgetlm.report.facts import Facts
 from budgetlm.report.judgement import Judgement
+from budgetlm.studies import FINETUNE
 
 MOST_NAMED = 8
 """Trials that a sentence names."""
@@ -69,7 +70,8 @@ def _spent_card(facts: Facts) -> Card:
         return Card("0 s", "of device time spent")
     finals = sum(sum(a.by_purpose.values()) for name, a in facts.accounts.items() if name != SEARCH)
     spent = sum(search.by_purpose.values())
-    also = f", and {duration(finals)} on finals" if finals else ""
+    tuned = " and fine-tuning" if any(name.startswith(FINETUNE) for name in facts.accounts) else ""
+    also = f", and {duration(finals)} on finals{tuned}" if finals else ""
     money = ""
     if facts.price_per_hour:
         money = f"; {facts.price_per_hour * (spent + finals) / 3600:,.2f} in money at {facts.price_per_hour:,.4g} an hour"

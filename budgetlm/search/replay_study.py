@@ -14,8 +14,9 @@ from budgetlm.recipe.oracle import size_violation
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.space import recipe_of
 from budgetlm.records import RunRecord, read_records
+from budgetlm.search.engines.faults import Faults, Toll
 from budgetlm.search.engines.modelled import Drawn, fit_landscape, random_recipes
-from budgetlm.search.engines.simulated import simulate
+from budgetlm.search.engines.simulated import Simulation, simulate
 from budgetlm.search.jobs import RungJob
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.plan import Plan, load_plan
@@ -54,6 +55,7 @@ class ReplayedStudy:
     recipe: str
     """The chosen one, in words."""
     stopped_because: str
+    toll: Toll
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class StudyReplay:
     """Mean regret after a share of the budget."""
     rungs: list[float]
     """Device-seconds of each."""
+    devices: int
+    failures: str
+    """As they were asked for; empty for none."""
     searches: list[ReplayedStudy]
 
     def summary(self) -> str:
@@ -84,6 +89,8 @@ class StudyReplay:
             f"regret    mean {self.mean:.3f} %, median {self.median:.3f} %, 90th percentile {self.p90:.3f} %; mean {way} of the budget",
             f"rungs     {', '.join(f'{r:.4g} s' for r in self.rungs)}",
         ]
+        if self.devices > 1 or self.failures:
+            rows.append(f"devices   {_together([s.toll for s in self.searches])}")
         for s in self.searches:
             runs = " ".join(map(str, s.runs_by_rung))
             rows.append(
@@ -93,7 +100,14 @@ class StudyReplay:
 
 
 def replay_study(
-    config: StudyConfig, cache: Path, watcher: Watcher, budget: float | None = None, seeds: int = 10, sampler: str = "tpe"
+    config: StudyConfig,
+    cache: Path,
+    watcher: Watcher,
+    budget: float | None = None,
+    seeds: int = 10,
+    sampler: str = "tpe",
+    devices: int = 1,
+    failures: str = "",
 ) -> StudyReplay:
     """Replay a study's own search, its scheduler on a simulated clock, its losses modelled from its runs.
 
@@ -106,13 +120,16 @@ def replay_study(
         budget: in runs of the target; the study's own if None.
         seeds: how many searches.
         sampler: which of Optuna's samplers proposes.
+        devices: that are used at once.
+        failures: how often they fail, in the words of `Faults.read`; never if empty.
 
     Raises:
         StudyError: it has no plan, or too few runs to model.
         ConfigError, BudgetExhausted, DataError: the message says what to do.
     """
     check(1.0 if budget is None else budget, seeds)
-    make_sampler(0, sampler)  # a name that is not known is refused first
+    make_sampler(0, sampler)  # what is not known is refused first
+    faults = Faults.read(failures) if failures else Faults()
     plan = load_plan(config.folder)
     if plan is None:
         raise StudyError(
@@ -139,16 +156,19 @@ def replay_study(
             lambda job: _modelled(job, plan, drawn),  # noqa: B023
             seed,
             sampler=sampler,
+            places=devices,
             stops_early=config.search.stop_early,
+            faults=replace(faults, seed=seed),
+            max_restarts=config.search.max_restarts,
         )
         if not simulation.records:
             raise BudgetExhausted(f"{seconds:.0f} device-seconds pay for no run of this study. Raise `--budget`.")
-        searches.append(_replayed(seed, simulation.records, plan, drawn, seconds, simulation.stopped_because))
+        searches.append(_replayed(seed, simulation, plan, drawn, seconds))
     ends = np.array([s.moments[-1].regret for s in searches])
     by_share = {str(share): float(np.mean([_at(s, share) for s in searches])) for share in SHARES}
     mean, median, p90 = float(ends.mean()), float(np.median(ends)), float(np.quantile(ends, 0.9))
     share = seconds / plan.target_seconds
-    return StudyReplay(sampler, share, landscape.runs, mean, median, p90, by_share, plan.rungs, searches)
+    return StudyReplay(sampler, share, landscape.runs, mean, median, p90, by_share, plan.rungs, devices, failures, searches)
 
 
 def _modelled(job: RungJob, plan: Plan, drawn: Drawn) -> RunRecord:
@@ -158,8 +178,9 @@ def _modelled(job: RungJob, plan: Plan, drawn: Drawn) -> RunRecord:
     return replace(imagine(job, plan.world), bpb=bpb)
 
 
-def _replayed(seed: int, records: list[RunRecord], plan: Plan, drawn: Drawn, seconds: float, because: str) -> ReplayedStudy:
+def _replayed(seed: int, simulation: Simulation, plan: Plan, drawn: Drawn, seconds: float) -> ReplayedStudy:
     """What a search chose on its way, and how good that was."""
+    records = simulation.records
     recipes = {r.trial: r.recipe for r in records}
     truth = {trial: drawn.bpb(recipe) for trial, recipe in recipes.items()}
     rivals = [recipe for recipe in random_recipes(plan.space, RIVALS, seed) if _keeps_the_limit(recipe, plan)]
@@ -172,9 +193,21 @@ def _replayed(seed: int, records: list[RunRecord], plan: Plan, drawn: Drawn, sec
         if choice:
             regret = 100 * (truth[choice.trial] / best - 1)
             moments.append(Moment(share, float(spent[len(seen) - 1]), choice.trial, regret))
-    runs = [sum(r.rung == rung for r in records) for rung in range(len(plan.rungs))]
+    runs = [sum(r.rung == rung and r.state == "done" for r in records) for rung in range(len(plan.rungs))]
     chosen = recipe_from(recipes[moments[-1].trial]).summary()
-    return ReplayedStudy(seed, len(recipes), runs, moments, chosen, because)
+    return ReplayedStudy(seed, len(recipes), runs, moments, chosen, simulation.stopped_because, simulation.toll)
+
+
+def _together(tolls: list[Toll]) -> str:
+    """What many searches' devices came to, in words."""
+    hours = float(np.mean([t.wall_seconds for t in tolls])) / 3600
+    use, failures = float(np.mean([t.utilisation for t in tolls])), float(np.mean([t.failures for t in tolls]))
+    lost = float(np.mean([t.redone + t.restarting for t in tolls])) / 3600
+    worst = max(t.overspent for t in tolls)
+    return (
+        f"{tolls[0].devices} at once: {hours:.3g} h on the wall, {use:.1%} of the time that was charged of use, {failures:.3g} failures a search, which cost "
+        f"{lost:.3g} device-hours; at most {worst:.1f} s overspent, {sum(t.lost_trials for t in tolls)} trials lost"
+    )
 
 
 def _keeps_the_limit(params: dict[str, Any], plan: Plan) -> bool:

@@ -194,7 +194,7 @@ class Scheduler:
         rungs = self.site.plan.rungs
         while self.waiting:
             step = self.waiting.popleft()
-            if self._hold(place, rungs[step.rung]):
+            if self._hold(place, self._left_of(step)):
                 return step
             if step.run:  # what it has cost is in the records of its parts
                 why = Failure("killed", "it was cut off, and the budget did not pay for going on")
@@ -215,6 +215,14 @@ class Scheduler:
         recipe = next(r.recipe for r in self.site.records() if r.trial == wish.trial)
         return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat, why=wish.why)
 
+    def _left_of(self, step: Step) -> float:
+        """Device-seconds that a step still takes: what a run had done when it was asked to stop is in its checkpoint."""
+        parts = (r for r in self.site.records() if step.run and r.run == step.run.label.run)
+        kept = sum(
+            r.seconds for r in parts if r.state == "interrupted" and r.tokens
+        )  # of what was cut off there is no telling
+        return max(0.0, self.site.plan.rungs[step.rung] - kept)
+
     def _hold(self, place: int, seconds: float) -> bool:
         """Lease device-seconds for a place and what surrounds a run there; it holds its device from now on."""
         seconds += MARGIN_SECONDS + self.workers.delay(place)
@@ -223,7 +231,9 @@ class Scheduler:
                 lease = self.site.ledger.lease(SEARCH, seconds)
             except BudgetExhausted:
                 return False
-            self.seats[place] = Seat(lease, Meter(self.site.clock, lease.charge), place)
+            self.seats[place] = Seat(
+                lease, Meter(self.site.clock, lease.charge, flush_seconds=self.site.heartbeat_seconds), place
+            )
         return self.seats[place].hold(seconds)
 
     def _new_trial(self) -> Step:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from budgetlm.budget.clock import Clock, Meter, Purpose
-from budgetlm.budget.ledger import SEARCH, Lease, Ledger
+from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Lease, Ledger
 from budgetlm.data.tokens import Tokens
 from budgetlm.forecast.fit import Forecast, Forecaster
 from budgetlm.forecast.front import costs_of
@@ -34,6 +34,8 @@ class Site:
     """Between checkpoints of a run; 0 for the interval that costs least."""
     stops_early: bool = True
     """Whether the search ends when going on is worth less than its seconds."""
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    """How often the ledger hears of what is being spent; what is leased counts as spent meanwhile, so that only a crash could tell."""
     _fitted: tuple[int, dict[int, Forecast]] = (-1, {})
 
     def __post_init__(self) -> None:

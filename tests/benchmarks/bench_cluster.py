@@ -24,7 +24,7 @@ from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, read_ledger
 from budgetlm.config import read_study_file
 from budgetlm.records import read_records
 from budgetlm.studies import open_config
-from tests.benchmarks.postgres import Server, server
+from tests.postgres import Server, server
 
 STUDY_FILE = """
 [budget]

@@ -20,7 +20,7 @@ from pathlib import Path
 from budgetlm.records import read_records
 from budgetlm.workers.board import Board
 from tests.benchmarks.bench_cluster import STUDY_FILE, judge
-from tests.benchmarks.postgres import server
+from tests.postgres import server
 
 HOSTS = {"leader": "10.77.1", "worker": "10.77.2"}
 """Names, and the first three numbers of their networks; the server is .1 of each, the host .2."""

@@ -32,6 +32,7 @@ from budgetlm.train import choices, loop
 from budgetlm.train.config import OPTIMIZERS
 from budgetlm.train.schedule import COOLDOWN_SHAPES, SHAPES
 from budgetlm.watch import Watcher
+from tests.workers.inline import Inline
 
 
 class Notes(Watcher):
@@ -544,3 +545,23 @@ def _wait_for(condition, seconds=90.0):
             return value
         time.sleep(0.05)
     raise AssertionError("it did not happen in time")
+
+
+def test_a_run_whose_worker_alone_was_asked_to_stop_goes_on(tiny_study, cache, fast_clock, monkeypatch):
+    """As when a node of a cluster is taken away: the search itself goes on."""
+
+    class Preempted(Inline):
+        runs = 0
+
+        def start(self, place, job, most_seconds):
+            Preempted.runs += isinstance(job, jobs.RungJob)
+            self._asked = Preempted.runs == 3
+            super().start(place, job, most_seconds)
+
+    monkeypatch.setattr(searching, "processes", lambda _config, clock, should_stop: Preempted(clock, should_stop))
+    config = tiny_study()
+    search(config, cache, fast_clock, Watcher())
+    records = read_records(config.folder)
+    stopped = next(r for r in records if r.state == "interrupted")
+    assert [r.state for r in records if r.run == stopped.run] == ["interrupted", "done"]
+    assert len(records) > 4

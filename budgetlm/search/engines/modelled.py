@@ -149,6 +149,20 @@ def fit_landscape(records: Sequence[RunRecord], space: Space, target_seconds: fl
     return Landscape(space, floor, found, np.linalg.cholesky((covariance + covariance.T) / 2), own, noise, len(runs))
 
 
+def imagined_landscape(space: Space, floor: float = 0.5, own: float = 0.01, noise: float = 0.006) -> Landscape:
+    """The landscapes that are thought likely before there is any run.
+
+    Args:
+        floor: E, in bits per byte.
+        own: spread of what is a recipe's own, in log(bpb - E).
+        noise: likewise of a run's.
+    """
+    size = len(features(space, random_recipes(space, 1, 0)[0], 0.0))
+    means, spreads = _prior(space, size)
+    spreads[0] = 0.0  # where the level lies changes nothing that is searched for
+    return Landscape(space, floor, means, np.diag(spreads), own, noise, 0)
+
+
 def _prior(space: Space, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Means and spreads of the coefficients."""
     numbers = sum(isinstance(space[n], Range) for n in searched(space))
