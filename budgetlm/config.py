@@ -97,7 +97,8 @@ class TrainSettings:
     final_devices: int = 1
     """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
     parallel: str = "auto"
-    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, or `auto` for `ddp` where the model fits one device, and `fsdp` where it does not."""
+    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, or `auto` for `ddp` where the model fits one GPU, and on a CPU, and `fsdp`
+    where it does not."""
     offload: bool = False
     """Whether parts of `fsdp` wait in the processor's memory while they are not computed with."""
     threads: int = 0

@@ -128,18 +128,16 @@ def expected_peak_bytes(config: RunConfig, world: World) -> float:
 def team_worlds(world: World, devices: int, parallel: str) -> dict[Kind, World]:
     """The ways in which so many devices may train together, the faster first, each with the world that one of them is in.
 
-    Processes on a CPU share its memory.
+    Processes on a CPU share its memory, and there parts were measured to take more of it than a whole does (docs/LOG.md): they are for trying out.
 
     Args:
         parallel: the one that is asked for, or `auto`.
     """
-    memory = world.memory_bytes // devices if world.device == "cpu" else world.memory_bytes
-    shards: dict[Kind, int] = {"ddp": 1, "fsdp": devices}
-    return {
-        kind: replace(world, memory_bytes=memory, shards=parts)
-        for kind, parts in shards.items()
-        if parallel in ("auto", kind)
-    }
+    if world.device == "cpu":
+        shared = replace(world, memory_bytes=world.memory_bytes // devices)
+        return {"fsdp" if parallel == "fsdp" else "ddp": shared}
+    ways: dict[Kind, World] = {"ddp": world, "fsdp": replace(world, shards=devices)}
+    return {kind: way for kind, way in ways.items() if parallel in ("auto", kind)}
 
 
 def fits_in(config: RunConfig, world: World) -> bool:

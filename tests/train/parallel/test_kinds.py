@@ -6,6 +6,7 @@ from budgetlm.compress.apply import Compression
 from budgetlm.errors import ConfigError
 from budgetlm.final import final
 from budgetlm.model.footprint import training_memory
+from budgetlm.recipe.oracle import team_worlds
 from budgetlm.train.config import OptimizerConfig
 from budgetlm.train.parallel.kinds import KINDS, check_devices, check_kind
 from budgetlm.train.parallel.team import ALONE
@@ -63,6 +64,19 @@ def test_a_refused_final_is_charged_nothing(searched, cache, clock, monkeypatch,
 def refuse(config, kind, devices):
     assert kind == "fsdp"
     raise ConfigError("not in parts")
+
+
+def test_parts_are_for_what_does_not_fit_a_gpu_and_on_a_cpu_only_if_asked_for(searched):
+    from budgetlm.search.plan import load_plan
+
+    cpu = load_plan(searched.folder).world
+    gpu = dataclasses.replace(cpu, device="cuda")
+    assert [list(team_worlds(world, 4, "auto")) for world in (gpu, cpu)] == [["ddp", "fsdp"], ["ddp"]]
+    assert list(team_worlds(gpu, 4, "ddp")) == ["ddp"]
+    for world in (cpu, gpu):
+        assert list(team_worlds(world, 4, "fsdp")) == ["fsdp"]
+    assert team_worlds(gpu, 4, "fsdp")["fsdp"].shards == 4
+    assert team_worlds(cpu, 4, "auto")["ddp"].memory_bytes == cpu.memory_bytes // 4
 
 
 def test_one_of_several_devices_holds_less():
