@@ -1,7 +1,8 @@
 """Beginning from weights that are there: what a model's folder settles of a study, and the copy that its runs begin from.
 
-A miniature of trained weights does not exist, so every recipe has the model's own shape and vocabulary, its proxies are truncated ones, and its
-learning rate is sought below that of a fresh start (`recipe/space.py`).
+A miniature of trained weights does not exist, so every recipe has the model's own shape and vocabulary, and its proxies are truncated ones. The learning
+rate goes up again to what the laws give a fresh start of that shape for the tokens that are read now: less was worse (docs/LOG.md; Ibrahim et al. 2024,
+arXiv:2403.08763).
 """
 
 import shutil

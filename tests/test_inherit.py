@@ -10,6 +10,7 @@ from budgetlm.errors import ConfigError
 from budgetlm.final import final
 from budgetlm.inherit import INIT, inherited
 from budgetlm.model.export import load_model, save_model
+from budgetlm.recipe.space import MOST_DEFAULT_LR
 from budgetlm.records import read_records
 from budgetlm.search import study
 from budgetlm.search.plan import load_plan
@@ -100,10 +101,9 @@ def test_a_search_and_its_final_begin_from_a_copy_of_the_weights(model, corpus_f
     assert result.record.config["model"]["width"] == 32  # longer, and no larger
 
 
-def test_the_default_rate_is_lower_than_that_of_fresh_weights(model, corpus_folder, cache, home, clock):
+def test_the_default_rate_is_that_of_a_fresh_start_of_the_same_shape(model, corpus_folder, cache, home, fast_clock):
     config = inherited(begun_from(model, corpus_folder))
-    study.search(config, cache, clock, Watcher())
-    shape = {name: config.space[name] for name in ("depth", "width", "norm_embedding")}
-    plain = dataclasses.replace(study_of(corpus_folder, 6.0, space={"batch_tokens": 128, **shape}), name="plain")
-    study.search(plain, cache, clock, Watcher())
-    assert load_plan(config.folder).default.peak_lr < load_plan(plain.folder).default.peak_lr
+    study.search(config, cache, fast_clock, Watcher())
+    default = load_plan(config.folder).default
+    assert (default.depth, default.width, default.norm_embedding) == (2, 32, False)
+    assert default.peak_lr == MOST_DEFAULT_LR  # as of all models so small

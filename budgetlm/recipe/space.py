@@ -31,9 +31,6 @@ computes, and counted with it they came out too small: 13 a parameter of the blo
 MOST_DEFAULT_LR = 0.02
 """Step Law was fitted from 60 M parameters up; carried down to 0.1 M it asks for more than the best rate, which was 0.02 to 0.03 there
 (docs/LOG.md)."""
-INHERITED_LR = 0.3
-"""The default rate of runs that begin from trained weights, as a share of that of fresh ones (docs/LOG.md). Going back up to all of it, as
-continued pre-training does (Ibrahim et al. 2024, arXiv:2403.08763), lies within the range that is searched."""
 OFFERED = ("none", "int8", "int4-qat", "prune+int8")
 """Searched by default where size or latency count: what weighs less the further down, each the best of its way (docs/LOG.md)."""
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -214,7 +211,7 @@ def default_recipe(target_seconds: float, world: World, compression: str = "none
         depth=model.depth,
         width=model.width,
         batch_tokens=max(1, round(batch / world.context_length)) * world.context_length,
-        peak_lr=float(f"{min(MOST_DEFAULT_LR, lr) * (INHERITED_LR if world.init else 1.0):.3g}"),
+        peak_lr=float(f"{min(MOST_DEFAULT_LR, lr):.3g}"),
         norm_embedding=model.norm_embedding,
         compression=compression,
     )

@@ -1,5 +1,6 @@
 """Leading a search: whoever does says so on the study's board, charges what a leader before it could not, and takes the hands that others lend."""
 
+import time
 from types import TracebackType
 
 from budgetlm.budget.clock import Clock
@@ -20,7 +21,8 @@ class Lead:
 
     def __init__(self, config: StudyConfig, ledger: Ledger, clock: Clock) -> None:
         self._board, self._clock = Board(config.database, config.name), clock
-        self._term = lead(self._board)
+        # In a file of the study's folder the folder's lock has told already that nobody else is at it.
+        self._term = lead(self._board, time.sleep if config.search.storage else lambda _seconds: None)
         for run, seconds in take_over(self._board).items():
             if seconds > HEARTBEAT_SECONDS:  # so much its lease was charged when the leader was found dead
                 lease = ledger.lease(SEARCH, 0.0, run=run)

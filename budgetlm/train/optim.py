@@ -55,8 +55,10 @@ class MuonFloat32(torch.optim.Muon):
         ]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        whole = torch.stack([gathered(update) for update in updates])
-        orthogonal = _orthogonalise(whole, group["ns_coefficients"], group["ns_steps"])
+        # Given away at once: a name for it here would keep it through the iteration, and that is the fullest moment of a step.
+        orthogonal = _orthogonalise(
+            torch.stack([gathered(update) for update in updates]), group["ns_coefficients"], group["ns_steps"]
+        )
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         scale = 0.2 * math.sqrt(max(weights[0].shape))
         moves = [part_of(move, weight) for move, weight in zip(orthogonal.unbind(), weights, strict=True)]

@@ -15,14 +15,14 @@ from budgetlm.budget.clock import Clock, Meter, Purpose
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.records import CurvePoint
 from budgetlm.workers.child import Place, settle_in
-from budgetlm.workers.job import Ended, Event, Failure, Job, Spent, failure_of
+from budgetlm.workers.job import Ended, Event, Failure, Job, Spent, failure_of, overdue
 
 SAY_SECONDS = 0.5
 """How often a task says what it has to say, and hears whether it is to stop."""
 START_SECONDS = 60.0
 """A task that has not begun after so long has no place: a node is gone, or others use the cluster."""
-GRACE_SECONDS, MOST_TIMES = 5.0, 1.5
-"""A job may be so much longer than it was to be, after so many times its length, before it is ended by force."""
+GRACE_SECONDS = 5.0
+"""How long tasks may take to end when the search does."""
 LOOK_SECONDS = 2.0
 """How often the cluster is asked how large it is."""
 DELAY_SECONDS = 2 * SAY_SECONDS
@@ -248,15 +248,14 @@ class Cluster:
     def _watch(self) -> None:
         now = self._clock.now()
         for work in self._work.values():
-            silent, over = now - work.heard, now - work.started - MOST_TIMES * work.most_seconds - GRACE_SECONDS
-            if not work.begun:
-                if silent > START_SECONDS:
-                    self._end(work, Failure("killed", f"Ray had no place for it within {silent:.0f} s"))
-            elif silent > self._hang_seconds:
-                self._end(work, Failure("hang", f"nothing was heard of it for {silent:.0f} s, so it was ended"))
-            elif over > 0:
-                was = f"{now - work.started:.0f} s instead of {work.most_seconds:.0f}"
-                self._end(work, Failure("hang", f"it went on for {was}, so it was ended"))
+            if work.begun:
+                why = overdue(now, work.started, work.heard, work.most_seconds, self._hang_seconds)
+            else:
+                waited = now - work.heard
+                late = f"Ray had no place for it within {waited:.0f} s"
+                why = Failure("killed", late) if waited > START_SECONDS else None
+            if why:
+                self._end(work, why)
 
     def _end(self, work: _Work, why: Failure) -> None:
         if not work.ended_by:

@@ -9,6 +9,8 @@ from budgetlm.budget.clock import Meter, Purpose
 from budgetlm.errors import BudgetlmError, CheckpointError, ConfigError
 from budgetlm.records import CurvePoint
 
+GRACE_SECONDS, MOST_TIMES = 5.0, 1.5
+"""A job may be so much longer than so many times what it was to be, before it is ended by force."""
 TRACEBACK_LINES = 8
 """So much of the end of a traceback is kept."""
 
@@ -93,6 +95,22 @@ class Workers(Protocol):
 
     def close(self) -> None:
         """Leave nothing running."""
+
+
+def overdue(now: float, started: float, heard: float, most_seconds: float, hang_seconds: float) -> Failure | None:
+    """Why a job is to be ended by force, where it is: it is silent, or goes on well beyond its time. Seconds of one clock.
+
+    Args:
+        heard: when it last said something.
+        most_seconds: that it was to take.
+        hang_seconds: for which it may be silent.
+    """
+    silent, over = now - heard, now - started - MOST_TIMES * most_seconds - GRACE_SECONDS
+    if silent > hang_seconds:
+        return Failure("hang", f"nothing was heard of it for {silent:.0f} s, so it was ended")
+    if over > 0:
+        return Failure("hang", f"it went on for {now - started:.0f} s instead of {most_seconds:.0f}, so it was ended")
+    return None
 
 
 def failure_of(error: BaseException) -> Failure:

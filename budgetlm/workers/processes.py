@@ -21,10 +21,8 @@ from pathlib import Path
 from budgetlm.allocator import preloading
 from budgetlm.budget.clock import Clock
 from budgetlm.workers.child import Place, main
-from budgetlm.workers.job import Ended, Event, Failure, Job
+from budgetlm.workers.job import Ended, Event, Failure, Job, overdue
 
-GRACE_SECONDS = 5.0
-"""A job may be so much longer than it was to be, and half as much again, before it is ended by force."""
 GOODBYE_SECONDS = 5.0
 """A process that has handed over its outcome may take so long to leave."""
 
@@ -125,13 +123,8 @@ class Processes:
         return said
 
     def _watch(self, work: _Work) -> None:
-        now = self._clock.now()
-        silent, over = now - work.heard, now - work.started - 1.5 * work.most_seconds - GRACE_SECONDS
-        if silent > self._hang_seconds:
-            self._end(work, Failure("hang", f"nothing was heard of it for {silent:.0f} s, so it was ended"))
-        elif over > 0:
-            was = f"{now - work.started:.0f} s instead of {work.most_seconds:.0f}"
-            self._end(work, Failure("hang", f"it went on for {was}, so it was ended"))
+        if why := overdue(self._clock.now(), work.started, work.heard, work.most_seconds, self._hang_seconds):
+            self._end(work, why)
 
     def _end(self, work: _Work, why: Failure) -> None:
         work.ended_by = work.ended_by or why

@@ -11,7 +11,7 @@ from budgetlm.budget.holder import this_process
 from budgetlm.errors import LeaseLost, SearchRunning
 from budgetlm.records import CurvePoint, RunRecord
 from budgetlm.workers.board import KILL, STOP, Board, Hand, Lead
-from budgetlm.workers.job import Ended, Event, Failure, Job, Spent
+from budgetlm.workers.job import Ended, Event, Failure, Job, Spent, Workers
 
 BEAT_SECONDS = 1.0
 """Between heartbeats, of the leader and of hands."""
@@ -169,7 +169,7 @@ class Crew:
         lent: by others.
     """
 
-    def __init__(self, own: Any, lent: Remote) -> None:
+    def __init__(self, own: Workers, lent: Remote) -> None:
         self._own, self._lent, self._first = own, lent, len(own.places)
         self._busy: set[int] = set()
 
@@ -180,7 +180,7 @@ class Crew:
 
     def delay(self, place: int) -> float:
         """That of whose place it is."""
-        return float(self._own.delay(place)) if place < self._first else self._lent.delay(place - self._first)
+        return self._own.delay(place) if place < self._first else self._lent.delay(place - self._first)
 
     def start(self, place: int, job: Job, most_seconds: float) -> None:
         """Begin a job at a free place."""
