@@ -161,7 +161,8 @@ def tell(lines: list[dict]) -> None:
 def plot(lines: list[dict], path: Path) -> None:
     """Regret against devices, as SVG."""
     width, height, left, bottom = 560, 300, 60, 250
-    ends = [interval([r["regret"] for r in rows_of(lines, q, n)]) for q in COLOURS for n in DEVICES if rows_of(lines, q, n)]
+    asked = [q for q in COLOURS if any(line["question"] == q for line in lines)]
+    ends = [interval([r["regret"] for r in rows_of(lines, q, n)]) for q in asked for n in DEVICES if rows_of(lines, q, n)]
     most = 1.1 * max(high for _, _, high in ends)
 
     def place(devices: int, regret: float) -> tuple[float, float]:
@@ -179,7 +180,8 @@ def plot(lines: list[dict], path: Path) -> None:
         y = place(1, most * k / 4)[1]
         parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{most * k / 4:.1f}</text>')
     parts.append('<text x="14" y="135" transform="rotate(-90 14 135)" text-anchor="middle">regret, %</text>')
-    for shift, (question, colour) in enumerate(COLOURS.items()):
+    for shift, question in enumerate(asked):
+        colour = COLOURS[question]
         points = []
         for devices in DEVICES:
             rows = rows_of(lines, question, devices)
