@@ -110,7 +110,7 @@ def finetune(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Teach a trained model labels of your own, and measure it on rows that it has not seen.
+    """Teach a trained model labels of your own, and measure what it has learnt.
 
     A study's final is charged to the study; another model to nobody.
 

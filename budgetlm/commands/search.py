@@ -99,7 +99,7 @@ def worker(
     study: NameOption = None,
     wait_minutes: Annotated[float, typer.Option(help="For a search that has not begun.", min=0)] = 10.0,
 ) -> None:
-    """Lend a search that another process leads this machine's device, until it ends; lead it when that process is gone.
+    """Lend a running search another device, and lead it when nobody does.
 
     As many as there are devices, on every machine that sees the study's folder and reaches its database (`search --storage`). Each
     gets one GPU by CUDA_VISIBLE_DEVICES.

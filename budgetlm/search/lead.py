@@ -1,12 +1,13 @@
 """Leading a search: whoever does says so on the study's board, charges what a leader before it could not, and takes the hands that others lend."""
 
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from budgetlm.budget.clock import Clock
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, Ledger
 from budgetlm.config import StudyConfig
-from budgetlm.errors import LeaseLost
+from budgetlm.errors import LeaseLost, StudyError
 from budgetlm.workers.board import Board
 from budgetlm.workers.job import Workers
 from budgetlm.workers.remote import Crew, Remote, lead, take_over
@@ -44,5 +45,6 @@ class Lead:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._ended and not isinstance(error, LeaseLost):
-            self._board.end(self._term, f"its search failed: {error}")
+            with suppress(StudyError):  # what went wrong first is what counts; hands notice that nobody leads
+                self._board.end(self._term, f"its search failed: {error}")
         self._board.close()

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, Text, select
+from sqlalchemy.exc import DatabaseError
 
-from budgetlm.budget.database import open_database, outlast
+from budgetlm.budget.database import open_database, outlast, unwritten
 from budgetlm.budget.holder import Holder, this_process
 
 _METADATA = MetaData()
@@ -102,12 +103,17 @@ class Board:
     Args:
         address: of the study's database.
         study: its name.
-        patience: seconds for which a server may be away before that is an error.
+        patience: seconds for which a server may be away before that is an error; 0 for a hand, which waits by itself.
     """
 
     def __init__(self, address: str, study: str, patience: float = 120.0) -> None:
         self._engine: Engine = open_database(address, _METADATA)
         self._study, self._patience = study, patience
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it lies on a server, so that a leader may be looked for by those who do not see its machine."""
+        return self._engine.dialect.name != "sqlite"
 
     # --- the lead ---
 
@@ -262,7 +268,12 @@ class Board:
             with self._engine.begin() as connection:
                 return change(connection, again)
 
-        return outlast(self._engine, once, self._patience)
+        try:
+            return outlast(self._engine, once, self._patience)
+        except DatabaseError as error:
+            if not self._patience:
+                raise
+            raise unwritten(self._engine, error) from error
 
 
 def _hand(row: Any) -> Hand:

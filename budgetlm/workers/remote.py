@@ -113,7 +113,7 @@ class Remote:
             for seen in self._seen.values():
                 seen.heard = now
         self._looked = now
-        if now - self._beat >= BEAT_SECONDS:
+        if now - self._beat >= BEAT_SECONDS and (self._seen or self._board.is_shared):
             self._beat = now
             if not self._board.beat(self._term):
                 raise LeaseLost(

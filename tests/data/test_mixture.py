@@ -61,7 +61,7 @@ def test_a_source_alone_stays_as_it_is_and_several_share_what_is_read():
 def test_the_option_may_be_repeated():
     table = sections(1.0, None, ["a:0.7", "b:0.3"], None, None, None, None, {})
     assert study_config({"data": table["data"]}).data.shares == [Share("a", 0.7), Share("b", 0.3)]
-    assert sections(1.0, None, None, None, None, None, None)["data"] == {"source": None}
+    assert sections(1.0, None, None, None, None, None, None, {})["data"] == {"source": None}
 
 
 @pytest.mark.parametrize(

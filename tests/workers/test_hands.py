@@ -252,6 +252,8 @@ def test_nobody_leads_beside_a_leader_that_lives(tmp_path, monkeypatch):
 
 
 def test_a_leader_that_was_followed_finds_out(stage):
+    stage.board.join()
+    stage.clock.move(2.0)
     stage.remote.wait(0.0)
     assert stage.board.take_lead(stage.board.lead()) == 2
     stage.clock.move(2.0)
