@@ -23,6 +23,9 @@ ANSWER_SECONDS = 5
 OUTAGE_SECONDS, RETRY_SECONDS = 120.0, 0.5
 """How long a server may be away before those who need it give up, and how often they look."""
 
+FIRST_SECONDS = 10.0
+"""The same for the first time that it is asked, when the address may be wrong."""
+
 T = TypeVar("T")
 
 
@@ -93,7 +96,7 @@ def open_database(address: str, tables: MetaData, *, durable: bool = True) -> En
             connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
 
     try:
-        outlast(engine, lambda _again: make_tables(engine, tables))
+        outlast(engine, lambda _again: make_tables(engine, tables), FIRST_SECONDS)
     except DatabaseError as error:
         raise unusable(engine, error) from error
     return engine

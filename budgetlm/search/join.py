@@ -76,7 +76,7 @@ def join(
     while True:
         with stop, rest_being_read(config.data, cache, tokens, watcher.note), closing(hire(config, clock, stop)) as workers:
             board = Board(config.database, name, patience=0.0)
-            watcher.note(f"worker    lends study {name!r} a hand: {passport.summary()}")
+            watcher.note(f"worker    lends study {name!r} a hand: {plan.passport.summary()}")
             attendance = Attendance(board, workers, _reader(tokens), clock, stop, sleep)
             end = attendance.attend()
             board.close()

@@ -140,6 +140,6 @@ def test_a_server_that_is_restarted_loses_nothing_and_counts_nothing_twice(postg
 
 def test_a_server_that_is_not_there_is_a_clear_error(monkeypatch):
     pytest.importorskip("psycopg")
-    monkeypatch.setattr(database.outlast, "__defaults__", (0.0,))
+    monkeypatch.setattr(database, "FIRST_SECONDS", 0.0)
     with pytest.raises(StudyError, match="cannot be used"):
         open_ledger("postgresql+psycopg://me@127.0.0.1:1/db")
