@@ -93,7 +93,7 @@ class TrainSettings:
     engine: str = "processes"
     """Who runs the workers of a search: `processes` of this machine, or `ray`, on a Ray cluster or a Ray of this machine alone."""
     ray_address: str = ""
-    """Of the Ray cluster: `auto` for the one that this machine belongs to, or `ray://host:10001`; empty to begin one here."""
+    """The Ray cluster's address, or `auto` for the one that this machine belongs to; empty to begin one here."""
     final_devices: int = 1
     """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
     parallel: str = "auto"
@@ -174,7 +174,7 @@ class SearchSettings:
     hang_seconds: float = 300.0
     """A run that nothing is heard of for so long is ended. More than its longest step, compilation included."""
     storage: str = ""
-    """Where the study's database is: `postgresql+psycopg://user@host/database`, for workers on several machines; empty for a file in its folder."""
+    """Address of a server's database for the study (`budget/database.py`), for workers on several machines; empty for a file in its folder."""
 
     def __post_init__(self) -> None:
         if self.storage:

@@ -26,8 +26,8 @@ class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
     source: str = "stdlib"
-    """`stdlib`, `site`, a file or folder, `http(s)://…/file`, or `hf:owner/name`; or several, joined by ` + `, with weights (`a:0.7 + b:0.3`)
-    or without."""
+    """`stdlib`, `site`, a file or folder, a file's web address, or a data set of the Hub, its name after hf and a colon. Several are joined by a plus between
+    spaces, each with a colon and its weight behind it, or all without."""
     column: str = "text"
     """Column that holds the text, in tables."""
     text: str = ""
