@@ -18,6 +18,8 @@ from budgetlm.report.facts import Facts
 from budgetlm.report.judgement import Judgement
 from budgetlm.studies import FINETUNE
 
+SOME_DOUBT = 0.2
+"""Where those that stayed below are better with this probability or more, all together, the verdict says so."""
 MOST_NAMED = 8
 """Trials that a sentence names."""
 
@@ -94,7 +96,11 @@ def verdict(facts: Facts, judgement: Judgement) -> list[tuple[str, str]]:
     said = [("Train this", f"{recipe_from(recipe).summary() if recipe else ''}."), ("Why", f"{choice.why}.")]
     near = ", ".join(f"trial {n}" for n in choice.within_noise[:MOST_NAMED])
     more = f" and {len(choice.within_noise) - MOST_NAMED} more" if len(choice.within_noise) > MOST_NAMED else ""
-    sure = f"it cannot be told from {near}{more}." if near else "no other trial comes within its uncertainty."
+    others = 1 - judgement.best.get(choice.trial, 0.0)
+    alone = "no other trial that reached the highest rung comes within its uncertainty"
+    if not choice.ranks_only and others > SOME_DOUBT:
+        alone += f"; that one of those that did not is better has a probability of {others:.0%} all together"
+    sure = f"it cannot be told from {near}{more}." if near else f"{alone}."
     noise = judgement.noise
     if noise:
         sure += f" Runs that differ in their seed alone differ by {noise.spread:.4f} bits per byte (standard deviation, {noise.repeats} repeats)."
