@@ -73,7 +73,8 @@ def check_the_books():
     """What must hold after every search that has spent its budget, whatever was done to it."""
     config = open_config("small")
     balance, records = ledger_of("small").balance(), read_records(STUDY)
-    assert balance.charged_seconds <= balance.budget_seconds + 1.0
+    # A heartbeat, and as much as one comes late where tests crowd the machine.
+    assert balance.charged_seconds <= balance.budget_seconds + 1.5
     assert balance.leased_seconds == 0
     assert all(seconds > -0.05 for r in records for seconds in r.by_purpose.values())
     assert not unfinished_runs(STUDY)
@@ -136,7 +137,7 @@ def test_two_workers_share_one_budget_and_a_second_search_is_sent_away_unnoticed
     with pytest.raises(StudyError, match="another search is running on study 'small'"):
         second_search(open_config("small"), cache, Clock(), Watcher())
     finished(process)
-    assert len(read_records(STUDY)) > 6
+    assert {r.place for r in read_records(STUDY)} == {0, 1}
 
 
 def test_in_a_space_most_of_which_is_too_large_for_the_memory_no_run_fails_for_want_of_it(search):
