@@ -73,8 +73,7 @@ def check_the_books():
     """What must hold after every search that has spent its budget, whatever was done to it."""
     config = open_config("small")
     balance, records = ledger_of("small").balance(), read_records(STUDY)
-    # A heartbeat, and as much as one comes late where tests crowd the machine.
-    assert balance.charged_seconds <= balance.budget_seconds + 1.5
+    assert balance.charged_seconds <= balance.budget_seconds + 1.0
     assert balance.leased_seconds == 0
     assert all(seconds > -0.05 for r in records for seconds in r.by_purpose.values())
     assert not unfinished_runs(STUDY)
@@ -132,12 +131,13 @@ def test_time_for_which_all_or_only_the_search_was_stopped_is_charged_as_far_as_
 
 
 def test_two_workers_share_one_budget_and_a_second_search_is_sent_away_unnoticed(search, cache):
-    process = search(devices=2, hours=8 / 3600)
+    process = search(devices=2, hours=12 / 3600)
     assert wait_for(lambda: len(workers_of(process.pid)) == 2)
     with pytest.raises(StudyError, match="another search is running on study 'small'"):
         second_search(open_config("small"), cache, Clock(), Watcher())
     finished(process)
     assert {r.place for r in read_records(STUDY)} == {0, 1}
+    assert len(read_records(STUDY)) > 6
 
 
 def test_in_a_space_most_of_which_is_too_large_for_the_memory_no_run_fails_for_want_of_it(search):
@@ -181,7 +181,9 @@ def test_a_folder_that_cannot_be_written_is_said_in_a_line(home, corpus_folder, 
             main()
         monkeypatch.chdir(home)
         assert left.value.code == 1
-        assert "Read-only file system" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "Read-only file system" in said
+        assert "Traceback" not in said
 
 
 class SmallDisk:

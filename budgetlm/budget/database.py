@@ -22,7 +22,6 @@ ANSWER_SECONDS = 5
 """A server that does not answer for so long is taken to be away."""
 OUTAGE_SECONDS, RETRY_SECONDS = 120.0, 0.5
 """How long a server may be away before those who need it give up, and how often they look."""
-
 FIRST_SECONDS = 10.0
 """The same for the first time that it is asked, when the address may be wrong."""
 

@@ -43,6 +43,8 @@ EXCEPTIONS_IN_A_ROW = 3
 """So many runs in a row that end in what looks like a bug end the study: it would only burn the budget."""
 MOST_REFUSED = 200
 """So many recipes in a row that would not fit the memory end the study: its space is not for this device."""
+KEPT_BY_A_CHECKPOINT = ("compile", "train", "evaluate", "compress")
+"""What of an interrupted run's time its checkpoint stands for at least."""
 FINAL_STATES = ("done", "diverged", "failed")
 
 
@@ -216,11 +218,12 @@ class Scheduler:
         return Step(wish.trial, recipe_from(recipe), wish.rung, repeat=wish.repeat, why=wish.why)
 
     def _left_of(self, step: Step) -> float:
-        """Device-seconds that a step still takes: what a run had done when it was asked to stop is in its checkpoint."""
-        parts = (r for r in self.site.records() if step.run and r.run == step.run.label.run)
-        kept = sum(
-            r.seconds for r in parts if r.state == "interrupted" and r.tokens
-        )  # of what was cut off there is no telling
+        """Device-seconds that a step still takes: what a run had done when it was asked to stop is in its checkpoint.
+
+        What surrounded that work (starting, waiting, writing) is not, nor is anything told of a part that was cut off.
+        """
+        parts = [r for r in self.site.records() if step.run and r.run == step.run.label.run and r.state == "interrupted"]
+        kept = sum(r.by_purpose.get(purpose, 0.0) for r in parts if r.tokens for purpose in KEPT_BY_A_CHECKPOINT)
         return max(0.0, self.site.plan.rungs[step.rung] - kept)
 
     def _hold(self, place: int, seconds: float) -> bool:
