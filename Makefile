@@ -30,8 +30,9 @@ demo: .venv/ready
 	$(RUN) -m budgetlm budget --study demo
 	@echo "report:"; $(RUN) -m budgetlm report --study demo
 
+# One thread of NumPy's for each process of tests, of which there are as many as cores.
 test: .venv/ready
-	$(RUN) -m pytest -n auto --dist worksteal
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

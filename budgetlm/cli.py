@@ -50,6 +50,9 @@ for command in (
 def main() -> None:
     """Run the command line: a person's mistake is one line, a bug keeps its traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # NumPy's matrices are small here: more threads only take time from the workers
     signal.signal(signal.SIGTERM, _leave)  # until a command knows better
     try:
         app()

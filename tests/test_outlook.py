@@ -37,7 +37,7 @@ def test_a_finished_study_is_planned_with_what_it_has_measured(searched, cache):
 
 def test_a_device_that_is_not_here_trains_a_larger_final(tiny_study, cache):
     config = tiny_study(
-        150.0, budget={"hours": 150 / 3600, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
+        40.0, budget={"hours": 40 / 3600, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
     )
     small, large = ahead(config, cache, device="t4"), ahead(config, cache, device="h100")
     assert large.final.parameters > 3 * small.final.parameters
