@@ -16,7 +16,7 @@ from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.final import FinalResult, final, final_name
 from budgetlm.forecast.front import BEST, check_pick, pick
 from budgetlm.report.write import report
-from budgetlm.search.ladder import plan_rungs
+from budgetlm.search.plan import rungs_of
 from budgetlm.search.study import Hire, SearchResult, search
 from budgetlm.studies import ledger_of
 from budgetlm.watch import Watcher
@@ -63,11 +63,8 @@ def _shares(hours: float) -> BudgetConfig:
 
 
 def _pays_for_a_ladder(config: StudyConfig, hours: float) -> bool:
-    budget = _shares(hours)
     try:
-        plan_rungs(
-            budget.seconds, budget.target_seconds, config.search.least_rung_seconds, objectives=config.search.objectives
-        )
+        rungs_of(dataclasses.replace(config, budget=_shares(hours)), 1)
     except BudgetExhausted:
         return False
     return True

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ from budgetlm.train.model_folder import write_model
 from budgetlm.train.parallel.kinds import Kind, check_devices, check_kind
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
+from budgetlm.workers.raylink import connect, needs_of, room
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
@@ -213,14 +215,16 @@ class _Final:
         self.study, self.plan, self.recipe, self.trial, self.why = study, plan, recipe, trial, why
         self.name, self.home, self.seconds, self.seed = name, home, seconds, seed
         self.cache, self.clock, self.watcher = cache, clock, watcher
+        self.ray: Any = None
+        """The module, where it is connected to a cluster that trains."""
+        self.needs: dict[str, float] = {}
+        """Of the cluster, by each device."""
 
     def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]], int]:
         """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
         # The whole machine is its own now, but the forecast is of a final on as many threads as the rungs had.
         device = pick_device(self.study.train.device, threads_of(self.study, self.plan))
-        gpus = len(visible_gpus()) if device == "cuda" else None
-        self.devices = self.study.train.final_devices or gpus or 1
-        check_devices(self.devices, gpus)
+        self.devices = self._devices(device)
         if self.plan.world.precision == "fp8":
             check_fp8(device)
         check_machine(self.plan, identify(device))
@@ -311,7 +315,7 @@ class _Final:
     def _checkpoints(self) -> Checkpoints:
         """Where they go, and how often they are written: in device-seconds, of which a second has as many as there are devices."""
         every = self.devices * self.study.train.checkpoint_seconds
-        return Checkpoints(folder=self.home / "checkpoints", every_seconds=every)
+        return Checkpoints(folder=self.home.absolute() / "checkpoints", every_seconds=every)
 
     def _point(self, point: CurvePoint) -> None:
         append_point(self.study.folder, self.name, point)
@@ -322,6 +326,27 @@ class _Final:
             self.watcher.note(f"warning   {note} The one before it is used.")
 
     # --- by several devices ---
+
+    def _devices(self, device: str) -> int:
+        """How many train it.
+
+        Raises:
+            ConfigError: there are not so many.
+        """
+        wanted = self.study.train.final_devices
+        if self.study.train.engine == "ray" and wanted != 1:
+            self.ray = connect(self.study.train.ray_address)
+            self.needs = needs_of(self.ray, device, threads_of(self.study, self.plan))
+            there = room(self.ray, self.needs)
+            check_devices(wanted, there, f"the Ray cluster has places for {there}")
+            return wanted or there
+        if device == "cuda":
+            there = len(visible_gpus())
+            says = f"this machine has {there} GPUs to use (CUDA_VISIBLE_DEVICES)"
+        else:
+            there, says = os.cpu_count() or 1, f"this machine has {os.cpu_count()} cores"
+        check_devices(wanted, there, says)
+        return wanted or (there if device == "cuda" else 1)
 
     def _kind(self, config: RunConfig) -> Kind:
         """How several devices train it: as it is asked for, or the first way in which it fits."""
@@ -341,8 +366,18 @@ class _Final:
                 "data      the rest of the source is read before training, so that all devices read the same text"
             )
             write_rest(self.study.data, self.cache, tokens)
-        from budgetlm.train.parallel.launch import train_together
+        from budgetlm.train.parallel.launch import Processes, train_together
         from budgetlm.train.parallel.member import Task
+
+        def hire(task: Task) -> Processes:
+            restarts = self.study.search.max_restarts
+            if self.ray:
+                from budgetlm.train.parallel.onray import OnRay
+
+                return OnRay(self.ray, task, self.devices, self.needs, restarts)
+            from budgetlm.train.parallel.agent import Agent
+
+            return Agent(task, self.devices, restarts)
 
         def train_it(config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]) -> RunRecord:
             writing = saved_bytes(config.model, 0, exported=True) / DISK_BYTES_PER_SECOND
@@ -352,23 +387,23 @@ class _Final:
                 label=self._label(),
                 tokens=tokens,
                 checkpoints=self._checkpoints(),
-                folder=self.home / "model",
+                folder=self.home.absolute() / "model",
                 reserve=self.devices * (PARTING_SECONDS + writing),
                 spent_seconds=charged,
                 launched=time.monotonic(),
-                threads=max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // self.devices)),
+                threads=self._threads(),
                 offload=self.study.train.offload,
                 hang_seconds=self.study.search.hang_seconds,
             )
-            self.watcher.note(f"devices   {self.devices}, {kind}: a second of theirs is charged as {self.devices}")
+            where = " on the Ray cluster" if self.ray else ""
+            self.watcher.note(f"devices   {self.devices}{where}, {kind}: a second of theirs is charged as {self.devices}")
             if config.compile and kind == "fsdp":
                 self.watcher.note("devices   blocks are not compiled in this kind")
             self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
             record, notes = train_together(
-                task,
+                hire(task),
                 self.devices,
                 meter,
-                restarts=self.study.search.max_restarts,
                 on_point=self._point,
                 should_stop=stop,
                 note=self.watcher.note,
@@ -377,6 +412,12 @@ class _Final:
             return record
 
         return train_it
+
+    def _threads(self) -> int:
+        """CPU threads of a member: on one machine they share its cores."""
+        if self.ray:
+            return threads_of(self.study, self.plan)
+        return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // self.devices))
 
     def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
         """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""

@@ -25,8 +25,8 @@ def look_ahead(config: StudyConfig, cache: Path, watcher: Watcher, device: str |
     known = None if device else _settled(config)
     passport = known.passport if known else _passport(config, device, cache)
     tokens = prepare(config, known.world.vocab_size if known else vocabulary_of(config, passport), cache, watcher)
-    plan = known or guessed_plan(config, passport, tokens)
     places = config.train.devices or (1 if device or passport.device == "cpu" else max(1, len(visible_gpus())))
+    plan = known or guessed_plan(config, passport, tokens, places)
     return rehearse(config, plan, tokens, places)
 
 

@@ -17,7 +17,6 @@ from budgetlm.recipe.oracle import deployed_bytes, expected_tokens, model_of, si
 from budgetlm.recipe.scale import MANY_EPOCHS, at_target, epochs_at_target
 from budgetlm.recipe.space import complete_space, default_recipe, only_compression, read_space, searched, suggest
 from budgetlm.records import read_records
-from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import LOCK, has_ledger
 
 if TYPE_CHECKING:
@@ -205,14 +204,13 @@ def space(case: Case) -> Finding:
 
 def budget(case: Case) -> Finding:
     """What the search's hours pay for, less what is spent already."""
+    from budgetlm.search.plan import rungs_of
     from budgetlm.search.scheduler import MARGIN_SECONDS
 
     budget, plan = case.config.budget, case.plan
     if budget.hours == 0:
         return "warning", "how much may the search spend? Give `--hours`, then this says what they pay for."
-    known = plan.rungs if plan else ()
-    wanted = case.config.search
-    rungs = plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
+    rungs = rungs_of(case.config, max(1, case.config.train.devices), plan.rungs if plan else ())
     balance = _balance(case.config)
     charged = balance.charged_seconds if balance else 0.0
     if charged > budget.seconds:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgetlm.allocator import begin_again
-from budgetlm.commands.options import PickOption, StudyOption, TrackOption, cache_folder
+from budgetlm.commands.options import EngineOption, PickOption, RayOption, StudyOption, TrackOption, cache_folder
 from budgetlm.errors import BudgetlmError, ConfigError
 
 if TYPE_CHECKING:
@@ -22,11 +22,16 @@ def final(
     track: TrackOption = None,
     devices: Annotated[
         int | None,
-        typer.Option(help="Devices that train it together, each of them charged; 0 for all GPUs, or one CPU.", min=0),
+        typer.Option(
+            help="Devices that train it together, each of them charged; 0 for all GPUs, or one CPU, or all of a Ray cluster.",
+            min=0,
+        ),
     ] = None,
     parallel: Annotated[
         str | None, typer.Option(help="How they do: auto, ddp (each holds the model) or fsdp (each holds a part).")
     ] = None,
+    engine: EngineOption = None,
+    ray_address: RayOption = None,
 ) -> None:
     """Train the chosen recipe for the full target; run it again to resume.
 
@@ -42,7 +47,12 @@ def final(
         raise ConfigError(f"`--trial {trial}` and `--pick {pick}` name two recipes. Give one of them.")
     name = resolve(study)
     config = open_config(name)
-    wanted: dict[str, Any] = {"final_devices": devices, "parallel": parallel}
+    wanted: dict[str, Any] = {
+        "final_devices": devices,
+        "parallel": parallel,
+        "engine": engine,
+        "ray_address": ray_address,
+    }
     given = {key: value for key, value in wanted.items() if value is not None}
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **given))
     begin_again(config.train.allocator)

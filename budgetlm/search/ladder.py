@@ -14,13 +14,21 @@ TOP_SHARE = 1 / 5
 TOP_SHARE_OF_A_FRONT = 1 / 16
 """The same where more than the loss counts: a front is of the trials that reached the highest rung, and wants more of them than a single best. With a
 fifth, two were there (docs/LOG.md)."""
+WALL_SHARE = 1 / 5
+"""The highest rung takes at most this share of the search's time on the wall, its budget over its devices: what a trial shows at one rung has to be known while
+there is time to climb to the next."""
 BOTTOM_SHARE = 1 / 400
 """The cheapest rung costs at least this share: more trials than that would not be evaluated, only counted."""
 LEAST_RUNGS = 2
 
 
 def plan_rungs(
-    budget_seconds: float, target_seconds: float, least_seconds: float, known: Sequence[float] = (), objectives: str = "loss"
+    budget_seconds: float,
+    target_seconds: float,
+    least_seconds: float,
+    known: Sequence[float] = (),
+    objectives: str = "loss",
+    devices: int = 1,
 ) -> list[float]:
     """Device-seconds of each rung, cheapest first.
 
@@ -30,14 +38,16 @@ def plan_rungs(
         least_seconds: no rung is shorter.
         known: rungs that the study has already; they stay, and only higher ones are added.
         objectives: of the study. Where more than the loss counts, the ladder ends lower if two rungs are left of it.
+        devices: that are used at once. Where they are many it ends lower likewise.
 
     Raises:
         BudgetExhausted: the budget does not pay for two rungs.
     """
     ladder = [target_seconds / RATIO**k for k in range(40)]
     affordable = [r for r in ladder if least_seconds <= r <= budget_seconds * TOP_SHARE]
-    if objectives != "loss":
-        low = [r for r in affordable if r <= budget_seconds * TOP_SHARE_OF_A_FRONT]
+    ends = budget_seconds * (1.0 if objectives == "loss" else TOP_SHARE_OF_A_FRONT), budget_seconds / devices * WALL_SHARE
+    for end in ends if devices > 1 else ends[:1]:
+        low = [r for r in affordable if r <= end]
         affordable = low if len(low) >= LEAST_RUNGS else affordable[-LEAST_RUNGS:]  # the ladder is the dearest first
     if target_seconds / RATIO ** (LEAST_RUNGS - 1) < least_seconds:
         raise BudgetExhausted(

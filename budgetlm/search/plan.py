@@ -214,11 +214,20 @@ def check_limit(config: StudyConfig) -> None:
         raise too_small(least, limit)
 
 
+def rungs_of(config: StudyConfig, devices: int, known: Sequence[float] = ()) -> list[float]:
+    """The ladder of a study on so many devices, as `plan_rungs` plans it.
+
+    Raises:
+        BudgetExhausted: the budget does not pay for one.
+    """
+    budget, search = config.budget, config.search
+    return plan_rungs(budget.seconds, budget.target_seconds, search.least_rung_seconds, known, search.objectives, devices)
+
+
 def usual_shape(config: StudyConfig, passport: Passport) -> ModelConfig:
     """A shape like those of which a study will train many, as far as that is known before its text is."""
     budget, context = config.budget, context_of(config, passport.device)
-    wanted = config.search
-    rung = plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, objectives=wanted.objectives)[0]
+    rung = rungs_of(config, max(1, config.train.devices))[0]
     vocabulary = vocabulary_of(config, passport)
     return _shapes_to_time(rung, budget.target_seconds, passport, vocabulary, context, read_space(config.space))[1]
 
@@ -302,11 +311,13 @@ def make_plan(
     passport: Passport,
     tokens: Tokens,
     measure: Measure,
+    devices: int = 1,
 ) -> tuple[Plan, Calibration]:
     """Calibrate, and settle rungs, space and default recipe.
 
     Args:
         measure: calibrates the device for models of some shapes, and for optimizers by name.
+        devices: that are used at once.
 
     Raises:
         BudgetExhausted: the budget does not pay for a ladder.
@@ -315,8 +326,7 @@ def make_plan(
     """
     check_precision(config, passport)
     target = config.budget.target_seconds
-    objectives = config.search.objectives
-    rungs = plan_rungs(config.budget.seconds, target, config.search.least_rung_seconds, objectives=objectives)
+    rungs = rungs_of(config, devices)
     context = context_of(config, passport.device)
     # Too little text is noticed before anything is measured on its behalf.
     training_batches(tokens, context, config.search.seed)

@@ -85,13 +85,14 @@ class Rehearsal:
     """Search and final, one after the other."""
 
 
-def guessed_plan(config: StudyConfig, passport: Passport, tokens: Tokens) -> Plan:
-    """The plan that a search would settle, with the device's ceilings in place of measured speeds.
+def guessed_plan(config: StudyConfig, passport: Passport, tokens: Tokens, devices: int = 1) -> Plan:
+    """The plan that a search on so many devices would settle, with their ceilings in place of measured speeds.
 
     Raises:
         BudgetExhausted, ConfigError, DataError: as a search would.
     """
-    plan, _ = make_plan(config, passport, tokens, lambda _shapes, _optimizers: guessed_calibration(config, passport))
+    guessed = guessed_calibration(config, passport)
+    plan, _ = make_plan(config, passport, tokens, lambda _shapes, _optimizers: guessed, devices)
     return plan
 
 

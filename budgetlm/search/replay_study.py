@@ -142,8 +142,10 @@ def replay_study(
         )
     landscape = fit_landscape(read_records(config.folder), plan.space, plan.target_seconds, config.name)
     seconds = config.budget.seconds if budget is None else budget * plan.target_seconds
-    if budget is not None:
-        plan = replace(plan, rungs=plan_rungs(seconds, plan.target_seconds, config.search.least_rung_seconds))
+    if budget is not None or devices > 1:
+        plan = replace(
+            plan, rungs=plan_rungs(seconds, plan.target_seconds, config.search.least_rung_seconds, devices=devices)
+        )
     tokens = prepare(config, plan.world.vocab_size, cache, watcher)
     searches = []
     for seed in range(seeds):

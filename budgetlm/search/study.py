@@ -33,7 +33,6 @@ from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
-from budgetlm.search.ladder import plan_rungs
 from budgetlm.search.lead import Lead
 from budgetlm.search.plan import (
     Measure,
@@ -43,6 +42,7 @@ from budgetlm.search.plan import (
     load_plan,
     make_plan,
     memory_of,
+    rungs_of,
     usual_shape,
     vocabulary_of,
 )
@@ -96,7 +96,9 @@ def search(
     """
     folder = config.folder
     check_settings(config)
-    _rungs(config, load_plan(folder))  # an impossible budget or limit is refused before anything is paid for or written
+    known = load_plan(folder)
+    # An impossible budget or limit is refused before anything is paid for or written.
+    rungs_of(config, 1, known.rungs if known else ())
     check_limit(config)
     check_sources(config.data)
     with disk_errors(folder):
@@ -175,17 +177,9 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
     return tokens
 
 
-def _rungs(config: StudyConfig, plan: Plan | None) -> list[float]:
-    budget = config.budget
-    known = plan.rungs if plan else ()
-    wanted = config.search
-    return plan_rungs(budget.seconds, budget.target_seconds, wanted.least_rung_seconds, known, wanted.objectives)
-
-
 def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire, lends: bool) -> SearchResult:
     folder = config.folder
     plan = load_plan(folder)
-    rungs = _rungs(config, plan)
     ledger = open_ledger(config.database, config.scope)
     for lease, seconds in ledger.release_the_dead(time.sleep):
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
@@ -196,7 +190,7 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
     stop = StopRequest()
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
-        plan, tokens = _settle(config, plan, rungs, alone, cache, watcher)
+        plan, tokens = _settle(config, plan, len(workers.places), alone, cache, watcher)
         site = Site(
             folder,
             plan,
@@ -232,11 +226,12 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
 
 
 def _settle(
-    config: StudyConfig, plan: Plan | None, rungs: list[float], alone: "Alone", cache: Path, watcher: Watcher
+    config: StudyConfig, plan: Plan | None, devices: int, alone: "Alone", cache: Path, watcher: Watcher
 ) -> tuple[Plan, Tokens]:
     """The plan and the tokens of a study: looked at and measured the first time, held to what they were after that."""
     identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
     passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
+    rungs = rungs_of(config, devices, plan.rungs if plan else ())
     if plan:
         check_machine(plan, passport)
         tokens = prepare(config, plan.world.vocab_size, cache, watcher)
@@ -246,7 +241,8 @@ def _settle(
         passport = alone.charged(dataclasses.replace(identify, measured=cache))
         passport = alone.threads(config, passport, cache, rungs[-1])
         tokens = prepare(config, vocabulary_of(config, passport), cache, watcher)
-        plan, measured = make_plan(config, passport, tokens, alone.calibration(config, passport, cache, rungs[-1]))
+        measure = alone.calibration(config, passport, cache, rungs[-1])
+        plan, measured = make_plan(config, passport, tokens, measure, devices)
         watcher.note(f"speed     {f'measured in {measured.seconds:.1f} s' if measured.seconds else 'remembered'}")
     plan.save(config.folder)
     watcher.note(describe(plan))

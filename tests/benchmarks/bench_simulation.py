@@ -1,25 +1,27 @@
 """Searches on many devices, simulated: what more of them are worth, what failures take, and what the machinery itself costs.
 
 The real scheduler, ledger, forecast and sampler run on a clock moved by hand, on the plan for a published device; losses are drawn from a landscape that
-is another one for every seed and that is known, so that a search's choice can be judged at the target (`search/engines/modelled.py`). Three questions:
+is another one for every seed and that is known, so that a search's choice can be judged at the target (`search/engines/modelled.py`). Four questions:
 
-    hours      1, 4, 16, 64 devices with the same device-hours
+    hours      1, 2, 4, 16, 64 devices with the same device-hours
+    ladder     the same with other shares of the time on the wall for the highest rung; 0: with the ladder of one device
     wall       the same with the same time on the wall, so with as many times the device-hours
     day        64 devices for as many device-hours as a day has, without failures, and with them at published rates (`search/engines/faults.py`)
 
 The searches spend all of their budget (`search.stop_early = false`). Each is a line of the results' file, and those that are there are not done again;
 `--plot` draws them.
 
-    python -m tests.benchmarks.bench_simulation results.jsonl [--seeds 10] [--only hours wall day] [--failures none spot] [--plot docs/scale.svg]
+    python -m tests.benchmarks.bench_simulation results.jsonl [--seeds 10] [--only hours ladder wall day] [--failures none spot] [--plot docs/scale.svg]
 """
 
 import argparse
 import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.devices import published_passport
 from budgetlm.forecast.choose import choose
 from budgetlm.records import RunRecord
+from budgetlm.search import ladder
 from budgetlm.search.engines.faults import Faults
 from budgetlm.search.engines.modelled import Drawn, imagined_landscape, random_recipes
 from budgetlm.search.engines.simulated import simulate
@@ -38,11 +41,13 @@ from budgetlm.search.rehearse import guessed_plan, imagine
 from budgetlm.search.study import prepare
 from budgetlm.watch import Watcher
 
-DEVICES = (1, 4, 16, 64)
+DEVICES = (1, 2, 4, 16, 64)
+OTHER_SHARES = (0.0,)
+"""Of the time on the wall for the highest rung, in the question of the ladder."""
 TARGET_HOURS = 24.0
 DEVICE_HOURS, WALL_HOURS = 8.0, 2.0
-LEAST_RUNG_SECONDS = 1300.0
-"""So that a search is of a few dozen runs, and its forecasts of seconds."""
+LEAST_RUNG_SECONDS = 80.0
+"""So that a search is of a few hundred runs, and its forecasts of a minute."""
 SPACE = {"optimizer": "muon", "schedule": "linear", "warmup": 0.05, "cooldown": 0.3, "cooldown_shape": "linear"}
 """What is not searched, so that a forecast is fitted in less time: depth, width, batch, peak rate and weight decay are."""
 RIVALS = 1000
@@ -50,26 +55,50 @@ RESTARTS = 3
 COLOURS = {"hours": "#2166ac", "wall": "#b2182b"}
 
 
-def cases(only: list[str], seeds: int, rates: list[str]) -> list[tuple[str, int, float, str, int]]:
-    """Question, devices, device-hours, failures and seed of each search."""
+@dataclass(frozen=True)
+class Case:
+    """A search to be simulated."""
+
+    question: str
+    devices: int
+    hours: float
+    """Device-hours."""
+    failures: str
+    seed: int
+    share: float = ladder.WALL_SHARE
+    """Of the time on the wall that the highest rung may take; 0: as if there were one device."""
+
+
+def cases(only: list[str], seeds: int, rates: list[str], numbers: list[int]) -> list[Case]:
+    """All that is asked for."""
     found = []
     for seed in range(seeds):
         if "hours" in only:
-            found += [("hours", n, DEVICE_HOURS, "none", seed) for n in DEVICES]
+            found += [Case("hours", n, DEVICE_HOURS, "none", seed) for n in numbers]
+        if "ladder" in only:
+            found += [
+                Case("ladder", n, DEVICE_HOURS, "none", seed, share) for n in numbers if n > 1 for share in OTHER_SHARES
+            ]
         if "wall" in only:  # four devices are those above
-            found += [("wall", n, n * WALL_HOURS, "none", seed) for n in DEVICES if n * WALL_HOURS != DEVICE_HOURS]
+            found += [Case("wall", n, n * WALL_HOURS, "none", seed) for n in numbers if n * WALL_HOURS != DEVICE_HOURS]
     if "day" in only:
-        found += [("day", 64, 64 * 24.0, failures, 0) for failures in rates]
+        found += [Case("day", 64, 64 * 24.0, failures, 0) for failures in rates]
     return found
 
 
 def study(hours: float) -> tuple[StudyConfig, Plan, Tokens]:
     """A study on published H100s."""
     table = {"name": "simulated", "budget": {"hours": hours, "target_hours": TARGET_HOURS}, "space": SPACE}
-    least = min(LEAST_RUNG_SECONDS, 3600 * hours / 24)  # two rungs have to be paid for
-    config = study_config(table | {"search": {"least_rung_seconds": least}})
+    config = study_config(table | {"search": {"least_rung_seconds": LEAST_RUNG_SECONDS}})
     tokens = prepare(config, 4096, cache_folder(), Watcher())
     return config, guessed_plan(config, published_passport("h100"), tokens), tokens
+
+
+def rungs_of(case: Case) -> list[float]:
+    """Of the case's devices, by the case's rule."""
+    devices = case.devices if case.share else 1
+    with mock.patch.object(ladder, "WALL_SHARE", case.share):
+        return ladder.plan_rungs(3600 * case.hours, 3600 * TARGET_HOURS, LEAST_RUNG_SECONDS, devices=devices)
 
 
 def outcome(job: RungJob, plan: Plan, drawn: Drawn) -> RunRecord:
@@ -78,11 +107,12 @@ def outcome(job: RungJob, plan: Plan, drawn: Drawn) -> RunRecord:
     return replace(imagine(job, plan.world), bpb=bpb)
 
 
-def searched(hours: float, devices: int, failures: str, seed: int) -> dict:
+def searched(case: Case) -> dict:
     """One search, and how good what it chose is."""
-    config, plan, tokens = study(hours)
+    config, plan, tokens = study(case.hours)
+    plan, seed = replace(plan, rungs=rungs_of(case)), case.seed
     drawn = imagined_landscape(plan.space).draw(seed)
-    faults = Faults() if failures == "none" else Faults.read(failures, seed)
+    faults = Faults() if case.failures == "none" else Faults.read(case.failures, seed)
     began = time.process_time()
     found = simulate(
         plan,
@@ -90,7 +120,7 @@ def searched(hours: float, devices: int, failures: str, seed: int) -> dict:
         config.budget.seconds,
         partial(outcome, plan=plan, drawn=drawn),
         seed,
-        devices,
+        case.devices,
         stops_early=False,
         faults=faults,
         max_restarts=RESTARTS,
@@ -123,17 +153,21 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return float(array.mean()), *np.quantile(means, (0.025, 0.975)).tolist()
 
 
-def rows_of(lines: list[dict], question: str, devices: int) -> list[dict]:
+def rows_of(lines: list[dict], question: str, devices: int, share: float = ladder.WALL_SHARE) -> list[dict]:
     """The searches that answer a question for a number of devices."""
     shared = question == "wall" and devices * WALL_HOURS == DEVICE_HOURS
-    return [line for line in lines if line["question"] == ("hours" if shared else question) and line["devices"] == devices]
+    asked = ("hours" if shared else question), devices, share
+    return [line for line in lines if (line["question"], line["devices"], line["share"]) == asked]
 
 
 def tell(lines: list[dict]) -> None:
-    print("question  devices  device-hours  wall hours  trials  runs  regret % (95 %)          use %  processor s   n")
-    for question in ("hours", "wall"):
+    print(
+        "question  share  devices  device-hours  wall hours  trials  runs  regret % (95 %)          use %  processor s   n"
+    )
+    asked = [("hours", ladder.WALL_SHARE), *(("ladder", share) for share in OTHER_SHARES), ("wall", ladder.WALL_SHARE)]
+    for question, share in asked:
         for devices in DEVICES:
-            rows = rows_of(lines, question, devices)
+            rows = rows_of(lines, question, devices, share)
             if not rows:
                 continue
             mean, low, high = interval([r["regret"] for r in rows])
@@ -148,7 +182,7 @@ def tell(lines: list[dict]) -> None:
                 )
             )
             print(
-                f"{question:8} {devices:8} {rows[0]['hours']:13.1f} {wall:11.2f} {trials:7.0f} {runs:5.0f}  "
+                f"{question:8} {share:6.2f} {devices:8} {rows[0]['hours']:13.1f} {wall:11.2f} {trials:7.0f} {runs:5.0f}  "
                 f"{mean:5.2f} ({low:5.2f} to {high:5.2f})  {use:10.1f} {seconds:12.1f} {len(rows):3}"
             )
     for line in lines:
@@ -204,21 +238,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=Path("simulation.jsonl"))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", nargs="+", default=["hours", "wall", "day"])
+    parser.add_argument("--only", nargs="+", default=["hours", "ladder", "wall", "day"])
+    parser.add_argument("--devices", type=int, nargs="+", default=DEVICES, choices=DEVICES)
     parser.add_argument("--failures", nargs="+", default=["none", "llama3", "opt175b", "spot"], help="of the day")
     parser.add_argument("--plot", type=Path)
     chosen = parser.parse_args()
     lines = [json.loads(line) for line in chosen.results.read_text().splitlines()] if chosen.results.exists() else []
-    known = {(r["question"], r["devices"], r["hours"], r["failures"], r["seed"]) for r in lines}
-    for case in cases(chosen.only, chosen.seeds, chosen.failures):
+    known = {Case(**{field.name: line[field.name] for field in fields(Case)}) for line in lines}
+    for case in cases(chosen.only, chosen.seeds, chosen.failures, chosen.devices):
         if case not in known:
-            question, devices, hours, failures, seed = case
-            found = searched(hours, devices, failures, seed)
-            lines.append(dict(zip(("question", "devices", "hours", "failures", "seed"), case, strict=True)) | found)
+            found = searched(case)
+            lines.append(asdict(case) | found)
             with chosen.results.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             print(
-                f"{question} {devices} devices, seed {seed}: regret {found['regret']:.2f} %; {found['summary']}", flush=True
+                f"{case.question} {case.share:g} {case.devices} devices, seed {case.seed}: regret {found['regret']:.2f} %; {found['summary']}",
+                flush=True,
             )
     tell(lines)
     if chosen.plot:

@@ -1,6 +1,5 @@
 """The kinds of parallel training, and what each cannot do: said before anything is charged. No torch."""
 
-import os
 from typing import Literal, get_args
 
 from budgetlm.errors import ConfigError
@@ -13,21 +12,17 @@ SPREAD_OPTIMIZERS = ("adamw", "muon", "adam")
 """Optimizers that train parts of matrices as they train whole ones (`tests/train/parallel/test_parity.py`)."""
 
 
-def check_devices(devices: int, gpus: int | None) -> None:
+def check_devices(devices: int, there: int, says: str) -> None:
     """Refuse more devices than there are.
 
     Args:
-        gpus: those that can be seen; None where the device is the CPU, which stands for as many as it has cores.
+        says: how many there are, in words, and where.
 
     Raises:
         ConfigError: there are fewer.
     """
-    there, what = (os.cpu_count() or 1, "cores") if gpus is None else (gpus, "GPUs")
     if devices > there:
-        raise ConfigError(
-            f"{devices} devices are asked for, but this machine has {there} {what} to use. Give `--devices {there}` or fewer"
-            f"{'' if gpus is None else ', or look at CUDA_VISIBLE_DEVICES'}."
-        )
+        raise ConfigError(f"{devices} devices are asked for, but {says}. Give `--devices {there}` or fewer.")
 
 
 def check_kind(config: RunConfig, kind: Kind, devices: int) -> None:

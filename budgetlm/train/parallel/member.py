@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -77,14 +78,31 @@ class Ready:
 Word = Ready | Spent | CurvePoint | Failure
 
 
+class Voice(Protocol):
+    """A member's line to who asked for it."""
+
+    asked: Callable[[], bool]
+    """Whether it is to save what it has and return."""
+
+    def say(self, word: Word) -> None:
+        """Let them know."""
+
+    def spent(self, _run: str, by_purpose: Mapping[Purpose, float]) -> None:
+        """Let them know what seconds were for."""
+
+
 def work(task: Task, connections: Sequence[Connection]) -> tuple[RunRecord, list[str]]:
     """Train as a member of the team that torch's elastic agent has started. Returns the record and notes; the leader's count.
 
     Args:
         connections: to who asked for it, one for each member.
     """
+    return train_as_member(task, _Line(connections[int(os.environ["LOCAL_RANK"])]))
+
+
+def train_as_member(task: Task, line: Voice) -> tuple[RunRecord, list[str]]:
+    """The same of any team that meets as `torchrun` has its environment say, and with any line."""
     quieten()
-    line = _Line(connections[int(os.environ["LOCAL_RANK"])])
     try:
         return _train(task, line)
     except Exception as error:
@@ -110,7 +128,7 @@ def make_team(kind: Kind, clock: Clock, asked: Callable[[], bool], device: str =
             return Sharded(clock, asked, device, offload=offload)
 
 
-def _train(task: Task, line: "_Line") -> tuple[RunRecord, list[str]]:
+def _train(task: Task, line: Voice) -> tuple[RunRecord, list[str]]:
     torch.set_num_threads(task.threads)
     backend = "gloo"
     if task.config.device == "cuda":
@@ -151,10 +169,11 @@ def _train(task: Task, line: "_Line") -> tuple[RunRecord, list[str]]:
 
 
 def _join(backend: str, patience: timedelta) -> None:
-    """Meet the others at the agent's store, where those of an earlier attempt have left addresses at which nobody is any more: under names of one's own."""
+    """Meet the others at the agent's store, or the leader's, where those of an earlier attempt have left addresses at which nobody is any more: under names of one's own."""
     host, port, attempt = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = TCPStore(host, int(port), size, is_master=False, timeout=patience)
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "False"  # nobody else does
+    store = TCPStore(host, int(port), size, is_master=hosts, timeout=patience)
     dist.init_process_group(
         backend, store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size, timeout=patience
     )
