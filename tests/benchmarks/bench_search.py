@@ -1,6 +1,7 @@
 """Search against search, in real training: what each finds for one target with the same device time, space, trainer and machine.
 
     budgetlm     its own search: miniatures, forecast, gate
+    low          the same where the highest rung may cost a twentieth of the search, not a fifth: more trials, judged from farther away
     hyperband    Optuna's TPE and its Hyperband pruner on truncated proxies: the target's shape for a quarter of its time at most
     tpe          Optuna's TPE on truncated proxies of an eighth of the target's time, none pruned
     random       random search on the same proxies
@@ -28,6 +29,7 @@ from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import torch
@@ -41,6 +43,7 @@ from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import at_target
 from budgetlm.recipe.space import parameters_of, suggest
 from budgetlm.records import CurvePoint, read_records
+from budgetlm.search import ladder
 from budgetlm.search.plan import Plan, make_plan, suited_vocabulary
 from budgetlm.search.study import search
 from budgetlm.train import loop
@@ -54,9 +57,10 @@ from tests.benchmarks.bench_ablation import tokens_of
 from tests.benchmarks.bench_learning import ProcessorClock
 from tests.workers.inline import Inline
 
-CONTENDERS = ("budgetlm", "hyperband", "tpe", "random", "default", "hyperband+", "tpe+", "random+")
+CONTENDERS = ("budgetlm", "low", "hyperband", "tpe", "random", "default", "hyperband+", "tpe+", "random+")
 PROXY_SHARE, HYPERBAND_SHARE = 1 / 8, 1 / 4
 """Of the target's time: a proxy that is never pruned, and the longest one of Hyperband."""
+LOW_SHARE = 1 / 20
 HYPERBAND_UNITS = 9
 """Into so many parts Hyperband's longest proxy is divided, each a moment at which it may be pruned; its reduction factor is 3."""
 
@@ -132,6 +136,11 @@ def by_budgetlm(contest: Contest) -> Recipe:
     return recipe_from(recipe)
 
 
+def by_low_rungs(contest: Contest) -> Recipe:
+    with mock.patch.object(ladder, "TOP_SHARE", LOW_SHARE):
+        return by_budgetlm(contest)
+
+
 def by_optuna(
     sampler: Callable[[int], optuna.samplers.BaseSampler], pruned: bool, default_first: bool
 ) -> Callable[[Contest], Recipe]:
@@ -190,6 +199,7 @@ def by_chance(seed: int) -> optuna.samplers.BaseSampler:
 
 FIND: dict[str, Callable[[Contest], Recipe]] = {
     "budgetlm": by_budgetlm,
+    "low": by_low_rungs,
     "hyperband": by_optuna(by_tpe, pruned=True, default_first=False),
     "tpe": by_optuna(by_tpe, pruned=False, default_first=False),
     "random": by_optuna(by_chance, pruned=False, default_first=False),
