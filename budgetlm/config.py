@@ -91,7 +91,8 @@ class TrainSettings:
     """Devices that a search uses at once, a worker on each; every one of them is charged. 0 for all GPUs, or one CPU. More than
     one CPU worker share the cores."""
     engine: str = "processes"
-    """Who runs the workers of a search: `processes` of this machine, or `ray`, on a Ray cluster or a Ray of this machine alone."""
+    """Who runs the workers of a search, and the several devices of a final: `processes` of this machine, or `ray`, on a Ray cluster or a Ray of this machine
+    alone."""
     ray_address: str = ""
     """The Ray cluster's address, or `auto` for the one that this machine belongs to; empty to begin one here."""
     final_devices: int = 1

@@ -59,7 +59,7 @@ def _address() -> tuple[str, str]:
 
 
 class OnRay:
-    """The tasks of a team, and the line to them.
+    """The tasks of a team, and the line to them. Nothing here waits long, so that who pays for the devices sees the time pass.
 
     Args:
         ray: connected.
@@ -73,33 +73,36 @@ class OnRay:
         self._ray, self._task, self._devices, self._needs, self._restarts = ray, task, devices, needs, restarts
         self._attempt, self._asked, self._line = 0, False, open_line(ray)
         self._group: Any = None
+        self._address: Any = None
+        """What will say where the leader can be met; there are no members before."""
         self._members: list[Any] = []
-        self._returned: list[Any] | None = None
+        self._began = 0.0
+        self._here: set[int] = set()
+        """Members of this attempt that were heard of."""
         self._lost: StudyError | None = None
+        self._returned: list[Any] | None = None
+        self._ended, self._ending = False, 0.0
+        """Whether this attempt's members were ended by force, and when."""
 
     def start(self) -> None:
-        """Find places for all members, and begin.
-
-        Raises:
-            StudyError: the cluster has none.
-        """
+        """Ask for places for all members, and begin as soon as there are."""
         self._group = self._ray.util.placement_group([self._needs] * self._devices, strategy="PACK")
         self._begin()
 
     def is_alive(self) -> bool:
         """Whether they are still at it; what was lost is begun again."""
-        ended, _ = self._ray.wait(self._members, num_returns=self._devices, timeout=0)
         try:
-            returned = self._ray.get(ended)
+            self._go_on()
         except self._ray.exceptions.RayError as error:
-            return self._again(error)
-        self._returned = returned if len(ended) == self._devices else None
-        return self._returned is None
+            self._again(error)
+        return self._returned is None and self._lost is None
 
     def heard(self, seconds: float) -> list[Word]:
         """What the members have said; waits up to `seconds` for one of them to end."""
-        self._ray.wait(self._members, num_returns=1, timeout=seconds)
-        return [word for _, word in self._ray.get(self._line.take.remote()) if word is not None]
+        self._ray.wait(self._members or [self._address], num_returns=1, timeout=seconds)
+        said = self._ray.get(self._line.take.remote())
+        self._here |= {number for number, _ in said} & set(self._numbers())
+        return [word for _, word in said if word is not None]
 
     def ask_to_stop(self) -> None:
         """Ask all members, once, to save what they have and return."""
@@ -111,7 +114,7 @@ class OnRay:
         """What the leader has returned.
 
         Raises:
-            StudyError: they were lost too often.
+            StudyError: they were lost too often, or the cluster has no room for them.
         """
         if self._lost:
             raise self._lost
@@ -121,7 +124,9 @@ class OnRay:
 
     def end(self) -> None:
         """Leave nothing running, and give the places back."""
-        self._cancel()
+        self._end_all()
+        if self._members:
+            self._ray.wait(self._members, num_returns=self._devices, timeout=GOODBYE_SECONDS, fetch_local=False)
         if self._group is not None:
             self._ray.util.remove_placement_group(self._group)
 
@@ -129,39 +134,53 @@ class OnRay:
         return [self._attempt * self._devices + rank for rank in range(self._devices)]
 
     def _begin(self) -> None:
-        assert self._group is not None
-        if not self._group.wait(START_SECONDS):
-            raise StudyError(
+        self._began, self._members, self._here = monotonic(), [], set()
+        self._address = self._ray.remote(num_cpus=0)(_address).options(scheduling_strategy=self._place(0)).remote()
+
+    def _place(self, rank: int) -> Any:
+        at = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        return at(self._group, placement_group_bundle_index=rank)
+
+    def _go_on(self) -> None:
+        if len(self._here) < self._devices and monotonic() - self._began > START_SECONDS:
+            self._lost = StudyError(
                 f"the Ray cluster had no room for {self._devices} devices within {START_SECONDS:.0f} s; others use it, or a node is gone. The same "
                 "command goes on when there is room."
             )
-        at = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
-        places = [at(self._group, placement_group_bundle_index=rank) for rank in range(self._devices)]
-        address = self._ray.remote(num_cpus=0)(_address).options(scheduling_strategy=places[0])
-        host, port = self._ray.get(address.remote())
+        elif self._members:
+            ended, _ = self._ray.wait(self._members, num_returns=self._devices, timeout=0)
+            returned = self._ray.get(ended)
+            self._returned = returned if len(ended) == self._devices else None
+        elif self._ray.wait([self._address], timeout=0)[0]:
+            self._meet(*self._ray.get(self._address))
+
+    def _meet(self, host: str, port: str) -> None:
         # A process of its own for each: a device's memory is free when its member is gone.
         member = self._ray.remote(max_retries=0, max_calls=1, **as_options(self._needs))(_work)
         meeting = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(self._devices), "LOCAL_RANK": "0"}
         meeting |= {"TORCHELASTIC_RESTART_COUNT": str(self._attempt), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         self._members = [
-            member.options(scheduling_strategy=place).remote(self._task, self._line, number, {**meeting, "RANK": str(rank)})
-            for rank, (place, number) in enumerate(zip(places, self._numbers(), strict=True))
+            member.options(scheduling_strategy=self._place(rank)).remote(
+                self._task, self._line, number, {**meeting, "RANK": str(rank)}
+            )
+            for rank, number in enumerate(self._numbers())
         ]
         if self._asked:
             self._line.ask.remote(self._numbers())
 
-    def _again(self, error: Exception) -> bool:
-        """Whether those that have lost a member could begin once more."""
-        self._cancel()
-        self._attempt += 1
+    def _again(self, error: Exception) -> None:
+        self._end_all()
+        _, alive = self._ray.wait(self._members, num_returns=self._devices, timeout=0) if self._members else ([], [])
+        if alive and monotonic() - self._ending < GOODBYE_SECONDS:
+            return  # looked at again soon: a leader may be writing a checkpoint still
+        self._ended, self._attempt = False, self._attempt + 1
         if self._attempt > self._restarts:
             self._lost = lost_too_often(self._attempt, f"the last time by {type(error).__name__}")
-            return False
-        self._begin()
-        return True
+        else:
+            self._begin()
 
-    def _cancel(self) -> None:
-        for member in self._members:
-            self._ray.cancel(member, force=True)
-        if self._members:
-            self._ray.wait(self._members, num_returns=len(self._members), timeout=GOODBYE_SECONDS, fetch_local=False)
+    def _end_all(self) -> None:
+        if not self._ended:
+            self._ended, self._ending = True, monotonic()
+            for member in self._members:
+                self._ray.cancel(member, force=True)

@@ -37,7 +37,7 @@ def test_a_final_of_two_ray_tasks_outlives_one_of_them_and_is_charged_for_both(s
     assert any("2 on the Ray cluster, ddp" in note for note in watcher.said)
     assert any("all 2 began again from the newest checkpoint" in note for note in watcher.said)
     assert record.seconds == pytest.approx(charged(searched, record.run), rel=0.02)
-    assert record.seconds < 90.0 + 0.5
+    assert 0.9 * 90.0 < record.seconds < 90.0 + 0.5
     assert (result.folder / "model" / "model.safetensors").exists()
     assert not members()
     assert not [group for group in cluster.util.placement_group_table().values() if group["state"] == "CREATED"]
