@@ -50,8 +50,9 @@ from budgetlm.studies import FORECAST
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
-from budgetlm.train.loop import DISK_BYTES_PER_SECOND, Checkpoints, train
+from budgetlm.train.loop import Checkpoints, train
 from budgetlm.train.model_folder import write_model
+from budgetlm.train.pace import DISK_BYTES_PER_SECOND
 from budgetlm.train.parallel.kinds import Kind, check_devices, check_kind
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher

@@ -28,8 +28,8 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
 from budgetlm.files import digest
 from budgetlm.model.export import begin_from
-from budgetlm.model.footprint import evaluation_sequences, saved_bytes
-from budgetlm.model.size import flops_per_token, parameters
+from budgetlm.model.footprint import evaluation_sequences
+from budgetlm.model.size import flops_per_token
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
@@ -37,6 +37,7 @@ from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.optim import average_into, set_decay, set_momentum, set_training
+from budgetlm.train.pace import SECONDS_BETWEEN_FAILURES, Pace, best_interval
 from budgetlm.train.parallel.team import ALONE, Team
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
@@ -47,14 +48,8 @@ CURVE_POINTS = 100
 """Points that a curve has, about."""
 EVALUATION_SHARE = 0.02
 """Share of a run that evaluations on the way may take, the last one apart."""
-EVALUATION_RESERVE = 1.15
-"""What an evaluation is kept back for, as a multiple of the slowest of the latest."""
 MEASURED_BY = 0.25
 """Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
-LEAST_CHECKPOINT_SECONDS, DISK_BYTES_PER_SECOND = 0.01, 3e8
-"""What a checkpoint is taken to cost before one was written: so much, and its bytes at this rate."""
-WEIGHTS_A_SECOND, SLOWDOWN = 1e7, 2.0
-"""How fast a network is taken to be compressed, and its evaluation slowed down by it, before that was measured on the way."""
 HOPELESS_NATS = 1.5
 """A smoothed loss this far above that of a uniform guess means that the run has diverged."""
 
@@ -63,14 +58,13 @@ HOPELESS_NATS = 1.5
 class Checkpoints:
     """Where checkpoints go, and how often they are written.
 
-    Without `every_steps` or `every_seconds` the interval is the one that costs least in the long run, sqrt(2 · cost of a checkpoint · mean time
-    between failures). Source: Young 1974, "A first order approximation to the optimum checkpoint interval".
+    Without `every_steps` or `every_seconds` the interval is the one that costs least in the long run (`best_interval`).
     """
 
     folder: Path
     every_steps: int = 0
     every_seconds: float = 0.0
-    seconds_between_failures: float = 4 * 3600
+    seconds_between_failures: float = SECONDS_BETWEEN_FAILURES
     trunks: Path | None = None
     """Where runs leave their trunks for others (`train/trunk.py`), and look for one to begin from; None for neither."""
 
@@ -151,13 +145,14 @@ class _Run:
         team: Team,
     ) -> None:
         self.config, self.label, self.meter, self.checkpoints, self.team = config, label, meter, checkpoints, team
-        self.ends = config.seconds - reserve
         self.spent_before = dict(meter.spent)
         set_heap(config.device, compact=config.compact_heap)
         self.memory = PeakMemory.begin(config.device)
         self.windows = self._sample(tokens, config.eval_tokens)
         self.all_windows = self._sample(tokens, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         self.bytes_V = tokens.bytes_V
+        every = len(self.windows) + len(self.all_windows)
+        self.pace = Pace(config, config.seconds - reserve, windows=every, dense_windows=len(self.windows))
         self.network = _network(config)
         team.take(self.network, config.device)
         self.stepper = Stepper(config, self.network, team)
@@ -168,8 +163,6 @@ class _Run:
         self.compressor = Compressor(config.compression, *parts, tokens.tokenizer_file, config.device)
         self.stepper.loss = self.compressor.loss
         self.compresses = config.compression.option != "none"
-        self.compress_seconds = parameters(config.model) / WEIGHTS_A_SECOND if self.compresses else 0.0
-        self.slowdown = SLOWDOWN if config.compression.quantised else 1.0
         self.rehearsed = bool(config.steps) or not self.compresses
         self.artefact: Artefact | None = None
         self.dense_bpb: float | None = None
@@ -185,18 +178,10 @@ class _Run:
         self.batches = self._sequences(tokens)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.steps_here = 0
-        self.sequence_seconds: deque[float] = deque(maxlen=9)
-        """Seconds a sequence of the latest steps: a batch ramp makes steps unlike, but not their sequences."""
-        self.eval_seconds: deque[float] = deque(maxlen=3)
-        """Seconds a window of the latest evaluations."""
-        self.train_seconds, self.train_tokens = 0.0, 0
         self.recent_loss: deque[float] = deque(maxlen=20)
         self.last_loss = self.position.loss
         self.pending: list[tuple[float, float, int]] = []  # loss, seconds, tokens of the steps since the last curve point
         self.last_checkpoint = (meter.clock.now(), self.position.step)
-        self.checkpoint_seconds = (
-            LEAST_CHECKPOINT_SECONDS + saved_bytes(config.model, averaged=config.ema > 0) / DISK_BYTES_PER_SECOND
-        )
         # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None
@@ -255,7 +240,7 @@ class _Run:
         if state == "done":
             scored = self._compressed() if self.compresses else None
             bpb = self._evaluate(self.windows, scored)
-            if len(self.all_windows) and self._still_fits(self.all_windows):
+            if len(self.all_windows) and self.pace.still_fits(self.elapsed, len(self.all_windows)):
                 full = self._evaluate(self.all_windows, scored)
             self._point(self._lr(1.0), bpb, on_point)
         set_training(self.stepper.optimizers, on=False)
@@ -313,9 +298,7 @@ class _Run:
         self.steps_here += 1
         self.pending.append((loss, seconds, tokens))
         if not compiling:
-            self.sequence_seconds.append(seconds / len(rows))
-            self.train_seconds += seconds
-            self.train_tokens += tokens
+            self.pace.stepped(seconds, len(rows), tokens)
         return loss
 
     def _rows(self, position: int, count: int) -> np.ndarray:
@@ -341,40 +324,18 @@ class _Run:
         if self.config.steps:
             return self.position.step >= self.config.steps
         # A step that would pass the deadline is not begun; the first one is, so that there is something to measure.
-        return bool(self.steps_here) and self.elapsed + self._next_step() > self._training_ends()
-
-    def _next_step(self) -> float:
-        """Seconds that the next step will take, rather too many than too few."""
-        return 1.1 * self._batch() * statistics.median(self.sequence_seconds) if self.sequence_seconds else 0.0
-
-    def _training_ends(self) -> float:
-        """When the last step must be done for the last evaluation to fit before the deadline."""
-        ends = self.ends - self.slowdown * (self._cost(self.windows) + self._cost(self.all_windows))
-        if self.config.compression.quantised:  # and once before it is compressed
-            ends -= self._cost(self.windows)
-        return max(0.0, ends - EVALUATION_RESERVE * self.compress_seconds)
-
-    def _cost(self, windows: np.ndarray) -> float:
-        """Seconds kept back to evaluate on `windows`: as measured, or at first from the steps, of which a third is a forward pass."""
-        if self.eval_seconds:
-            return EVALUATION_RESERVE * max(self.eval_seconds) * len(windows)
-        return 0.5 * len(windows) * (statistics.median(self.sequence_seconds) if self.sequence_seconds else 0.0)
-
-    def _still_fits(self, windows: np.ndarray) -> bool:
-        """Whether an evaluation, whose time was kept back, ends before the deadline at the best speed that was seen of late."""
-        longest = self.slowdown * min(self.eval_seconds) * len(windows)
-        return bool(self.config.steps) or self.elapsed + longest <= self.ends
+        return bool(self.steps_here) and self.elapsed + self.pace.step(self._batch()) > self.pace.training_ends()
 
     def _progress(self) -> float:
         if self.config.steps:
             return self.position.step / self.config.steps
-        return min(1.0, self.elapsed / max(1e-9, self._training_ends()))
+        return min(1.0, self.elapsed / max(1e-9, self.pace.training_ends()))
 
     def _progress_of_next_step(self) -> float:
         """Progress in the middle of the coming step."""
         if self.config.steps:
             return (self.position.step + 0.5) / self.config.steps
-        return (self.elapsed + 0.5 * self._next_step()) / max(1e-9, self._training_ends())
+        return (self.elapsed + 0.5 * self.pace.step(self._batch())) / max(1e-9, self.pace.training_ends())
 
     # --- what is measured and kept on the way ---
 
@@ -402,12 +363,14 @@ class _Run:
         """Bits per byte at a few even places of a run that is long enough to afford it."""
         if self.config.steps:
             return None
-        affordable = min(10, int(EVALUATION_SHARE * self.config.seconds / max(1e-9, self._cost(self.windows))))
+        affordable = min(
+            10, int(EVALUATION_SHARE * self.config.seconds / max(1e-9, self.pace.evaluation(len(self.windows))))
+        )
         due = int(self._progress() * (affordable + 1))
         if self.evaluations_done is None:  # a resumed run does not make up for those before it
             self.evaluations_done = due
         # What the larger sample will take is kept back, and is known only once a smaller one has been measured.
-        unknown = len(self.all_windows) and not self.eval_seconds and self._progress() >= MEASURED_BY
+        unknown = len(self.all_windows) and not self.pace.has_evaluated and self._progress() >= MEASURED_BY
         if not unknown and (due <= self.evaluations_done or due > affordable):
             return None
         self.evaluations_done = due
@@ -423,11 +386,7 @@ class _Run:
             set_training(self.stepper.optimizers, on=False)
             bpb = evaluate(network, windows, self.bytes_V, micro_batch=micro, precision=precision, team=self.team)
             self.team.agree()
-        seconds = (self.meter.clock.now() - before) / len(windows)
-        if compressed and self.eval_seconds:
-            self.slowdown = max(1.0, seconds / statistics.median(self.eval_seconds))
-        else:
-            self.eval_seconds.append(seconds)
+        self.pace.evaluated(self.meter.clock.now() - before, len(windows), compressed=compressed is not None)
         return bpb
 
     # --- what is deployed ---
@@ -452,9 +411,9 @@ class _Run:
             set_training(self.stepper.optimizers, on=False)
             network, _ = self.compressor.deployed(self.average or self.network)
             self.team.agree()
-        self.compress_seconds = self.meter.clock.now() - before
+        self.pace.compress_seconds = self.meter.clock.now() - before
         few = self.windows[: max(1, len(self.windows) // 4)]
-        if not self.eval_seconds:
+        if not self.pace.has_evaluated:
             self._evaluate(few)
         if self.config.compression.quantised:
             self._evaluate(few, network)
@@ -468,8 +427,9 @@ class _Run:
         seconds, step = self.last_checkpoint
         if self.checkpoints.every_steps:
             return self.position.step - step >= self.checkpoints.every_steps
-        best = math.sqrt(2 * self.checkpoint_seconds * self.checkpoints.seconds_between_failures)
-        interval = self.checkpoints.every_seconds or best
+        interval = self.checkpoints.every_seconds or best_interval(
+            self.pace.checkpoint_seconds, self.checkpoints.seconds_between_failures
+        )
         return self.meter.clock.now() - seconds >= interval
 
     def _save(self) -> None:
@@ -482,7 +442,7 @@ class _Run:
             save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average, self.team)
             self.team.agree()
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
-        self.checkpoint_seconds = max(LEAST_CHECKPOINT_SECONDS, self.last_checkpoint[0] - before)
+        self.pace.saved(self.last_checkpoint[0] - before)
 
     # --- what it shares with other runs ---
 
@@ -539,7 +499,7 @@ class _Run:
             steps=self.position.step,
             tokens=tokens,
             flops=float(flops),
-            tokens_per_second=self.train_tokens / self.train_seconds if self.train_seconds else 0.0,
+            tokens_per_second=self.pace.tokens_per_second,
             bpb=bpb if bpb is not None and math.isfinite(bpb) else None,
             bpb_full=full,
             dense_bpb=self.dense_bpb,

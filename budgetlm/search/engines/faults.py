@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from budgetlm.errors import ConfigError
-from budgetlm.model.footprint import saved_bytes
 from budgetlm.train.config import RunConfig
+from budgetlm.train.pace import best_interval, expected_checkpoint_seconds
 
 PUBLISHED = {
     "llama3": 54 * 24 * 16_384 / 419,
@@ -106,7 +105,4 @@ class Tally:
 
 def checkpoint_interval(config: RunConfig) -> float:
     """Seconds between the checkpoints of a run, as the training loop chooses them before it has measured one."""
-    from budgetlm.train import loop  # PyTorch
-
-    cost = loop.LEAST_CHECKPOINT_SECONDS + saved_bytes(config.model, averaged=config.ema > 0) / loop.DISK_BYTES_PER_SECOND
-    return math.sqrt(2 * cost * loop.Checkpoints(folder=Path()).seconds_between_failures)
+    return best_interval(expected_checkpoint_seconds(config))
