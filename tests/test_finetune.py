@@ -167,6 +167,9 @@ def test_a_studys_final_is_taught_at_the_studys_expense(searched, models, tmp_pa
     assert balance.by_purpose["train"] > 0
     assert (balance.leased_seconds, balance.stopped_because) == (0, "done")
     assert "finetune-out" in CliRunner().invoke(app, ["budget", "--study", "tiny"]).stdout
+    told = json.loads(CliRunner().invoke(app, ["budget", "--study", "tiny", "--json"]).stdout)
+    assert list(told["finetuned"]) == ["finetune-out"]
+    assert "finetune-out" not in told["finals"]
     refused = CliRunner().invoke(app, ["finetune", "again", "--data", source, "--label", "stars"])
     assert isinstance(refused.exception, DataError)
     assert "finetune-again" not in ledger_of("tiny").accounts()

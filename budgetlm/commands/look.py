@@ -138,21 +138,23 @@ def budget(
     """
     import dataclasses
 
-    from budgetlm.studies import balance_as_dict, front_to_pick, ledger_of, resolve, trial_costs
+    from budgetlm.studies import FINETUNE, balance_as_dict, front_to_pick, ledger_of, resolve, trial_costs
     from budgetlm.tell import describe_accounts
 
     name = resolve(study)
     ledger, front = ledger_of(name), front_to_pick(name)
     search = balance_as_dict(name, ledger.balance())
-    finals = {
+    others = {
         account: balance_as_dict(name, ledger.balance(account)) for account in ledger.accounts() if account != "search"
     }
     costs = trial_costs(name, ledger)
     if as_json:
         dear, points = ([dataclasses.asdict(one) for one in many] for many in (costs, front))
-        typer.echo(json.dumps({**search, "trials": dear, "finals": finals, "front": points}, indent=1))
+        taught = {account: others.pop(account) for account in list(others) if account.startswith(FINETUNE)}
+        said = {**search, "trials": dear, "finals": others, "finetuned": taught, "front": points}
+        typer.echo(json.dumps(said, indent=1))
     else:
-        typer.echo(describe_accounts({"search": search, **finals}, costs, trials, front))
+        typer.echo(describe_accounts({"search": search, **others}, costs, trials, front))
 
 
 def track(
