@@ -55,8 +55,8 @@ def test_a_precision_that_a_device_does_not_compute_in_is_refused(tiny_study, ca
 
 
 def test_several_devices_finish_sooner_and_pay_the_same(tiny_study, cache):
-    one = ahead(tiny_study(40.0), cache)
-    two = ahead(tiny_study(40.0, train={"devices": 2, "threads": 1, "eval_tokens": 256}), cache)
+    one = ahead(tiny_study(24.0), cache)
+    two = ahead(tiny_study(24.0, train={"devices": 2, "threads": 1, "eval_tokens": 256}), cache)
     assert two.wall_hours < one.wall_hours
     alone, together = (sum(stage.runs * stage.seconds for stage in outlook.rungs) for outlook in (one, two))
     assert together == pytest.approx(alone, rel=0.1)  # how many trials that is depends on who climbs

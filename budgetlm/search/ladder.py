@@ -14,9 +14,9 @@ TOP_SHARE = 1 / 5
 TOP_SHARE_OF_A_FRONT = 1 / 16
 """The same where more than the loss counts: a front is of the trials that reached the highest rung, and wants more of them than a single best. With a
 fifth, two were there (docs/LOG.md)."""
-WALL_SHARE = 1 / 5
-"""The highest rung takes at most this share of the search's time on the wall, its budget over its devices: what a trial shows at one rung has to be known while
-there is time to climb to the next."""
+WALL_SHARE = 2 / 5
+"""The highest rung takes at most this share of the search's time on the wall, its budget over its devices: then a climb through all rungs (4/3 of the highest) and
+a run of the gate after it fit, one after the other. It tells from three devices on."""
 BOTTOM_SHARE = 1 / 400
 """The cheapest rung costs at least this share: more trials than that would not be evaluated, only counted."""
 LEAST_RUNGS = 2

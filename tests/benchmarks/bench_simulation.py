@@ -42,8 +42,8 @@ from budgetlm.search.study import prepare
 from budgetlm.watch import Watcher
 
 DEVICES = (1, 2, 4, 16, 64)
-OTHER_SHARES = (0.0,)
-"""Of the time on the wall for the highest rung, in the question of the ladder."""
+OTHER_SHARES = (0.0, 0.2)
+"""Of the time on the wall for the highest rung, in the question of the ladder; where they lead to another ladder."""
 TARGET_HOURS = 24.0
 DEVICE_HOURS, WALL_HOURS = 8.0, 2.0
 LEAST_RUNG_SECONDS = 80.0
@@ -52,7 +52,7 @@ SPACE = {"optimizer": "muon", "schedule": "linear", "warmup": 0.05, "cooldown": 
 """What is not searched, so that a forecast is fitted in less time: depth, width, batch, peak rate and weight decay are."""
 RIVALS = 1000
 RESTARTS = 3
-COLOURS = {"hours": "#2166ac", "wall": "#b2182b"}
+COLOURS = {"hours": "#2166ac", "ladder": "#888888", "wall": "#b2182b"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,8 @@ def cases(only: list[str], seeds: int, rates: list[str], numbers: list[int]) -> 
         if "hours" in only:
             found += [Case("hours", n, DEVICE_HOURS, "none", seed) for n in numbers]
         if "ladder" in only:
-            found += [
-                Case("ladder", n, DEVICE_HOURS, "none", seed, share) for n in numbers if n > 1 for share in OTHER_SHARES
-            ]
+            others = [Case("ladder", n, DEVICE_HOURS, "none", seed, share) for n in numbers for share in OTHER_SHARES]
+            found += [case for case in others if rungs_of(case) != rungs_of(replace(case, share=ladder.WALL_SHARE))]
         if "wall" in only:  # four devices are those above
             found += [Case("wall", n, n * WALL_HOURS, "none", seed) for n in numbers if n * WALL_HOURS != DEVICE_HOURS]
     if "day" in only:
@@ -195,12 +194,13 @@ def tell(lines: list[dict]) -> None:
 def plot(lines: list[dict], path: Path) -> None:
     """Regret against devices, as SVG."""
     width, height, left, bottom = 560, 300, 60, 250
-    asked = [q for q in COLOURS if any(line["question"] == q for line in lines)]
-    ends = [interval([r["regret"] for r in rows_of(lines, q, n)]) for q in asked for n in DEVICES if rows_of(lines, q, n)]
+    asked = {q: 0.0 if q == "ladder" else ladder.WALL_SHARE for q in COLOURS if any(line["question"] == q for line in lines)}
+    groups = [rows_of(lines, q, n, share) for q, share in asked.items() for n in DEVICES]
+    ends = [interval([r["regret"] for r in rows]) for rows in groups if rows]
     most = 1.1 * max(high for _, _, high in ends)
 
     def place(devices: int, regret: float) -> tuple[float, float]:
-        return left + 60 + 130 * DEVICES.index(devices), bottom - 220 * regret / most
+        return left + 40 + 105 * DEVICES.index(devices), bottom - 220 * regret / most
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
@@ -214,11 +214,16 @@ def plot(lines: list[dict], path: Path) -> None:
         y = place(1, most * k / 4)[1]
         parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{most * k / 4:.1f}</text>')
     parts.append('<text x="14" y="135" transform="rotate(-90 14 135)" text-anchor="middle">regret, %</text>')
-    for shift, question in enumerate(asked):
+    said = {
+        "hours": f"{DEVICE_HOURS:g} device-hours together",
+        "ladder": "the same with the ladder of one device",
+        "wall": f"{WALL_HOURS:g} h of each device",
+    }
+    for shift, (question, share) in enumerate(asked.items()):
         colour = COLOURS[question]
         points = []
         for devices in DEVICES:
-            rows = rows_of(lines, question, devices)
+            rows = rows_of(lines, question, devices, share)
             if rows:
                 mean, low, high = interval([r["regret"] for r in rows])
                 x, y = place(devices, mean)
@@ -229,8 +234,7 @@ def plot(lines: list[dict], path: Path) -> None:
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
                 )
         parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>')
-        said = f"{DEVICE_HOURS:g} device-hours together" if question == "hours" else f"{WALL_HOURS:g} h of each device"
-        parts.append(f'<text x="{width - 30}" y="{34 + 18 * shift}" text-anchor="end" fill="{colour}">{said}</text>')
+        parts.append(f'<text x="{left + 20}" y="{34 + 18 * shift}" fill="{colour}">{said[question]}</text>')
     path.write_text("\n".join([*parts, "</svg>", ""]))
 
 

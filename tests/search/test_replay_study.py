@@ -2,6 +2,7 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 
 from budgetlm.cli import main
@@ -85,3 +86,18 @@ def test_the_command_replays_a_study(searched, cache, monkeypatch, capsys):
         said = capsys.readouterr().out
         assert "regret" in said
         assert not options or json.loads(said)["sampler"] == "qmc"
+
+
+def test_what_is_a_recipes_own_far_below_the_target_is_not_taken_for_what_it_comes_to_there():
+    chance = np.random.default_rng(0)
+    steady, turning = (
+        [
+            run(trial, rung, seconds, recipe, 0.6 + math.exp(-(0.2 + own * turns) * math.log(seconds / 1000) + own))
+            for trial, own in enumerate(0.05 * chance.standard_normal(24))
+            for recipe in [{"peak_lr": 10 ** (-4 + trial / 12), "schedule": "wsd"}]
+            for rung, seconds in enumerate((1.0, 10.0, 100.0))
+        ]
+        for turns in (0.0, 1.0)
+    )
+    slopes = [fit_landscape(records, SPACE, 1000.0, "x").own_slope for records in (steady, turning)]
+    assert slopes[0] < slopes[1]

@@ -2,7 +2,8 @@
 
     log(bpb - E) = level - exponent·u + slopes·z + squares·z² + drift·z·u + the recipe's own + the run's own,
 
-with u the logarithm of device time over the target's and z the searched parameters, -1 to 1 over their ranges. Each draw is one
+with u the logarithm of device time over the target's and z the searched parameters, -1 to 1 over their ranges. A recipe's own is a level and a slope in u: what it
+shows far below the target is not what it comes to there. Each draw is one
 landscape that the runs allow, so that searches on many of them say how sure the answer is. Divergence is not modelled.
 """
 
@@ -24,6 +25,8 @@ E_SHARES = (0.3, 0.5, 0.7, 0.85)
 """Candidates for E, as shares of the least loss seen."""
 OWN = (0.003, 0.01, 0.03, 0.1)
 """Candidates for the spread of what is a recipe's own, in log(bpb - E)."""
+OWN_SLOPES = (0.0, 0.2, 0.5)
+"""Candidates for how much that changes for each factor e of device time, as a share of it."""
 NOISE = (0.002, 0.006, 0.02)
 """Likewise for a run's."""
 EXPONENT = (0.2, 0.12)
@@ -45,6 +48,7 @@ class Landscape:
     means: np.ndarray  # (features,)
     root: np.ndarray  # (features, features) of the covariance
     own: float
+    own_slope: float
     noise: float
     runs: int
     """That it was fitted to."""
@@ -73,7 +77,8 @@ class Drawn:
         """
         land = self.landscape
         level = float(features(land.space, recipe, u) @ self.coefficients)
-        level += land.own * _normal(self.seed, sorted((k, str(recipe[k])) for k in searched(land.space)))
+        which = sorted((k, str(recipe[k])) for k in searched(land.space))
+        level += land.own * (_normal(self.seed, which) - land.own_slope * u * _normal(self.seed, which, "slope"))
         level += land.noise * _normal(self.seed, run) if run else 0.0
         return land.floor + math.exp(level)
 
@@ -128,39 +133,45 @@ def fit_landscape(records: Sequence[RunRecord], space: Space, target_seconds: fl
             f"study {name!r} has {len(runs)} finished runs on {len({r.rung for r in runs})} rungs; to model its losses takes "
             f"{FEWEST} on 2 at least. Go on with it: `budgetlm search --study {name} --hours …`."
         )
-    x = np.array([features(space, r.recipe, math.log(r.planned_seconds / target_seconds)) for r in runs])
+    u = np.log([r.planned_seconds / target_seconds for r in runs])
+    x = np.array([features(space, r.recipe, at) for r, at in zip(runs, u.tolist(), strict=True)])
     bpb = np.array([r.bpb for r in runs], dtype=float)
     trial = np.array([r.trial for r in runs])
     same = (trial[:, None] == trial).astype(float)
     means, spreads = _prior(space, x.shape[1])
-    best: tuple[float, float, float, float] = (-math.inf, 0.0, 0.0, 0.0)
+    best: tuple[float, float, np.ndarray, tuple[float, float, float]] = (-math.inf, 0.0, same, (0.0, 0.0, 0.0))
     between = (x * spreads**2) @ x.T
-    for share, own, noise in product(E_SHARES, OWN, NOISE):
+    for share, own, slope, noise in product(E_SHARES, OWN, OWN_SLOPES, NOISE):
         floor = share * float(bpb.min())
         y = np.log(bpb - floor)
-        lower = np.linalg.cholesky(between + own**2 * same + noise**2 * np.eye(len(y)))
+        within = own**2 * same * (1 + slope**2 * np.outer(u, u)) + noise**2 * np.eye(len(y))
+        lower = np.linalg.cholesky(between + within)
         left = np.linalg.solve(lower, y - x @ means)
         evidence = -0.5 * float(left @ left) - float(np.log(np.diag(lower)).sum()) - float(y.sum())
-        best = max(best, (evidence, floor, own, noise))
-    _, floor, own, noise = best
-    inverse = np.linalg.inv(own**2 * same + noise**2 * np.eye(len(bpb)))
+        if evidence > best[0]:
+            best = evidence, floor, within, (own, slope, noise)
+    _, floor, within, sizes = best
+    inverse = np.linalg.inv(within)
     covariance = np.linalg.inv(np.diag(spreads**-2.0) + x.T @ inverse @ x)
     found = means + covariance @ x.T @ inverse @ (np.log(bpb - floor) - x @ means)
-    return Landscape(space, floor, found, np.linalg.cholesky((covariance + covariance.T) / 2), own, noise, len(runs))
+    return Landscape(space, floor, found, np.linalg.cholesky((covariance + covariance.T) / 2), *sizes, len(runs))
 
 
-def imagined_landscape(space: Space, floor: float = 0.5, own: float = 0.01, noise: float = 0.006) -> Landscape:
+def imagined_landscape(
+    space: Space, floor: float = 0.5, own: float = 0.01, own_slope: float = 0.5, noise: float = 0.006
+) -> Landscape:
     """The landscapes that are thought likely before there is any run.
 
     Args:
         floor: E, in bits per byte.
         own: spread of what is a recipe's own, in log(bpb - E).
+        own_slope: how much that changes for each factor e of device time, as a share of it; as the forecast takes it to (`forecast/fit.py`).
         noise: likewise of a run's.
     """
     size = len(features(space, random_recipes(space, 1, 0)[0], 0.0))
     means, spreads = _prior(space, size)
     spreads[0] = 0.0  # where the level lies changes nothing that is searched for
-    return Landscape(space, floor, means, np.diag(spreads), own, noise, 0)
+    return Landscape(space, floor, means, np.diag(spreads), own, own_slope, noise, 0)
 
 
 def _prior(space: Space, size: int) -> tuple[np.ndarray, np.ndarray]:
