@@ -45,8 +45,10 @@ def plan_rungs(
     """
     ladder = [target_seconds / RATIO**k for k in range(40)]
     affordable = [r for r in ladder if least_seconds <= r <= budget_seconds * TOP_SHARE]
-    ends = budget_seconds * (1.0 if objectives == "loss" else TOP_SHARE_OF_A_FRONT), budget_seconds / devices * WALL_SHARE
-    for end in ends if devices > 1 else ends[:1]:
+    ends = [budget_seconds * TOP_SHARE_OF_A_FRONT] if objectives != "loss" else []
+    if devices > 1:
+        ends.append(budget_seconds / devices * WALL_SHARE)
+    for end in ends:
         low = [r for r in affordable if r <= end]
         affordable = low if len(low) >= LEAST_RUNGS else affordable[-LEAST_RUNGS:]  # the ladder is the dearest first
     if target_seconds / RATIO ** (LEAST_RUNGS - 1) < least_seconds:
