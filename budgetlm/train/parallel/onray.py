@@ -73,6 +73,8 @@ class OnRay:
         self._ray, self._task, self._devices, self._needs, self._restarts = ray, task, devices, needs, restarts
         self._attempt, self._asked, self._line = 0, False, open_line(ray)
         self._group: Any = None
+        self._asked_for: Any = None
+        """What the line will have taken."""
         self._address: Any = None
         """What will say where the leader can be met; there are no members before."""
         self._members: list[Any] = []
@@ -100,9 +102,21 @@ class OnRay:
     def heard(self, seconds: float) -> list[Word]:
         """What the members have said; waits up to `seconds` for one of them to end."""
         self._ray.wait(self._members or [self._address], num_returns=1, timeout=seconds)
-        said = self._ray.get(self._line.take.remote())
+        over = self._returned is not None or self._lost is not None
+        said = self._taken(wait=over) + (
+            self._taken(wait=True) if over else []
+        )  # the last words were said after the question before
         self._here |= {number for number, _ in said} & set(self._numbers())
         return [word for _, word in said if word is not None]
+
+    def _taken(self, *, wait: bool) -> list[tuple[int, Any]]:
+        """What the line has; it may not be there yet when the first is asked for it."""
+        self._asked_for = self._asked_for or self._line.take.remote()
+        if not wait and not self._ray.wait([self._asked_for], timeout=0)[0]:
+            return []
+        said: list[tuple[int, Any]] = self._ray.get(self._asked_for)
+        self._asked_for = None
+        return said
 
     def ask_to_stop(self) -> None:
         """Ask all members, once, to save what they have and return."""
