@@ -103,9 +103,9 @@ class OnRay:
         """What the members have said; waits up to `seconds` for one of them to end."""
         self._ray.wait(self._members or [self._address], num_returns=1, timeout=seconds)
         over = self._returned is not None or self._lost is not None
-        said = self._taken(wait=over) + (
-            self._taken(wait=True) if over else []
-        )  # the last words were said after the question before
+        said = self._taken(wait=over)
+        if over:  # the last words were said after that question
+            said += self._taken(wait=True)
         self._here |= {number for number, _ in said} & set(self._numbers())
         return [word for _, word in said if word is not None]
 
