@@ -50,9 +50,8 @@ for command in (
 def main() -> None:
     """Run the command line: a person's mistake is one line, a bug keeps its traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # NumPy's matrices are small here: more threads only take time from the workers
+    # NumPy's matrices are small here: more threads only take time from the workers.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _leave)  # until a command knows better
     try:
         app()

@@ -4,19 +4,15 @@ A final has an account of its own in the study's ledger. What is charged there c
 crash has lost it: a resumed final goes on from its newest checkpoint with the device-seconds that are really left.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from tokenizers import Tokenizer
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.budget.ledger import Ledger, open_ledger
@@ -24,8 +20,6 @@ from budgetlm.callable import make_callable
 from budgetlm.compress.artefact import load_artefact
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.config import StudyConfig
-from budgetlm.data.batches import validation_sample
-from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, hide
 from budgetlm.data.rest import rest_being_read, write_rest
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
@@ -34,16 +28,15 @@ from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
 from budgetlm.interrupt import StopRequest
-from budgetlm.model.fill import fill
 from budgetlm.model.footprint import saved_bytes
-from budgetlm.model.generate import generate
 from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
-from budgetlm.passport import identify, pick_device, visible_gpus
+from budgetlm.passport import identify, pick_device
 from budgetlm.recipe.oracle import expected_speed, fits_in, team_worlds
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
+from budgetlm.samples import write_samples
 from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.study import check_data, check_machine, prepare, repetition_warning, threads_of
 from budgetlm.studies import FORECAST
@@ -53,10 +46,10 @@ from budgetlm.train.fp8 import check_fp8
 from budgetlm.train.loop import Checkpoints, train
 from budgetlm.train.model_folder import write_model
 from budgetlm.train.pace import DISK_BYTES_PER_SECOND
-from budgetlm.train.parallel.kinds import Kind, check_devices, check_kind
+from budgetlm.train.parallel.crew import Crew, crew_here, crew_on_ray
+from budgetlm.train.parallel.kinds import Kind, check_kind
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
-from budgetlm.workers.raylink import connect, needs_of, room
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
@@ -64,7 +57,6 @@ APART_SECONDS = 20.0
 """What must be left before the deadline for measuring the model in a process of its own, beside the measuring."""
 PARTING_SECONDS = 1.0
 """What the processes of a team are given to end in."""
-SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 3, 96, 12
 
 
 @dataclass(frozen=True)
@@ -216,16 +208,13 @@ class _Final:
         self.study, self.plan, self.recipe, self.trial, self.why = study, plan, recipe, trial, why
         self.name, self.home, self.seconds, self.seed = name, home, seconds, seed
         self.cache, self.clock, self.watcher = cache, clock, watcher
-        self.ray: Any = None
-        """The module, where it is connected to a cluster that trains."""
-        self.needs: dict[str, float] = {}
-        """Of the cluster, by each device."""
 
     def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]], int]:
         """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
         # The whole machine is its own now, but the forecast is of a final on as many threads as the rungs had.
         device = pick_device(self.study.train.device, threads_of(self.study, self.plan))
-        self.devices = self._devices(device)
+        self.crew = self._crew(device)
+        self.devices = self.crew.count
         if self.plan.world.precision == "fp8":
             check_fp8(device)
         check_machine(self.plan, identify(device))
@@ -328,26 +317,16 @@ class _Final:
 
     # --- by several devices ---
 
-    def _devices(self, device: str) -> int:
-        """How many train it.
+    def _crew(self, device: str) -> Crew:
+        """The devices that train it.
 
         Raises:
             ConfigError: there are not so many.
         """
-        wanted = self.study.train.final_devices
-        if self.study.train.engine == "ray" and wanted != 1:
-            self.ray = connect(self.study.train.ray_address)
-            self.needs = needs_of(self.ray, device, threads_of(self.study, self.plan))
-            there = room(self.ray, self.needs)
-            check_devices(wanted, there, f"the Ray cluster has places for {there}")
-            return wanted or there
-        if device == "cuda":
-            there = len(visible_gpus())
-            says = f"this machine has {there} GPUs to use (CUDA_VISIBLE_DEVICES)"
-        else:
-            there, says = os.cpu_count() or 1, f"this machine has {os.cpu_count()} cores"
-        check_devices(wanted, there, says)
-        return wanted or (there if device == "cuda" else 1)
+        wanted = self.study.train
+        if wanted.engine == "ray" and wanted.final_devices != 1:
+            return crew_on_ray(wanted.final_devices, device, wanted.ray_address, threads_of(self.study, self.plan))
+        return crew_here(wanted.final_devices, device)
 
     def _kind(self, config: RunConfig) -> Kind:
         """How several devices train it: as it is asked for, or the first way in which it fits."""
@@ -367,18 +346,8 @@ class _Final:
                 "data      the rest of the source is read before training, so that all devices read the same text"
             )
             write_rest(self.study.data, self.cache, tokens)
-        from budgetlm.train.parallel.launch import Processes, train_together
+        from budgetlm.train.parallel.launch import train_together
         from budgetlm.train.parallel.member import Task
-
-        def hire(task: Task) -> Processes:
-            restarts = self.study.search.max_restarts
-            if self.ray:
-                from budgetlm.train.parallel.onray import OnRay
-
-                return OnRay(self.ray, task, self.devices, self.needs, restarts)
-            from budgetlm.train.parallel.agent import Agent
-
-            return Agent(task, self.devices, restarts)
 
         def train_it(config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]) -> RunRecord:
             writing = saved_bytes(config.model, 0, exported=True) / DISK_BYTES_PER_SECOND
@@ -392,17 +361,18 @@ class _Final:
                 reserve=self.devices * (PARTING_SECONDS + writing),
                 spent_seconds=charged,
                 launched=time.monotonic(),
-                threads=self._threads(),
+                threads=self.crew.threads,
                 offload=self.study.train.offload,
                 hang_seconds=self.study.search.hang_seconds,
             )
-            where = " on the Ray cluster" if self.ray else ""
-            self.watcher.note(f"devices   {self.devices}{where}, {kind}: a second of theirs is charged as {self.devices}")
+            self.watcher.note(
+                f"devices   {self.devices}{self.crew.where}, {kind}: a second of theirs is charged as {self.devices}"
+            )
             if config.compile and kind == "fsdp":
                 self.watcher.note("devices   blocks are not compiled in this kind")
             self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
             record, notes = train_together(
-                hire(task),
+                self.crew.hire(task, self.study.search.max_restarts),
                 self.devices,
                 meter,
                 on_point=self._point,
@@ -413,12 +383,6 @@ class _Final:
             return record
 
         return train_it
-
-    def _threads(self) -> int:
-        """CPU threads of a member: on one machine they share its cores."""
-        if self.ray:
-            return threads_of(self.study, self.plan)
-        return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // self.devices))
 
     def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
         """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
@@ -481,31 +445,3 @@ class _Final:
 
     def _charged(self, ledger: Ledger) -> float:
         return ledger.balance(self.name).charged_seconds if self.name in ledger.accounts() else 0.0
-
-
-def write_samples(network: LanguageModel, tokens: Tokens, should_stop: Callable[[], bool]) -> list[dict[str, str]]:
-    """Continue the beginnings of a few validation windows."""
-    tokenizer = Tokenizer.from_file(str(tokens.tokenizer_file))
-    context = network.config.context_length
-    windows = validation_sample(tokens, context, SAMPLES * context)
-    samples: list[dict[str, str]] = []
-    if network.config.encodes:
-        return _filled(network, tokenizer, windows)
-    for number, window in enumerate(windows):
-        prompt = [int(t) for t in window[:PROMPT_TOKENS]]
-        end = tokens.facts.end_of_text
-        made = list(generate(network, prompt, SAMPLE_TOKENS, seed=number, end_of_text=end, should_stop=should_stop))
-        samples.append({"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(made)})
-    return samples
-
-
-def _filled(network: LanguageModel, tokenizer: Tokenizer, windows: np.ndarray) -> list[dict[str, str]]:
-    """The beginnings of the windows with gaps, and as an encoder fills them."""
-    samples, mask = [], network.config.mask_token
-    assert mask is not None
-    length = min(3 * PROMPT_TOKENS, network.config.context_length - 1)
-    for marked in hide(windows[:, : length + 1], EVALUATION_RATE, EVALUATION_SEED)[:, :-1].tolist():
-        prompt = [mask if token < 0 else token for token in marked]
-        shown = tokenizer.decode(prompt, skip_special_tokens=False)
-        samples.append({"prompt": shown, "continuation": tokenizer.decode(fill(network, prompt))})
-    return samples

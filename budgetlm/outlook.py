@@ -5,9 +5,9 @@ from pathlib import Path
 from budgetlm.budget.clock import duration
 from budgetlm.config import StudyConfig
 from budgetlm.devices import published_passport
-from budgetlm.passport import Passport, pick_device, take_passport, visible_gpus
+from budgetlm.passport import Passport, pick_device, take_passport
 from budgetlm.recipe.scale import MANY_EPOCHS
-from budgetlm.search.plan import Plan, load_plan, vocabulary_of
+from budgetlm.search.plan import Plan, devices_of, load_plan, vocabulary_of
 from budgetlm.search.rehearse import Rehearsal, Stage, guessed_plan, rehearse
 from budgetlm.search.study import check_settings, prepare, threads_of
 from budgetlm.watch import Watcher
@@ -25,7 +25,7 @@ def look_ahead(config: StudyConfig, cache: Path, watcher: Watcher, device: str |
     known = None if device else _settled(config)
     passport = known.passport if known else _passport(config, device, cache)
     tokens = prepare(config, known.world.vocab_size if known else vocabulary_of(config, passport), cache, watcher)
-    places = config.train.devices or (1 if device or passport.device == "cpu" else max(1, len(visible_gpus())))
+    places = devices_of(config, "cpu" if device else passport.device)  # of a published device there is one
     plan = known or guessed_plan(config, passport, tokens, places)
     return rehearse(config, plan, tokens, places)
 

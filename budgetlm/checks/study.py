@@ -204,13 +204,14 @@ def space(case: Case) -> Finding:
 
 def budget(case: Case) -> Finding:
     """What the search's hours pay for, less what is spent already."""
-    from budgetlm.search.plan import rungs_of
+    from budgetlm.search.plan import devices_of, rungs_of
     from budgetlm.search.scheduler import MARGIN_SECONDS
 
     budget, plan = case.config.budget, case.plan
     if budget.hours == 0:
         return "warning", "how much may the search spend? Give `--hours`, then this says what they pay for."
-    rungs = rungs_of(case.config, max(1, case.config.train.devices), plan.rungs if plan else ())
+    devices = devices_of(case.config, case.passport.device if case.passport else "cpu")
+    rungs = rungs_of(case.config, devices, plan.rungs if plan else ())
     balance = _balance(case.config)
     charged = balance.charged_seconds if balance else 0.0
     if charged > budget.seconds:

@@ -20,7 +20,7 @@ from budgetlm.files import read_json, write_atomic, write_json
 from budgetlm.inherit import INIT
 from budgetlm.model.kinds import FP32
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
-from budgetlm.passport import Passport
+from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.limit import least_artefact_bytes, limited, too_small
 from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed
 from budgetlm.recipe.recipe import Recipe, recipe_from
@@ -214,6 +214,15 @@ def check_limit(config: StudyConfig) -> None:
         raise too_small(least, limit)
 
 
+def devices_of(config: StudyConfig, device: str) -> int:
+    """Devices of this machine that a search uses at once: those asked for, or all GPUs, or one CPU.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    return config.train.devices or (max(1, len(visible_gpus())) if device == "cuda" else 1)
+
+
 def rungs_of(config: StudyConfig, devices: int, known: Sequence[float] = ()) -> list[float]:
     """The ladder of a study on so many devices, as `plan_rungs` plans it.
 
@@ -227,7 +236,7 @@ def rungs_of(config: StudyConfig, devices: int, known: Sequence[float] = ()) -> 
 def usual_shape(config: StudyConfig, passport: Passport) -> ModelConfig:
     """A shape like those of which a study will train many, as far as that is known before its text is."""
     budget, context = config.budget, context_of(config, passport.device)
-    rung = rungs_of(config, max(1, config.train.devices))[0]
+    rung = rungs_of(config, devices_of(config, passport.device))[0]
     vocabulary = vocabulary_of(config, passport)
     return _shapes_to_time(rung, budget.target_seconds, passport, vocabulary, context, read_space(config.space))[1]
 

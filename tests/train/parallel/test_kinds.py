@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import pytest
 
@@ -8,7 +9,8 @@ from budgetlm.final import final
 from budgetlm.model.footprint import training_memory
 from budgetlm.recipe.oracle import team_worlds
 from budgetlm.train.config import OptimizerConfig
-from budgetlm.train.parallel.kinds import KINDS, check_devices, check_kind
+from budgetlm.train.parallel.crew import crew_here
+from budgetlm.train.parallel.kinds import KINDS, check_kind
 from budgetlm.train.parallel.team import ALONE
 from budgetlm.watch import Watcher
 from tests.conftest import tiny_model, tiny_run
@@ -42,9 +44,15 @@ def test_what_cannot_be_trained_in_parts_is_refused_with_the_reason(changes, why
 
 
 def test_no_more_devices_than_there_are():
-    check_devices(2, 2, "this machine has 2 GPUs")
-    with pytest.raises(ConfigError, match="3 devices are asked for, but this machine has 2 GPUs. Give `--devices 2`"):
-        check_devices(3, 2, "this machine has 2 GPUs")
+    with mock.patch("budgetlm.train.parallel.crew.visible_gpus", return_value=["0", "1"]):
+        assert [crew_here(wanted, "cuda").count for wanted in (0, 1, 2)] == [2, 1, 2]
+        with pytest.raises(
+            ConfigError, match="3 devices are asked for, but this machine has 2 GPUs to use .*Give `--devices 2`"
+        ):
+            crew_here(3, "cuda")
+    assert [crew_here(wanted, "cpu").count for wanted in (0, 1)] == [1, 1]
+    with pytest.raises(ConfigError, match="has [0-9]+ cores"):
+        crew_here(10**6, "cpu")
 
 
 @pytest.mark.parametrize("train", [{"final_devices": 10**6}, {"final_devices": 2, "parallel": "fsdp"}], ids=str)
