@@ -11,9 +11,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from budgetlm.errors import ConfigError, StudyError
 
@@ -164,23 +166,29 @@ def read_lines_from(path: Path, offset: int) -> tuple[list[Any], int]:
         whole, end, _ = file.read().rpartition(b"\n")
     values = []
     for line in whole.splitlines():
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            continue
+        with suppress(ValueError):
+            values.append(_parsed(line))
     return values, offset + len(whole) + len(end)
 
 
 def read_whole_lines(path: Path) -> list[Any]:
-    """As `read_lines`, several times as fast where all lines are sound."""
+    """As `read_lines`, twice as fast where all lines are sound."""
     if not path.exists():
         return []
     text = path.read_bytes().rpartition(b"\n")[0]
     try:
-        values: list[Any] = json.loads(b"[" + text.replace(b"\n", b",") + b"]")
+        values: list[Any] = _parsed(b"[" + text.replace(b"\n", b",") + b"]")
     except ValueError:
         return read_lines(path)
     return values
+
+
+def _parsed(text: bytes) -> Any:
+    """A JSON value, three times as fast as by the standard library; by that, where it has `NaN` or the like, as a loss that diverged."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return json.loads(text)
 
 
 def digest(value: Any) -> str:

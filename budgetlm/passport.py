@@ -6,8 +6,10 @@ passport itself. torch is imported only when a passport is taken.
 
 import os
 import platform
+import subprocess
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import budgetlm
@@ -109,7 +111,7 @@ def identify(device: str) -> Passport:
         memory_bytes=memory,
         torch=torch.__version__,
         python=platform.python_version(),
-        budgetlm=budgetlm.__version__,
+        budgetlm=version(),
         system=f"{platform.system()} {platform.machine()}",
         fp32_gflops=0.0,
         bf16_gflops=0.0,
@@ -136,6 +138,20 @@ def take_passport(device: str, cache: Path | None = None) -> Passport:
         if higher:
             write_json(path, ceilings)
     return replace(passport, fp32_gflops=ceilings["fp32"], bf16_gflops=ceilings["bf16"])
+
+
+@cache
+def version() -> str:
+    """This package's version, with the commit where it lies in a checkout of its own, and `-dirty` where that was changed: `0.1.0+1a2b3c4`."""
+    source = Path(__file__).resolve().parents[1]
+    if not (source / ".git").exists():
+        return budgetlm.__version__
+    asked = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=7", "--exclude", "*"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True)  # noqa: S603  # no part of it is from outside
+    except (OSError, subprocess.SubprocessError):
+        return budgetlm.__version__
+    return f"{budgetlm.__version__}+{said.stdout.strip()}"
 
 
 def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[int]:

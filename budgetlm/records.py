@@ -114,6 +114,8 @@ class RunRecord:
     """How often each training token that the run could see was read."""
     peak_bytes: int = 0
     """The most memory that the run held on one device, above what its process held before it; 0 where it was not measured."""
+    energy_joules: float = 0.0
+    """What its devices took, by their own counters (`train/energy.py`); where it was resumed, for this part; 0 where nothing counts it."""
     predicted_tokens_per_second: float = 0.0
     """What the oracle said before the run was paid for; 0 where it was not asked."""
     predicted_peak_bytes: float = 0.0

@@ -1,5 +1,8 @@
+import subprocess
+
 import pytest
 
+import budgetlm
 from budgetlm import passport
 from budgetlm.errors import StudyError
 from budgetlm.passport import cgroup_limits, take_passport
@@ -46,3 +49,21 @@ def test_ceilings_that_were_kept_and_cannot_be_read_are_an_error_that_names_the_
     kept.write_text("{")
     with pytest.raises(StudyError, match=f"{kept.name} is damaged"):
         take_passport("cpu", tmp_path)
+
+
+def test_results_say_which_commit_they_were_made_at(tmp_path, monkeypatch):
+    def git(*words):
+        return subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True, text=True).stdout
+
+    (tmp_path / "budgetlm").mkdir()
+    code = tmp_path / "budgetlm/passport.py"
+    code.write_text("")
+    monkeypatch.setattr(passport, "__file__", str(code))
+    assert passport.version.__wrapped__() == budgetlm.__version__
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "one")
+    commit = git("rev-parse", "--short=7", "HEAD").strip()
+    assert passport.version.__wrapped__() == f"{budgetlm.__version__}+{commit}"
+    code.write_text("changed")
+    assert passport.version.__wrapped__() == f"{budgetlm.__version__}+{commit}-dirty"

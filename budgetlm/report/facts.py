@@ -1,8 +1,6 @@
 """A study's folder -> everything that its page is told. Reads files and the ledger; never a live study, neither torch nor optuna."""
 
-import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from budgetlm.budget.ledger import Ledger
@@ -10,13 +8,13 @@ from budgetlm.config import STUDIES, STUDY_FILE
 from budgetlm.errors import StudyError
 from budgetlm.files import read_json
 from budgetlm.forecast.history import Moment, read_moments
+from budgetlm.passport import version
 from budgetlm.receipts import Receipt, receipts
 from budgetlm.records import CurvePoint, RunRecord, read_curve, read_records
 from budgetlm.studies import IMPORTANCE, PLAN, PLAN_TEXT, RunningRun, forecast_kept, ledger_of, running_runs
 
 MOST_POINTS, LEAST_POINTS, ALL_POINTS = 120, 10, 150_000
 """Of a curve at most, of a curve at least, and of all curves together."""
-SOURCE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Facts:
     receipts: list[Receipt]
     """Of all studies beside this one, its own included."""
     written_by: str
-    """The version of budgetlm, and its commit where it is known."""
+    """The versions of budgetlm that made the page and that searched, with their commits where they are known."""
     price_per_hour: float = 0.0
     """Of one device; 0 where nobody said."""
     running: list[RunningRun] = field(default_factory=list)
@@ -111,7 +109,7 @@ def collect(name: str, price_per_hour: float = 0.0) -> Facts:
         forecasts_kept={run: forecast for run, forecast in kept.items() if forecast},
         samples={run: read_json(path) for run, path in samples.items()},
         receipts=receipts().finals,
-        written_by=_version(plan),
+        written_by=f"budgetlm {version()}; the search by budgetlm {plan['passport'].get('budgetlm', '')}",
         price_per_hour=price_per_hour,
         running=running,
     )
@@ -120,21 +118,3 @@ def collect(name: str, price_per_hour: float = 0.0) -> Facts:
 def _account(ledger: Ledger, name: str) -> Account:
     balance = ledger.balance(name)
     return Account(balance.budget_seconds, {p: s for p, s in balance.by_purpose.items() if s}, balance.stopped_because)
-
-
-def _version(plan: dict[str, Any]) -> str:
-    """The version that searched, and the commit of this code where it lies in a checkout of its own."""
-    version = f"budgetlm {plan['passport'].get('budgetlm', '')}".strip()
-    if not (SOURCE / ".git").exists():
-        return version
-    try:
-        asked = subprocess.run(  # noqa: S603  # no part of it is from outside
-            ["git", "-C", str(SOURCE), "rev-parse", "--short", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{version}, page written at commit {asked.stdout.strip()}"

@@ -20,6 +20,8 @@ from budgetlm.studies import FINETUNE
 
 SOME_DOUBT = 0.2
 """Where those that stayed below are better with this probability or more, all together, the verdict says so."""
+COUNTED = 0.995
+"""Where less of the runs' time has its energy known, that is said."""
 MOST_NAMED = 8
 """Trials that a sentence names."""
 
@@ -77,7 +79,21 @@ def _spent_card(facts: Facts) -> Card:
     money = ""
     if facts.price_per_hour:
         money = f"; {facts.price_per_hour * (spent + finals) / 3600:,.2f} in money at {facts.price_per_hour:,.4g} an hour"
-    return Card(duration(spent), f"of {duration(search.budget_seconds)} of device time spent on the search{also}{money}")
+    taken = _energy(facts.records)
+    energy = f"; {taken}" if taken else ""
+    return Card(
+        duration(spent), f"of {duration(search.budget_seconds)} of device time spent on the search{also}{money}{energy}"
+    )
+
+
+def _energy(records: Sequence[RunRecord]) -> str:
+    """What runs took where a device counts it, and how much of their time that is; nothing where none does."""
+    counted = [r for r in records if r.energy_joules > 0]
+    if not counted:
+        return ""
+    share = sum(r.seconds for r in counted) / sum(r.seconds for r in records)
+    some = f" in the {share:.0%} of their time that was counted" if share < COUNTED else ""
+    return f"{sum(r.energy_joules for r in counted) / 3.6e6:.3g} kWh taken by runs{some}"
 
 
 def last_final(facts: Facts, trial: int) -> RunRecord | None:
@@ -133,7 +149,7 @@ def spending(facts: Facts) -> str:
     ended = f"The search ended because {search.stopped_because}." if search.stopped_because else "The search is still open."
     return (
         f"{spent:.1f} of {search.budget_seconds:.1f} device-seconds are spent, {share:.0f} % of them on optimisation steps. "
-        f"{ended}{_attempts(facts.records)} Energy was not measured."
+        f"{ended}{_attempts(facts.records)}{'' if _energy(facts.records) else ' What energy was taken is not known: no device here says it.'}"
     )
 
 

@@ -34,6 +34,7 @@ from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
+from budgetlm.train.energy import EnergyMeter
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.optim import average_into, set_decay, set_momentum, set_training
@@ -147,7 +148,7 @@ class _Run:
         self.config, self.label, self.meter, self.checkpoints, self.team = config, label, meter, checkpoints, team
         self.spent_before = dict(meter.spent)
         set_heap(config.device, compact=config.compact_heap)
-        self.memory = PeakMemory.begin(config.device)
+        self.memory, self.energy = PeakMemory.begin(config.device), EnergyMeter.of(config.device)
         self.windows = self._sample(tokens, config.eval_tokens)
         self.all_windows = self._sample(tokens, config.full_eval_tokens) if config.full_eval_tokens else self.windows[:0]
         self.bytes_V = tokens.bytes_V
@@ -293,6 +294,7 @@ class _Run:
             self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
             self._average()
             self.team.agree()
+        self.energy.look(self.meter.clock.now())
         seconds = self.meter.clock.now() - before
         tokens = len(rows) * self.config.model.context_length
         self.steps_here += 1
@@ -507,6 +509,7 @@ class _Run:
             teacher_seconds=self.compressor.teacher_seconds,
             epochs=self.sequences_done / self.batches.sequences,
             peak_bytes=self.team.most(self.memory.bytes()),
+            energy_joules=self.team.added(self.energy.joules()),
             cause={"diverged": "diverged", "interrupted": "stopped"}.get(state, ""),
             error="the loss stopped being finite, or rose far above that of a uniform guess" if state == "diverged" else "",
         )

@@ -21,7 +21,7 @@ from typing import Any
 
 import optuna
 
-from budgetlm.records import curve_path, read_curve
+from budgetlm.records import RUNS, curve_path, read_curve, read_records
 from budgetlm.report.facts import Facts, points_for_each
 from budgetlm.report.page import page
 from budgetlm.report.pictures import find_browser, sandbox
@@ -64,8 +64,9 @@ def ours(made: Facts, trials: int, folder: Path) -> None:
         curve_path(folder, run).parent.mkdir(exist_ok=True)
         curve_path(folder, run).write_text("".join(f"{json.dumps(asdict(point))}\n" for point in points))
     most = points_for_each(len(made.curves))
-    read, _ = timed(lambda: [read_curve(folder, run, most) for run in made.curves])
-    row(trials, "budgetlm, its curves read", 0, read, None)
+    (folder / RUNS).write_text("".join(f"{json.dumps(asdict(record))}\n" for record in made.records))
+    read, _ = timed(lambda: [read_records(folder), *(read_curve(folder, run, most) for run in made.curves)])
+    row(trials, "budgetlm, its records and curves read", 0, read, None)
     seconds, text = timed(lambda: page(made))
     path.write_text(text)
     times = in_browser(path.as_uri(), READY["budgetlm"], "document.querySelector('th[data-key=bpb] button').click()")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -136,6 +137,20 @@ def test_money_is_said_where_its_price_is_known(made):
     priced = facts(price_per_hour=3.0)
     seconds = sum(priced.accounts["search"].by_purpose.values())
     assert f"{3 * seconds / 3600:,.2f} in money" in words.cards(priced, judged)[-1].label
+
+
+def test_energy_is_said_where_devices_count_it(made):
+    judged = judge(made.records, made.target_seconds)
+    assert "kWh" not in words.cards(made, judged)[-1].label
+    assert "no device here says it" in words.spending(made)
+    runs = [dataclasses.replace(r, energy_joules=100 * r.seconds) for r in made.records]
+    counted = dataclasses.replace(made, records=runs)
+    said = words.cards(counted, judged)[-1].label
+    assert said.endswith(f"; {sum(r.seconds for r in runs) * 100 / 3.6e6:.3g} kWh taken by runs")
+    assert "no device here" not in words.spending(counted)
+    partly = dataclasses.replace(made, records=[runs[0], *made.records[1:]])
+    share = runs[0].seconds / sum(r.seconds for r in runs)
+    assert f"in the {share:.0%} of their time that was counted" in words.cards(partly, judged)[-1].label
 
 
 def test_the_final_is_judged_by_the_forecast_made_before_it(made):

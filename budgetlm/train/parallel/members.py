@@ -81,6 +81,12 @@ class Members(Team):
         dist.all_reduce(word, dist.ReduceOp.MAX)
         return int(word)
 
+    def added(self, value: float) -> float:
+        """The members' values added up, each of which is its own."""
+        word = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(word)
+        return float(word)
+
     def joined(self, values: Sequence[Tensor]) -> Tensor:
         """What the members have computed, of those that read the same once."""
         mine_N = torch.cat([torch.empty(0), *values])

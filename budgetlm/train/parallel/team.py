@@ -54,6 +54,10 @@ class Team:
         """The greatest of the members' values."""
         return value
 
+    def added(self, value: float) -> float:
+        """The members' values added up, each of which is its own."""
+        return value
+
     def joined(self, values: Sequence[Tensor]) -> Tensor:
         """What the members have computed in their passes, on the CPU, in the order in which one alone would have: shape (N,)."""
         return torch.cat(list(values))

@@ -1,5 +1,6 @@
 """Two processes of the test's own, and what they do together: small runs of every kind."""
 
+import itertools
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from budgetlm.budget.clock import ManualClock, Meter
 from budgetlm.data.tokens import Tokens
 from budgetlm.records import CurvePoint
 from budgetlm.train.config import Label, RunConfig
+from budgetlm.train.energy import Counter, EnergyMeter
 from budgetlm.train.loop import Checkpoints, train
 from budgetlm.train.parallel.member import make_team, quieten
 from budgetlm.train.parallel.team import ALONE, Team
@@ -34,6 +36,7 @@ class Outcome:
     weights: dict[str, torch.Tensor]
     peak_bytes: int
     tokens_per_second: float
+    joules: float
 
 
 def together(function: Callable[..., Any], *arguments: Any, logs: Path, devices: int = 2) -> dict[int, Any]:
@@ -79,6 +82,7 @@ def trained(
         weights,
         result.record.peak_bytes,
         result.record.tokens_per_second,
+        result.record.energy_joules,
     )
 
 
@@ -105,6 +109,8 @@ def runs(wanted: Sequence[Run], tokens: Tokens) -> list[Outcome | str]:
         return plain(self, rows, lr)
 
     Stepper.step = timed
+    taken = itertools.count()
+    EnergyMeter.of = lambda _: EnergyMeter([Counter(lambda: float(next(taken)))], share=dist.get_rank())
     for run in wanted:
         team = make_team(run.kind, clock, lambda: False, offload=run.offload)
         team.agree()

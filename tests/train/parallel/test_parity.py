@@ -119,3 +119,9 @@ def test_all_members_stop_at_one_step_by_the_leaders_clock(gang):
     # A step takes the leader 0.1 s, which are 0.2 of two devices; the other member's clock runs ten times as fast.
     assert 15 < ours.steps < 25
     assert ours.seconds == theirs.seconds <= 5.0
+
+
+def test_the_leaders_record_has_what_all_members_took(gang):
+    for outcomes in (gang[0], gang[1]):
+        # The other member alone has a share; its counter was read when it began, at its first step and at the end.
+        assert outcomes["ddp", "adamw"].joules == 2.0
