@@ -368,7 +368,7 @@ class _Final:
             self.watcher.note(
                 f"devices   {self.devices}{self.crew.where}, {kind}: a second of theirs is charged as {self.devices}"
             )
-            if config.compile and kind == "fsdp":
+            if config.compile and kind in ("fsdp", "tp"):
                 self.watcher.note("devices   blocks are not compiled in this kind")
             self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
             record, notes = train_together(

@@ -28,7 +28,10 @@ def final(
         ),
     ] = None,
     parallel: Annotated[
-        str | None, typer.Option(help="How they do: auto, ddp (each holds the model) or fsdp (each holds a part).")
+        str | None,
+        typer.Option(
+            help="How they do: auto, ddp (each holds the model), fsdp (a part), tp (a part of each matrix), pp (some blocks)."
+        ),
     ] = None,
     engine: EngineOption = None,
     ray_address: RayOption = None,

@@ -3,6 +3,7 @@
 Shapes: N tokens, D width, V vocabulary, R rows of a chunk.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from budgetlm.model.footprint import LOGIT_BYTES_BEFORE_CHUNKING, LOGIT_ROWS
 
+HeadLoss = Callable[[Tensor, Tensor, Tensor, str], Tensor]
+"""What makes a loss of features, the head's matrix and targets, as `head_loss` does."""
 LEAST_PROBABILITY = 1e-38
 """Of a target, so that a hopeless model has a finite loss: 87 nats."""
 

@@ -7,7 +7,7 @@ Shapes: B batch, L length, D width, R rank of the embedding, H query heads, K ke
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from budgetlm.model.documents import Documents, attend, find_documents
 from budgetlm.model.encoder import EncoderBlock, LayerNorm, PredictionHead, hidden_targets, visible
-from budgetlm.model.loss import head_loss
+from budgetlm.model.loss import HeadLoss, head_loss
 from budgetlm.model.mixers import MIXER_MODULES
 from budgetlm.model.norm import HeadNorm, Norm
 from budgetlm.model.rotary import rotary_tables, rotate
@@ -164,20 +164,24 @@ class Trunk(nn.Module):
         """Token ids (B, L), L at most the context length -> features (B, L, D)."""
         L = token_BL.shape[1]
         assert self.model.context_length >= L, f"{L} tokens do not fit a context of {self.model.context_length}"
-        x_BLD = self.embed(token_BL)
         found = self._documents(token_BL)
-        within = () if found is None else (found,)
+        out_BLD: Tensor = self.norm(self.through(self.embed(token_BL), range(self.model.depth), found))
+        return out_BLD
+
+    def through(self, x_BLD: Tensor, layers: Iterable[int], documents: Documents | None = None) -> Tensor:
+        """What comes of a residual stream in some of the layers: (B, L, D) -> (B, L, D)."""
+        L = x_BLD.shape[1]
+        within = () if documents is None else (documents,)
         trains = torch.is_grad_enabled()
         again = self.checkpoint_activations and trains
         # An evaluation is too short to be compiled for.
         blocks = self.compiled if trains and self.compiled else list(self.layers)
-        for layer in range(self.model.depth):
+        for layer in layers:
             block = blocks[layer // self.model.share_layers]
             inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L], *within)
             # Nothing in a block is random, so there is no generator's state to bring back.
             x_BLD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
-        out_BLD: Tensor = self.norm(x_BLD)
-        return out_BLD
+        return x_BLD
 
     def _documents(self, token_BL: Tensor) -> Documents | None:
         """The documents that attention keeps within, if it does."""
@@ -202,6 +206,8 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.head_loss: HeadLoss = head_loss
+        """Made by somebody else where the head is in parts."""
         self.model = Trunk(config)
         self.head = PredictionHead(config) if config.encodes else None
         self.head_factor = Factor(config, back=True) if config.embedding_rank else None
@@ -234,8 +240,10 @@ class LanguageModel(nn.Module):
         if self.head:
             assert self.config.mask_token is not None
             features_BLD, hidden_BL = self.model(visible(token_BL, self.config.mask_token)), token_BL < 0
-            return head_loss(self.head(features_BLD[hidden_BL]), self.lm_head.weight, hidden_targets(token_BL), reduction)
-        return head_loss(self.features(token_BL).flatten(0, 1), self.lm_head.weight, target_BL.flatten(), reduction)
+            return self.head_loss(
+                self.head(features_BLD[hidden_BL]), self.lm_head.weight, hidden_targets(token_BL), reduction
+            )
+        return self.head_loss(self.features(token_BL).flatten(0, 1), self.lm_head.weight, target_BL.flatten(), reduction)
 
 
 def build(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> LanguageModel:

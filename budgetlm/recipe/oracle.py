@@ -13,7 +13,7 @@ from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.world import Thrift, World
 from budgetlm.train.config import RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
-from budgetlm.train.parallel.kinds import Kind
+from budgetlm.train.parallel.kinds import BY_THEMSELVES, KINDS, Kind
 from budgetlm.train.schedule import longest_up_to, mean_batch_share
 from budgetlm.train.throughput import paced
 
@@ -128,16 +128,17 @@ def expected_peak_bytes(config: RunConfig, world: World) -> float:
 def team_worlds(world: World, devices: int, parallel: str) -> dict[Kind, World]:
     """The ways in which so many devices may train together, the faster first, each with the world that one of them is in.
 
-    Processes on a CPU share its memory, and there parts were measured to take more of it than a whole does (docs/LOG.md): they are for trying out.
+    What is counted of `tp` and `pp` is that weights, gradients and optimizer state are divided evenly, as by `fsdp`. Processes on a CPU share its memory, and there parts were measured to take more of it than a whole does (docs/LOG.md): they are for trying out.
 
     Args:
         parallel: the one that is asked for, or `auto`.
     """
     if world.device == "cpu":
         shared = replace(world, memory_bytes=world.memory_bytes // devices)
-        return {"fsdp" if parallel == "fsdp" else "ddp": shared}
-    ways: dict[Kind, World] = {"ddp": world, "fsdp": replace(world, shards=devices)}
-    return {kind: way for kind, way in ways.items() if parallel in ("auto", kind)}
+        return {next((kind for kind in KINDS if kind == parallel), "ddp"): shared}
+    parts = replace(world, shards=devices)
+    ways: dict[Kind, World] = {"ddp": world, "fsdp": parts, "tp": parts, "pp": parts}
+    return {kind: way for kind, way in ways.items() if parallel == kind or (parallel == "auto" and kind in BY_THEMSELVES)}
 
 
 def fits_in(config: RunConfig, world: World) -> bool:

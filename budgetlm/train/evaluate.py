@@ -86,7 +86,7 @@ def evaluate(
     for part, share in team.passes(len(windows), micro_batch):
         rows = torch.from_numpy(windows[part]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32"):
-            nats_N = network.loss(rows[:, :-1], rows[:, 1:], reduction="none").float().cpu()
+            nats_N = team.nats(network, rows).float().cpu()
         if share:
             nats.append(nats_N)
         if tick:

@@ -155,7 +155,7 @@ class _Run:
         every = len(self.windows) + len(self.all_windows)
         self.pace = Pace(config, config.seconds - reserve, windows=every, dense_windows=len(self.windows))
         self.network = _network(config)
-        team.take(self.network, config.device)
+        team.take(self.network, config)
         self.stepper = Stepper(config, self.network, team)
         self.ahead: tuple[int, np.ndarray] | None = None
         """Sequences that were taken while the device was busy, and the position that they are for."""

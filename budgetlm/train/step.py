@@ -27,10 +27,9 @@ def warm_up() -> None:
     import_torchao()
 
 
-def transferable(rows: np.ndarray, device: str) -> torch.Tensor:
-    """Sequences as a tensor that can be copied to a device while the CPU goes on: a GPU's from memory that stays where it is."""
-    tokens = torch.from_numpy(rows)
-    return tokens.pin_memory() if device == "cuda" else tokens
+def transferable(sequences: torch.Tensor, device: str) -> torch.Tensor:
+    """Sequences that can be copied to a device while the CPU goes on: a GPU's from memory that stays where it is."""
+    return sequences.pin_memory() if device == "cuda" else sequences
 
 
 def in_pieces(sequences_BL: torch.Tensor, pieces: int) -> torch.Tensor:
@@ -93,19 +92,11 @@ class Stepper:
         Returns:
             The mean loss of all in nats, NaN once diverged.
         """
-        config, total, losses = self.config, len(rows), list[torch.Tensor]()
-        sequences = transferable(rows, config.device)
+        config = self.config
+        sequences = transferable(in_pieces(torch.from_numpy(rows), self.pieces), config.device)
         if self._halves:
             self._halves.refresh()
-        for part, share in self.team.passes(total, config.micro_batch_sequences):
-            micro = sequences[part].to(config.device, non_blocking=True)
-            tokens = in_pieces(micro, self.pieces)
-            if config.cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
-                loss = self.loss(self._trained, tokens[:, :-1], tokens[:, 1:]) * share
-            torch.autograd.backward(loss)
-            losses.append(loss.detach())
+        losses = self.team.learn(self._read, sequences, self.pieces * config.micro_batch_sequences)
         norm = self.team.clip(self._weights, config.optimizer.clip)
         set_lr(self.optimizers, lr)
         for optimizer in self.optimizers:
@@ -116,3 +107,13 @@ class Stepper:
         losses_and_norm = torch.stack([self.team.total(torch.stack(losses).sum()), norm])
         mean, self.gradient_norm = losses_and_norm.tolist()  # the one time that the device is waited for
         return mean if math.isfinite(self.gradient_norm) else math.nan
+
+    def _read(self, sequences: torch.Tensor, share: float) -> torch.Tensor:
+        config = self.config
+        tokens = sequences.to(config.device, non_blocking=True)
+        if config.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.precision != "fp32"):
+            loss = self.loss(self._trained, tokens[:, :-1], tokens[:, 1:]) * share
+        torch.autograd.backward(loss)
+        return loss.detach()

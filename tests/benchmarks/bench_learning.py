@@ -59,6 +59,7 @@ class ReferenceModel(nn.Module):
     def __init__(self, config: ModelConfig, heads: int) -> None:
         super().__init__()
         self.config, self.model = config, Reference(config)
+        self.model.attend_by_products = lambda _up_to: None  # it leaves attention to PyTorch
         for block in self.model.blocks:
             block.heads = heads
 

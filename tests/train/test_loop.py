@@ -248,7 +248,7 @@ def test_the_sequences_of_the_next_step_are_taken_before_the_device_is_waited_fo
 
 
 def test_on_a_gpu_sequences_are_copied_from_memory_that_stays_where_it_is(monkeypatch):
-    rows, pinned = np.zeros((2, 3), dtype=np.int64), []
+    rows, pinned = torch.zeros((2, 3), dtype=torch.int64), []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
     assert transferable(rows, "cpu").shape == (2, 3)
     assert not pinned

@@ -18,61 +18,33 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 
 from budgetlm.budget.clock import Clock
 from budgetlm.model.transformer import LanguageModel
-from budgetlm.train.parallel.members import Members
-from budgetlm.train.parallel.spread import gathered, part_of
+from budgetlm.train.config import RunConfig
+from budgetlm.train.parallel.parts import InParts
+from budgetlm.train.parallel.spread import gathered
 
 
-class Spread(Members):
-    """Members whose weights are parts of whole ones."""
-
-    compiles = False
-    """Compiled code would pass by what gathers a block's weights."""
-
-    def clip(self, weights: Sequence[nn.Parameter], longest: float) -> Tensor:
-        """The gradients were added up in the backward pass; the norm is that of all parts."""
-        return gathered(torch.nn.utils.clip_grad_norm_(weights, longest)).to(self.device)
-
-    def gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One after the other, so that a device has room for one more."""
-        kept: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            whole = gathered(tensor)
-            if self.leads:
-                kept[name] = whole.cpu()
-        return kept
-
-    def part(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """This member's part."""
-        return part_of(tensor, like)
-
-    def assembled(self, network: LanguageModel) -> LanguageModel:
-        """The leader's has all weights; another member's none that mean anything."""
-        weights = self.gathered(network.state_dict())
-        with torch.device("meta"):
-            whole = LanguageModel(network.config)
-        if not self.leads:
-            return whole
-        whole.load_state_dict(weights, assign=True)
-        whole.tie()
-        whole.model.fill_positions()
-        return whole
-
-
-class Sharded(Spread):
+class Sharded(InParts):
     """Every member holds an even part of everything.
 
     Args:
         offload: whether parts wait in the processor's memory.
     """
 
+    compiles = False
+    """Compiled code would pass by what gathers a block's weights."""
+
     def __init__(self, clock: Clock, asked: Callable[[], bool], device: str = "cpu", *, offload: bool = False) -> None:
         super().__init__(clock, asked, device)
         self._offload = offload
 
-    def take(self, network: LanguageModel, device: str) -> None:
+    def clip(self, weights: Sequence[nn.Parameter], longest: float) -> Tensor:
+        """The gradients were added up in the backward pass; the norm is that of all parts."""
+        return gathered(torch.nn.utils.clip_grad_norm_(weights, longest)).to(self.device)
+
+    def take(self, network: LanguageModel, config: RunConfig) -> None:
         """Cut the network into parts."""
-        mesh = init_device_mesh(device, (self.size,))
-        policy = CPUOffloadPolicy(pin_memory=device == "cuda") if self._offload else OffloadPolicy()
+        mesh = init_device_mesh(config.device, (self.size,))
+        policy = CPUOffloadPolicy(pin_memory=config.device == "cuda") if self._offload else OffloadPolicy()
         for block in network.model.layers:
             fully_shard(block, mesh=mesh, offload_policy=policy)
         fully_shard(network, mesh=mesh, offload_policy=policy)

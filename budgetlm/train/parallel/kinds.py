@@ -5,9 +5,12 @@ from typing import Literal, get_args
 from budgetlm.errors import ConfigError
 from budgetlm.train.config import RunConfig
 
-Kind = Literal["ddp", "fsdp"]
-"""`ddp`: every device holds the network, and reads its part of each batch; `fsdp`: it holds a part of weights, gradients and optimizer state, too."""
+Kind = Literal["ddp", "fsdp", "tp", "pp"]
+"""`ddp`: every device holds the network, and reads its part of each batch; `fsdp`: it holds a part of weights, gradients and optimizer state, too; `tp`: it computes a
+part of every matrix product, of all of the batch; `pp`: it holds some of the blocks, and hands on what comes of them."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+BY_THEMSELVES: tuple[Kind, ...] = ("ddp", "fsdp")
+"""What `auto` chooses from. The others depend on how fast devices are joined, which nobody has measured."""
 SPREAD_OPTIMIZERS = ("adamw", "muon", "adam")
 """Optimizers that train parts of matrices as they train whole ones (`tests/train/parallel/test_parity.py`)."""
 
@@ -31,21 +34,64 @@ def check_kind(config: RunConfig, kind: Kind, devices: int) -> None:
     Raises:
         ConfigError: the run is not for this kind, or not for so many devices; the message says why, and what to do.
     """
-    if config.batch_sequences < devices:
+    if kind in ("ddp", "fsdp") and config.batch_sequences < devices:
         raise ConfigError(
             f"a batch of {config.batch_sequences} sequences cannot be divided among {devices} devices. Give `--devices "
             f"{config.batch_sequences}` or fewer, or another trial (`--trial N`) with a larger batch."
         )
-    reasons = {
-        "compression": config.compression.option != "none" and f"`{config.compression.option}` looks at whole matrices",
-        "averaged weights": config.ema > 0 and "`ema` would need a second network in parts",
-        "precision": config.precision in ("bf16-master", "fp8") and f"`{config.precision}` keeps copies of whole matrices",
-        "optimizer": config.optimizer.name not in SPREAD_OPTIMIZERS
-        and f"`{config.optimizer.name}` trains whole matrices; {', '.join(SPREAD_OPTIMIZERS)} train parts of them",
-        "mixer": config.model.mixer == "lstm" and "PyTorch's LSTM wants its weights whole and in one place",
-        "graphs": config.cuda_graphs and "CUDA graphs want weights that stay where they are",
-    }
-    for why in (reason for reason in reasons.values() if reason) if kind == "fsdp" else ():
+    if kind == "ddp":
+        return
+    of_its_own = {"fsdp": _not_sharded, "tp": _not_by_tensors, "pp": _not_by_stages}[kind]
+    for why in (reason for reason in (*_not_in_parts(config), *of_its_own(config, devices)) if reason):
         raise ConfigError(
-            f"this final cannot be trained in parts (`fsdp`): {why}. Use `--parallel ddp`, if the model fits one device, or another trial."
+            f"this final cannot be trained in parts (`{kind}`) by {devices} devices: {why}. Use `--parallel ddp`, if the model fits one device, or another trial."
         )
+
+
+Reasons = list[str | bool]
+"""Why a kind cannot train a run; those that hold are texts."""
+
+
+def _not_in_parts(config: RunConfig) -> Reasons:
+    return [
+        config.compression.option != "none" and f"`{config.compression.option}` looks at whole matrices",
+        config.ema > 0 and "`ema` would need a second network in parts",
+        config.precision in ("bf16-master", "fp8") and f"`{config.precision}` keeps copies of whole matrices",
+        config.cuda_graphs and "CUDA graphs want weights that stay where they are",
+    ]
+
+
+def _not_of_parts(config: RunConfig) -> Reasons:
+    optimizer = config.optimizer.name
+    return [
+        optimizer not in SPREAD_OPTIMIZERS
+        and f"`{optimizer}` trains whole matrices; {', '.join(SPREAD_OPTIMIZERS)} train parts of them"
+    ]
+
+
+def _not_sharded(config: RunConfig, _devices: int) -> Reasons:
+    return [
+        *_not_of_parts(config),
+        config.model.mixer == "lstm" and "PyTorch's LSTM wants its weights whole and in one place",
+    ]
+
+
+def _not_by_tensors(config: RunConfig, devices: int) -> Reasons:
+    model = config.model
+    return [
+        *_not_of_parts(config),
+        model.unusual and "it divides the heads of a decoder's attention",
+        model.embedding_rank > 0 and "an embedding in two factors is not divided by its words",
+        model.kv_heads % devices > 0 and f"its {model.kv_heads} key/value heads are not a multiple of that",
+        model.hidden % devices > 0 and f"its {model.hidden} hidden units are not a multiple of that",
+    ]
+
+
+def _not_by_stages(config: RunConfig, devices: int) -> Reasons:
+    model = config.model
+    return [
+        model.depth < devices and f"each is to have a layer, and there are {model.depth}",
+        model.share_layers > 1 and "a block that layers share would be with two of them",
+        model.encodes and "an encoder's loss is of tokens that the last device does not see",
+        model.document_end is not None and "only the first device sees where documents end",
+    ]

@@ -126,6 +126,14 @@ def make_team(kind: Kind, clock: Clock, asked: Callable[[], bool], device: str =
             from budgetlm.train.parallel.fsdp import Sharded
 
             return Sharded(clock, asked, device, offload=offload)
+        case "tp":
+            from budgetlm.train.parallel.tp import TensorParallel
+
+            return TensorParallel(clock, asked, device)
+        case "pp":
+            from budgetlm.train.parallel.pp import Pipelined
+
+            return Pipelined(clock, asked, device)
 
 
 def _train(task: Task, line: Voice) -> tuple[RunRecord, list[str]]:

@@ -4,12 +4,16 @@ All members run the same loop on the same clock, so that they decide alike witho
 between the moments that they agree on (`train/parallel/members.py`). What differs is which sequences a member reads, and what it holds of the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from budgetlm.model.transformer import LanguageModel
+from budgetlm.train.config import RunConfig
+
+Reader = Callable[[Tensor, float], Tensor]
+"""Reads sequences of token ids, (B, L + 1), that are so large a share of a step's: their share of the loss, whose gradients are added to the weights'."""
 
 
 class Team:
@@ -62,9 +66,23 @@ class Team:
         """What the members have computed in their passes, on the CPU, in the order in which one alone would have: shape (N,)."""
         return torch.cat(list(values))
 
-    def take(self, network: LanguageModel, device: str) -> None:
-        """Put on the device what this member is to hold of a fresh network, which is in the processor's memory."""
-        network.to(device)
+    def take(self, network: LanguageModel, config: RunConfig) -> None:
+        """Put on the device what this member is to hold of a run's fresh network, which is in the processor's memory."""
+        network.to(config.device)
+
+    def learn(self, read: Reader, sequences: Tensor, micro_batch: int) -> list[Tensor]:
+        """Add to the gradients what a step's sequences say, some of them at a time, and return their shares of the loss.
+
+        Args:
+            read: what reads some of them.
+            sequences: token ids of all members, shape (B, L + 1).
+            micro_batch: most in one forward pass.
+        """
+        return [read(sequences[part], share) for part, share in self.passes(len(sequences), micro_batch)]
+
+    def nats(self, network: LanguageModel, sequences_BL: Tensor) -> Tensor:
+        """Cross-entropy of each target of some sequences, as this member has it, shape (targets,)."""
+        return network.loss(sequences_BL[:, :-1], sequences_BL[:, 1:], reduction="none")
 
     def gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """State of a network and its optimizers as one device alone would have it; all of it for the leader only."""

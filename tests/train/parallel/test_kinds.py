@@ -11,12 +11,13 @@ from budgetlm.recipe.oracle import team_worlds
 from budgetlm.train.config import OptimizerConfig
 from budgetlm.train.parallel.crew import crew_here
 from budgetlm.train.parallel.kinds import KINDS, check_kind
+from budgetlm.train.parallel.pp import stages
 from budgetlm.train.parallel.team import ALONE
 from budgetlm.watch import Watcher
 from tests.conftest import tiny_model, tiny_run
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_batch_has_a_sequence_for_every_device(kind):
     check_kind(tiny_run(steps=1, batch_sequences=4), kind, 4)
     with pytest.raises(
@@ -25,22 +26,53 @@ def test_a_batch_has_a_sequence_for_every_device(kind):
         check_kind(tiny_run(steps=1, batch_sequences=4), kind, 5)
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"compression": Compression(option="prune")}, "`prune` looks at whole matrices"),
-        ({"ema": 0.1}, "`ema` would need a second network"),
-        ({"precision": "bf16-master"}, "`bf16-master` keeps copies"),
-        ({"optimizer": OptimizerConfig(name="adafactor")}, "`adafactor` trains whole matrices; adamw, muon"),
-        ({"model": tiny_model(mixer="lstm")}, "PyTorch's LSTM"),
-        ({"compile": True, "cuda_graphs": True}, "CUDA graphs"),
+NOT_IN_PARTS = [
+    ({"compression": Compression(option="prune")}, "`prune` looks at whole matrices"),
+    ({"ema": 0.1}, "`ema` would need a second network"),
+    ({"precision": "bf16-master"}, "`bf16-master` keeps copies"),
+    ({"compile": True, "cuda_graphs": True}, "CUDA graphs"),
+]
+NOT_OF_PARTS = [({"optimizer": OptimizerConfig(name="adafactor")}, "`adafactor` trains whole matrices; adamw, muon")]
+REFUSED = {
+    "fsdp": [*NOT_IN_PARTS, *NOT_OF_PARTS, ({"model": tiny_model(mixer="lstm")}, "PyTorch's LSTM")],
+    "tp": [
+        *NOT_IN_PARTS,
+        *NOT_OF_PARTS,
+        ({"model": tiny_model(mixer="conv")}, "heads of a decoder's attention"),
+        ({"model": tiny_model(mask_token=1)}, "heads of a decoder's attention"),
+        ({"model": tiny_model(width=128, embedding_rank=16)}, "an embedding in two factors"),
+        ({"model": tiny_model(width=128, kv_groups=2)}, "its 1 key/value heads are not a multiple"),
     ],
-)
-def test_what_cannot_be_trained_in_parts_is_refused_with_the_reason(changes, why):
-    config = tiny_run(steps=1, **changes)
+    "pp": [
+        *NOT_IN_PARTS,
+        ({"model": tiny_model(depth=1)}, "each is to have a layer, and there are 1"),
+        ({"model": tiny_model(depth=4, share_layers=2)}, "a block that layers share"),
+        ({"model": tiny_model(mask_token=1)}, "an encoder's loss"),
+        ({"model": tiny_model(document_end=1)}, "where documents end"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "changes", "why"), [(kind, *row) for kind, rows in REFUSED.items() for row in rows])
+def test_what_cannot_be_trained_in_parts_is_refused_with_the_reason(kind, changes, why):
+    whole = tiny_run(steps=1, model=tiny_model(width=128))
+    check_kind(whole, kind, 2)
+    config = dataclasses.replace(whole, **changes)
     check_kind(config, "ddp", 2)
-    with pytest.raises(ConfigError, match=f"cannot be trained in parts.*{why}.*--parallel ddp"):
-        check_kind(config, "fsdp", 2)
+    with pytest.raises(ConfigError, match=f"cannot be trained in parts .`{kind}`. by 2 devices.*{why}.*--parallel ddp"):
+        check_kind(config, kind, 2)
+
+
+@pytest.mark.parametrize(("depth", "members"), [(2, 2), (7, 2), (12, 4), (5, 5)])
+@pytest.mark.parametrize("vocabulary", [16, 4096])
+def test_stages_have_all_layers_in_order_and_the_last_no_more_than_others(depth, members, vocabulary):
+    found = stages(tiny_model(depth=depth, vocab_size=vocabulary), members)
+    assert [layer for stage in found for layer in stage] == list(range(depth))
+    sizes = [len(stage) for stage in found]
+    assert min(sizes) >= 1
+    assert max(sizes[:-1]) - min(sizes[:-1]) <= 1
+    if vocabulary > 16:
+        assert sizes[-1] == 1  # a head of so many words is more work than such a block
 
 
 def test_no_more_devices_than_there_are():
@@ -80,7 +112,8 @@ def test_parts_are_for_what_does_not_fit_a_gpu_and_on_a_cpu_only_if_asked_for(se
     assert [list(team_worlds(world, 4, "auto")) for world in (gpu, cpu)] == [["ddp", "fsdp"], ["ddp"]]
     assert list(team_worlds(gpu, 4, "ddp")) == ["ddp"]
     for world in (cpu, gpu):
-        assert list(team_worlds(world, 4, "fsdp")) == ["fsdp"]
+        for kind in KINDS:
+            assert list(team_worlds(world, 4, kind)) == [kind]
     assert team_worlds(gpu, 4, "fsdp")["fsdp"].shards == 4
     assert team_worlds(cpu, 4, "auto")["ddp"].memory_bytes == cpu.memory_bytes // 4
 

@@ -39,7 +39,37 @@ IN_PARTS = {
     "encoder": tiny_run(steps=5, model=tiny_model(mask_token=1, mask_rate=0.3)),
 }
 """What is trained in parts in other ways than most."""
-ROUNDED = tiny_run(steps=5, precision="bf16")
+TWO_HEADS = tiny_model(width=128)
+SLOW = {name: OptimizerConfig(name=name, peak_lr=1e-3) for name in ("adamw", "muon", "adam", "sgd")}
+"""A rate at which a difference of rounding does not grow: AdamW's first steps are as large for the least gradient as for any."""
+BY_TENSORS = {
+    "adamw": tiny_run(steps=20, model=TWO_HEADS, optimizer=SLOW["adamw"], batch_sequences=5, micro_batch_sequences=2),
+    "muon": tiny_run(steps=20, model=TWO_HEADS, optimizer=SLOW["muon"], batch_sequences=6, micro_batch_sequences=2),
+    "checkpointed": tiny_run(steps=5, model=TWO_HEADS, optimizer=SLOW["muon"], checkpoint_activations=True),
+    "one more word": tiny_run(steps=5, model=tiny_model(width=128, vocab_size=321), optimizer=SLOW["muon"]),
+    "head apart": tiny_run(steps=5, model=tiny_model(width=128, tie_embeddings=False), optimizer=SLOW["muon"]),
+    "layers that share a block": tiny_run(
+        steps=5, model=tiny_model(width=128, depth=4, share_layers=2), optimizer=SLOW["muon"]
+    ),
+    "norm and groups": tiny_run(
+        steps=5, model=tiny_model(width=256, kv_groups=2, norm_embedding=True), optimizer=SLOW["muon"]
+    ),
+    "documents": tiny_run(steps=5, model=tiny_model(width=128, document_end=1), optimizer=SLOW["muon"]),
+}
+"""What heads and words can be divided of."""
+BY_STAGES = {
+    **CONFIGS,
+    "sgd": tiny_run(steps=5, model=tiny_model(depth=3), optimizer=SLOW["sgd"]),
+    "checkpointed": IN_PARTS["checkpointed"],
+    "factors": IN_PARTS["factors"],
+    "head apart": IN_PARTS["head apart"],
+    "lstm": tiny_run(steps=5, model=tiny_model(mixer="lstm")),
+    "ramp": dataclasses.replace(
+        CONFIGS["muon"], schedule=ScheduleConfig(batch_ramp=0.5, short_sequences=0.4, momentum_warmup=0.3)
+    ),
+}
+"""What layers can be divided of; with a first batch of one sequence for two members."""
+ROUNDED = tiny_run(steps=5, model=TWO_HEADS, precision="bf16")
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +85,17 @@ def gang(tokens, folders, tmp_path_factory):
         **{(kind, name): Run(kind, config) for name, config in CONFIGS.items() for kind in ("ddp", "fsdp")},
         ("ddp", "all"): Run("ddp", WITH_ALL),
         **{("fsdp", name): Run("fsdp", config) for name, config in IN_PARTS.items()},
-        **{(kind, "rounded"): Run(kind, ROUNDED) for kind in ("ddp", "fsdp")},
+        **{("tp", name): Run("tp", config) for name, config in BY_TENSORS.items()},
+        **{("pp", name): Run("pp", config) for name, config in BY_STAGES.items()},
+        **{(kind, "rounded"): Run(kind, ROUNDED) for kind in ("ddp", "fsdp", "tp", "pp")},
         ("fsdp", "offloaded"): Run("fsdp", CONFIGS["muon"], offload=True),
         ("ddp", "begun by one"): Run("ddp", CONFIGS["muon"], folders / "alone", stop_after=15),
         ("fsdp", "begun by one"): Run("fsdp", CONFIGS["muon"], folders / "alone"),
         ("fsdp", "left"): Run("fsdp", CONFIGS["muon"], folders / "fsdp", stop_after=10),
+        ("tp", "passed on"): Run("tp", BY_TENSORS["muon"], folders / "passed on", stop_after=5),
+        ("pp", "passed on"): Run("pp", BY_TENSORS["muon"], folders / "passed on", stop_after=10),
+        ("fsdp", "passed on"): Run("fsdp", BY_TENSORS["muon"], folders / "passed on", stop_after=15),
+        ("pp", "deadline"): Run("pp", dataclasses.replace(CONFIGS["adamw"], steps=0, seconds=5.0)),
         ("ddp", "deadline"): Run("ddp", dataclasses.replace(CONFIGS["adamw"], steps=0, seconds=5.0)),
     }
     returned = together(runs, list(wanted.values()), tokens, logs=tmp_path_factory.mktemp("logs"))
@@ -87,7 +123,17 @@ def test_whatever_is_trained_in_parts_is_trained_as_a_whole(tokens, gang, name):
     agree(trained(IN_PARTS[name], tokens), gang[0]["fsdp", name])
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", BY_TENSORS)
+def test_parts_of_every_matrix_are_trained_as_wholes(tokens, gang, name):
+    agree(trained(BY_TENSORS[name], tokens), gang[0]["tp", name])
+
+
+@pytest.mark.parametrize("name", BY_STAGES)
+def test_blocks_that_hand_on_what_comes_of_them_are_trained_as_one_network(tokens, gang, name):
+    agree(trained(BY_STAGES[name], tokens), gang[0]["pp", name])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "tp", "pp"])
 def test_in_bf16_they_differ_by_its_rounding(tokens, gang, kind):
     assert gang[0][kind, "rounded"].losses == pytest.approx(trained(ROUNDED, tokens).losses, rel=1e-2)
 
@@ -111,8 +157,17 @@ def test_a_run_goes_on_under_another_kind_and_number_of_devices(tokens, gang, fo
         assert ours.bpb == pytest.approx(alone.bpb, rel=NOISE)
 
 
-def test_all_members_stop_at_one_step_by_the_leaders_clock(gang):
-    ours, theirs = (gang[rank]["ddp", "deadline"] for rank in (0, 1))
+def test_one_checkpoint_serves_parts_of_every_kind(tokens, gang, folders):
+    alone = trained(BY_TENSORS["muon"], tokens)
+    assert [gang[0][kind, "passed on"].steps for kind in ("tp", "pp", "fsdp")] == [5, 10, 15]
+    ours = trained(BY_TENSORS["muon"], tokens, folder=folders / "passed on")
+    assert ours.losses[-5:] == pytest.approx(alone.losses[-5:], rel=NOISE)
+    assert ours.bpb == pytest.approx(alone.bpb, rel=NOISE)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "pp"])
+def test_all_members_stop_at_one_step_by_the_leaders_clock(gang, kind):
+    ours, theirs = (gang[rank][kind, "deadline"] for rank in (0, 1))
     assert ours.steps == theirs.steps
     assert ours.losses == theirs.losses
     assert ours.bpb == theirs.bpb
