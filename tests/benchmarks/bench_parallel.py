@@ -105,7 +105,7 @@ def figures(config: RunConfig, tokens: Tokens, kind: str) -> Figures:
         points.append(point)
         marks.append(time.process_time())
 
-    small = replace(config, model=replace(config.model, depth=1, width=64), steps=2)
+    small = replace(config, model=replace(config.model, depth=2, width=128), steps=2)
     train(small, LABEL, tokens, Meter(getattr(team, "clock", ManualClock())), team=team)  # loads what each kind loads
     record = train(config, LABEL, tokens, Meter(getattr(team, "clock", ManualClock())), on_point=on_point, team=team).record
     if kind in KINDS:

@@ -39,7 +39,7 @@ class Pipelined(InParts):
 
     def __init__(self, clock: Clock, asked: Callable[[], bool], device: str = "cpu") -> None:
         super().__init__(clock, asked, device)
-        self._schedules: dict[tuple[int, ...], PipelineScheduleSingle] = {}
+        self._scheduled: tuple[int, ...] = ()
         self._tied: list[nn.Parameter] = []
         """What the first and the last member have both."""
         self._pair: dist.ProcessGroup | None = None
@@ -50,7 +50,7 @@ class Pipelined(InParts):
 
     def take(self, network: LanguageModel, config: RunConfig) -> None:
         """Keep this member's blocks, and of the others' the shapes."""
-        self._stage = _Stage(network, config, self.rank, self.size)
+        self._stage, self._scheduled = _Stage(network, config, self.rank, self.size), ()
         own = {id(weight) for weight in self._stage.kept.parameters()}
         self._stage.kept.to(config.device)
         trunk = network.model
@@ -82,14 +82,15 @@ class Pipelined(InParts):
             schedule.step(return_outputs=False)
         return [loss.detach() for loss in losses] or [torch.zeros((), device=self._stage.device)]
 
-    def _schedule(self, count: int, *shape: int) -> PipelineScheduleSingle:
-        """What hands on so many micro-batches: of so many sequences, of so many tokens, of so many sequences altogether."""
-        if (count, *shape) not in self._schedules:
+    def _schedule(self, *shape: int) -> PipelineScheduleSingle:
+        """What hands on so many micro-batches: of so many sequences, of so many tokens, of so many sequences altogether. One is kept, for it has its own memory."""
+        if self._scheduled != shape:
+            count, *_, total = shape
             stage = PipelineStage(self._stage, self.rank, self.size, self._stage.device)
             kind = Schedule1F1B if count >= self.size else ScheduleGPipe
-            loss = partial(self._stage.loss, total=shape[-1])
-            self._schedules[count, *shape] = kind(stage, count, loss_fn=loss, scale_grads=False)
-        return self._schedules[count, *shape]
+            self._scheduled = shape
+            self._latest = kind(stage, count, loss_fn=partial(self._stage.loss, total=total), scale_grads=False)
+        return self._latest
 
     def nats(self, _network: LanguageModel, sequences_BL: Tensor) -> Tensor:
         """The last member's are all, and the others have none."""

@@ -51,6 +51,7 @@ class TensorParallel(InParts):
     def take(self, network: LanguageModel, config: RunConfig) -> None:
         """Cut the matrices into parts."""
         network.to(config.device)
+        self._by_heads = []
         mesh = init_device_mesh(config.device, (self.size,))
         plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in COLUMNS}
         plan |= {name: RowwiseParallel() for name in ROWS}

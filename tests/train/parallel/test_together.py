@@ -49,9 +49,10 @@ def ask_to_stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_final_on_two_devices_outlives_a_member_and_is_charged_for_both(searched, cache, tokens):
+@pytest.mark.parametrize("parallel", ["ddp", "pp"])
+def test_a_final_on_two_devices_outlives_a_member_and_is_charged_for_both(searched, cache, tokens, parallel):
     watcher = Notes(kill_a_member)
-    result = run(searched, cache, watcher, final_devices=2, checkpoint_seconds=0.2)
+    result = run(searched, cache, watcher, final_devices=2, checkpoint_seconds=0.2, parallel=parallel)
     record = result.record
     assert record.state == "done"
     assert any("all 2 began again from the newest checkpoint" in note for note in watcher.said)
