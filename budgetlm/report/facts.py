@@ -66,6 +66,12 @@ class Facts:
         return str(self.plan["world"].get("objectives", "loss"))
 
     @property
+    def ceiling_flops(self) -> float:
+        """Operations a second that the device's matrix products reach in the precision that was trained in, as its passport measured; 0 if it did not."""
+        name = "fp32_gflops" if self.plan["world"]["precision"] == "fp32" else "bf16_gflops"
+        return 1e9 * float(self.plan["passport"].get(name, 0.0))
+
+    @property
     def finals(self) -> list[RunRecord]:
         """The finished finals, oldest first."""
         return [r for r in self.records if r.kind == "final" and r.state == "done"]

@@ -4,6 +4,7 @@ Each is also what `budgetlm report --csv` and `--json` write. A frame without ro
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -262,11 +263,16 @@ def _dominates(one: Sequence[Any], other: Sequence[Any]) -> bool:
 
 
 def final_parts(facts: Facts) -> pd.DataFrame:
-    """The parts that finals were trained in: more than one where they were interrupted. Device-seconds from the final's beginning."""
-    rows, ends = [], dict[str, float]()
+    """The parts that finals were trained in: more than one where they were interrupted. Device-seconds from the final's beginning.
+
+    `use_of_a_token` is the share of what the device's matrix products reach that training takes at one token a second; NaN where that is not known.
+    """
+    rows, ends, ceiling = [], dict[str, float](), facts.ceiling_flops
     for r in facts.records:
         if r.kind == "final":
             began = ends.get(r.run, 0.0)
             ends[r.run] = r.seconds if r.state == "done" else began + r.seconds
-            rows.append((r.run, r.trial, began, ends[r.run], r.state, r.cause, r.bpb, r.bpb_full))
-    return pd.DataFrame(rows, columns=["run", "trial", "began", "ended", "state", "cause", "bpb", "bpb_full"])
+            use = r.flops / r.tokens / ceiling if r.tokens and ceiling else math.nan
+            rows.append((r.run, r.trial, began, ends[r.run], r.state, r.cause, r.bpb, r.bpb_full, use))
+    names = ["run", "trial", "began", "ended", "state", "cause", "bpb", "bpb_full", "use_of_a_token"]
+    return pd.DataFrame(rows, columns=names)

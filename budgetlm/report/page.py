@@ -119,7 +119,10 @@ SECTIONS: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
         "final",
         [
             ("final", "Validation loss of finals on their way, and the forecast made before them."),
-            ("throughput", "Speed and learning rate over the finals' time; vertical lines are interruptions."),
+            (
+                "throughput",
+                "Speed, use of the device, learning rate and gradients over the finals' time; vertical lines are interruptions.",
+            ),
         ],
     ),
     "reproduce": ("To reproduce", "", []),

@@ -227,7 +227,7 @@ def final(facts: Facts) -> str:
     parts = len([r for r in facts.records if r.run == last.run])
     interrupted = f" It was interrupted {parts - 1} times." if parts > 1 else " It was not interrupted."
     kept = last.by_purpose.get("checkpoint", 0.0)
-    ceiling = _ceiling(facts)
+    ceiling = facts.ceiling_flops
     use = (
         f", {last.flops / max(1, last.tokens) * last.tokens_per_second / ceiling:.0%} of the device's ceiling"
         if ceiling
@@ -238,13 +238,6 @@ def final(facts: Facts) -> str:
         f"{last.tokens_per_parameter:.0f} a parameter), {last.tokens_per_second:,.0f} tokens/s{use}, {last.flops:.2e} FLOP, "
         f"{last.seconds:.1f} of {last.planned_seconds:.1f} device-seconds, {kept:.1f} of them for checkpoints.{interrupted}"
     )
-
-
-def _ceiling(facts: Facts) -> float:
-    """FLOP/s of the device's matrix products in the precision that was trained in."""
-    passport = facts.plan["passport"]
-    name = "fp32_gflops" if facts.plan["world"]["precision"] == "fp32" else "bf16_gflops"
-    return 1e9 * float(passport.get(name, 0.0))
 
 
 def reasons(records: Sequence[RunRecord]) -> str:

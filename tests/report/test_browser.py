@@ -90,6 +90,7 @@ def test_every_figure_is_drawn_at_any_width_without_a_network_and_without_compla
         "rate_by_batch",
     }
     assert drawn >= {"depth_by_width", "parallel", "compare", "oracle", "receipts", "final", "throughput"}
+    assert "share of the device's ceiling" in window.text_content("#figure-throughput")
     assert window.evaluate("document.documentElement.scrollWidth") <= width
 
 

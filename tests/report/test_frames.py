@@ -121,6 +121,14 @@ def test_a_final_that_was_interrupted_has_its_parts_end_to_end():
     assert table[["began", "ended", "state"]].to_numpy().tolist() == [[0.0, 30.0, "interrupted"], [30.0, 100.0, "done"]]
 
 
+def test_the_use_of_a_device_is_of_its_measured_ceiling():
+    whole = record(0, -1, 100.0, 1.2, kind="final", run="final-x", flops=8e12, tokens=10**6)
+    made = facts(0, records=[whole])  # 80 GFLOP/s in fp32, says its passport
+    assert frames.final_parts(made)["use_of_a_token"].item() == pytest.approx(8e6 / 80e9)
+    unknown = facts(0, records=[whole], plan={**made.plan, "passport": {}})
+    assert frames.final_parts(unknown)["use_of_a_token"].isna().all()
+
+
 def test_a_study_in_which_size_counts_shows_its_front_and_what_finals_came_to(many):
     world = {**many.plan["world"], "objectives": "loss,size"}
     records = [replace(r, predicted_model_bytes=1e5 * (1 + r.trial % 3), artefact_bytes=2e5) for r in many.records]

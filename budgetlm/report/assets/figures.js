@@ -243,8 +243,10 @@ figures.throughput = {
     const runs = finalsNow().filter(run => B.curve(run, "seconds").length > 1);
     if (!runs.length) return false;
     const parts = B.rowsOf("final_parts");
-    const waysOf = key => runs.map(run => d3.zip(B.curve(run, "seconds"), B.curve(run, key)).filter(p => p[1] != null));
-    const shown = [["tokens_per_second", "tokens a second", B.si], ["lr", "learning rate", d3.format(".1~e")], ["gradient_norm", "gradient norm", B.number]].filter(([key]) => waysOf(key).flat().length);
+    const uses = new Map(parts.map(p => [p.run, p.use_of_a_token]));
+    const valuesOf = (run, key) => (key === "use" ? B.curve(run, "tokens_per_second").map(v => (v == null || uses.get(run) == null ? null : v * uses.get(run))) : B.curve(run, key));
+    const waysOf = key => runs.map(run => d3.zip(B.curve(run, "seconds"), valuesOf(run, key)).filter(p => p[1] != null));
+    const shown = [["tokens_per_second", "tokens a second", B.si], ["use", "share of the device's ceiling", d3.format(".0%")], ["lr", "learning rate", d3.format(".1~e")], ["gradient_norm", "gradient norm", B.number]].filter(([key]) => waysOf(key).flat().length);
     const cells = B.cells(host, "two", shown.length);
     for (const [key, title, format] of shown) {
       const ways = waysOf(key), c = B.chart(cells.shift(), { height: 220, label: `${title} of finals over time` });
