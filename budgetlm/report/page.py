@@ -121,7 +121,8 @@ SECTIONS: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
             ("final", "Validation loss of finals on their way, and the forecast made before them."),
             (
                 "throughput",
-                "Speed, use of the device, learning rate and gradients over the finals' time; vertical lines are interruptions.",
+                "Speed, use of the device (by the ceiling that the passport measured: above 100 % it was measured too low, as on a busy machine), "
+                "learning rate and gradients over the finals' time; vertical lines are interruptions.",
             ),
         ],
     ),
