@@ -31,7 +31,7 @@ def test_a_final_trains_the_chosen_recipe_to_its_deadline_and_leaves_a_model(sea
     assert result.record.seconds > 0.7 * 3.2
     rungs = [r.bpb for r in read_records(searched.folder) if r.kind == "rung" and r.bpb]
     # The text is soon learnt by heart, and then the best of many short runs may be ahead by luck.
-    assert result.record.bpb < 1.05 * min(rungs) < 0.5 * max(rungs)
+    assert result.record.bpb < 1.02 * min(rungs) < 0.5 * max(rungs)
     assert result.record.bpb_full is not None
     assert AutoModelForCausalLM.from_pretrained(result.folder / "model").config.vocab_size == tokens.facts.vocab_size
     assert len(result.samples) == 3

@@ -1,4 +1,3 @@
-import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -96,7 +95,7 @@ def test_a_gpu_says_it_through_nvidias_library(monkeypatch):
 def test_a_record_has_what_its_run_took(tokens, monkeypatch):
     taken = iter(range(10, 10**6, 10))
     monkeypatch.setattr(EnergyMeter, "of", lambda _: EnergyMeter([Counter(lambda: next(taken))]))
-    config = dataclasses.replace(tiny_run(steps=2))
+    config = tiny_run(steps=2)
     assert trained(config, tokens).joules > 0
     monkeypatch.setattr(EnergyMeter, "of", lambda _: EnergyMeter([]))
     assert trained(config, tokens).joules == 0

@@ -110,11 +110,10 @@ class Pipelined(InParts):
         for weight in self._tied:
             dist.all_reduce(weight.grad, group=self._pair)
         twice = {id(weight) for weight in self._tied} if self._stage.last else set()
-        gradients = [(weight.grad, id(weight) in twice) for weight in weights if weight.grad is not None]
-        square = torch.nn.utils.get_total_norm([g for g, again in gradients if not again]).square()
+        once = [weight.grad for weight in weights if weight.grad is not None and id(weight) not in twice]
+        square = torch.nn.utils.get_total_norm(once).square()
         dist.all_reduce(square)
-        norm = square.sqrt()
-        torch._foreach_mul_([gradient for gradient, _ in gradients], (longest / (norm + 1e-6)).clamp(max=1.0))
+        torch.nn.utils.clip_grads_with_norm_(weights, longest, norm := square.sqrt())
         return norm
 
     def gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

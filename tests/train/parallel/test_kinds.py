@@ -71,6 +71,7 @@ def test_stages_have_all_layers_in_order_and_the_last_no_more_than_others(depth,
     sizes = [len(stage) for stage in found]
     assert min(sizes) >= 1
     assert max(sizes[:-1]) - min(sizes[:-1]) <= 1
+    assert sizes[-1] <= max(sizes[:-1])
     if vocabulary > 16:
         assert sizes[-1] == 1  # a head of so many words is more work than such a block
 
