@@ -201,7 +201,8 @@ def work(options: argparse.Namespace) -> None:
     for seed in range(options.seeds):
         for part in options.parts:
             for run in PARTS[part](plan, seed, options.recipes, results):
-                if run.key not in results and run.ratio in options.ratios:
+                wanted = run.ratio in options.ratios and (run.ratio == 1 or run.proxy in options.proxies)
+                if run.key not in results and wanted:
                     results[run.key] = measure(run, plan, options.text)
                     with options.results.open("a") as file:
                         file.write(json.dumps(results[run.key]) + "\n")
@@ -362,6 +363,7 @@ def main() -> None:
     parser.add_argument(
         "--ratios", type=int, nargs="+", default=[1, *SHARES], help="run only these: one in so many of the target"
     )
+    parser.add_argument("--proxies", nargs="+", choices=SCALE, default=list(SCALE), help="run only these")
     parser.add_argument("--quick", action="store_true", help="a target of 2 s, 4 recipes: does it work?")
     parser.add_argument("--table", action="store_true", help="only print what the results hold")
     options = parser.parse_args()
