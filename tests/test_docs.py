@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,3 +43,17 @@ def test_every_benchmark_and_file_that_is_named_exists(page):
         assert find_spec(module), f"{page.name}: {module}"
     for path in set(re.findall(r"`(budgetlm/[\w/]+\.py)`", text)):
         assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_dependency_and_extra_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    own, extras = page.split("## What that costs")[0].split("Extras are asked for")
+    reasons = set(re.findall(r"^\| ([\w.-]+) \|", own, re.MULTILINE)) - {"package"}
+    assert {re.match(r"[\w.-]+", needed).group() for needed in project["dependencies"]} == reasons
+    rows = re.findall(r"^\| `.*$", extras, re.MULTILINE)
+    told = {name: row for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert set(told) == set(project["optional-dependencies"])
+    for extra, needs in project["optional-dependencies"].items():
+        for needed in needs:
+            assert re.match(r"[\w.-]+", needed).group() in told[extra], f"{extra}: {needed}"
