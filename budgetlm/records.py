@@ -124,6 +124,10 @@ class RunRecord:
     """Bytes of the recipe's artefact at the target, as foretold; 0 where nobody asked."""
     predicted_token_ms: float = 0.0
     """Milliseconds in which that artefact would write a token, alone and from nothing, as foretold."""
+    target_tokens: float = 0.0
+    """Tokens that the recipe would read in its `target_seconds`, as foretold; 0 where nobody asked."""
+    target_compute_parameters: int = 0
+    """Parameters of the recipe itself that take part in a token's computation, beside `compute_parameters`; likewise."""
     passport: str = ""
     place: int = 0
     """Which of the search's devices it ran on."""

@@ -1,7 +1,7 @@
 """Rungs -> a distribution of bits per byte at the target, for every trial. No torch, no optuna.
 
-A study's runs on the response surface that serves any table of runs (`forecast/surface.py`): its one axis of scale is device time,
-u = log(seconds / target seconds) <= 0, its knobs are what tells the study's recipes from one another (`forecast/traits.py`, and
+A study's runs on the response surface that serves any table of runs (`forecast/surface.py`): its axes of scale are how much smaller than the
+recipe's own target a run is in parameters and in tokens (`forecast/scales.py`), its knobs are what tells the study's recipes from one another (`forecast/traits.py`, and
 `forecast/doses.py` for how they are compressed), and
 what the runs of a trial have in common is their own level and their own exponent. A forecast is a mixture of (shifted)
 log-normals: trials stopped at different rungs are comparable, and the shorter the ladder, the wider the interval.
@@ -13,18 +13,22 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from budgetlm.forecast.doses import doses_of
 from budgetlm.forecast.errors import Errors
 from budgetlm.forecast.importance import Draws
 from budgetlm.forecast.points import Kinds, Points, Prior
+from budgetlm.forecast.scales import Scales, scales_of
 from budgetlm.forecast.surface import Mixture, Surface, fit_surface
 from budgetlm.forecast.traits import traits_of
 from budgetlm.records import BITS, RunRecord
 
 EXPONENT = 0.2
 """Median exponent in device time, E apart: published fits in compute lie between 0.1 and 0.3."""
+EXPONENTS = (0.3, 0.2)
+"""Likewise of parameters and of tokens, whose terms are about alike at the target. Lower than the 0.34 and 0.28 of arXiv:2203.15556: chosen on
+public frontiers and on miniatures of our own, whose least shapes go by a lower one (docs/LOG.md)."""
 FLOOR = (0.5, 0.12)
 """Mean and spread of E in bits per byte: about what the largest published models approach on text and code. Short ladders say little of
 E themselves, and with a wide prior they were fitted with an E that finals then undercut."""
@@ -35,6 +39,9 @@ DEPTH, SLOPE, DRIFT, WORD = 0.015, 1.5, 0.15, 2.0
 SIZE, COMPONENTS = 512, 128
 """Of a sample of the surface's parameters, and of a forecast, in components. With half of them two fits to the same runs differed by
 up to 0.03 bits per byte in the chosen trial, with these by 0.01 (docs/LOG.md)."""
+WIDEST = 1.0
+"""Width of a component as far as it counts in the expected value: the far tail of a wider log-normal is the form's, and no belief. One single
+run of a loss near E was forecast at a hundred times itself."""
 AT_ONCE, HALVINGS = 1000, 30
 """Of quantiles of many forecasts: so many forecasts together, and so many halvings of the interval that holds one."""
 
@@ -107,6 +114,7 @@ class Forecaster:
     def __init__(self, target_seconds: float) -> None:
         self._target_seconds = target_seconds
         self._known: Draws | None = None
+        self._axes = 0
 
     def fit(self, records: Sequence[RunRecord]) -> dict[int, Forecast]:
         """As the function `fit`."""
@@ -129,12 +137,14 @@ class Forecaster:
         knobs = np.concatenate([traits, words], axis=1)
         curved = np.repeat([True, False], [traits.shape[1], words.shape[1] + doses.shape[1]])
         kinds = Kinds(curved, np.zeros_like(curved), np.zeros_like(curved))
-        points = Points(u[:, None], np.concatenate([knobs[trial], doses], axis=1))
+        scales = scales_of(runs, self._target_seconds)
+        points = Points(scales.of_runs, np.concatenate([knobs[trial], doses], axis=1))
         loss = np.array([r.bpb for r in runs], dtype=float)
-        fitted = partial(fit_surface, points, loss, kinds, _prior(runs), Errors.of_trials(trial, u))
-        surface = fitted(size=SIZE, like=self._known or fitted(size=SIZE).draws)
-        self._known = surface.draws
-        return Fitted(surface, self._target_seconds, numbers, recipes, knobs, final_doses)
+        fitted = partial(fit_surface, points, loss, kinds, _prior(runs, scales.axes), Errors.of_trials(trial, u))
+        known = self._known if self._known and self._axes == scales.axes else fitted(size=SIZE).draws
+        surface = fitted(size=SIZE, like=known)
+        self._known, self._axes = surface.draws, scales.axes
+        return Fitted(surface, scales, self._target_seconds, numbers, recipes, knobs, final_doses)
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class Fitted:
     """A study's runs on the surface: what its trials reach at any time, and what recipes would that nobody has tried."""
 
     surface: Surface
+    scales: Scales
     target_seconds: float
     numbers: list[int]
     """Of the trials."""
@@ -168,7 +179,7 @@ class Fitted:
         groups = np.tile(chosen, len(times))
         u = np.repeat(np.log(np.array(times) / self.target_seconds), len(chosen))
         level = np.stack([np.ones_like(u), -u], axis=1)
-        found = _forecasts(self.surface.mixture(Points(u[:, None], self.knobs[groups]), groups, level, COMPONENTS))
+        found = _forecasts(self.surface.mixture(Points(self.scales.at(u), self.knobs[groups]), groups, level, COMPONENTS))
         numbers = [self.numbers[i] for i in chosen]
         return [dict(zip(numbers, found[i * len(chosen) : (i + 1) * len(chosen)], strict=True)) for i in range(len(times))]
 
@@ -176,7 +187,7 @@ class Fitted:
         """Joint draws of what recipes reach in truth at the target, bits per byte, shape (count, recipes); tried ones count as new."""
         traits = np.concatenate(traits_of(*map(_uncompressed, (recipes, self.recipes))), axis=1)
         knobs = np.concatenate([traits, self._doses_of(recipes)], axis=1)
-        return self.surface.sample(Points(np.zeros((len(knobs), 1)), knobs), count)[0]
+        return self.surface.sample(Points(np.zeros((len(knobs), self.scales.axes)), knobs), count)[0]
 
     def _doses_of(self, recipes: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Of recipes that nobody has tried: the mean dose of the trials that were compressed likewise; 0 where there are none."""
@@ -201,7 +212,8 @@ def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndar
         floors, means = np.stack([f.floors for f in many]), np.stack([f.means for f in many])
         widths, weights = np.stack([f._widths for f in many]), np.stack([f.weights for f in many])
         for column, share in enumerate(shares):
-            low, high = floors.min(axis=1), (floors + np.exp(means + 6 * widths)).max(axis=1)
+            own = floors + np.exp(means + ndtri(share) * widths)
+            low, high = own.min(axis=1), own.max(axis=1)  # a mixture's quantile lies between those of its components
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
                 above = np.log(np.maximum(middle[:, None] - floors, 1e-300))
@@ -211,10 +223,10 @@ def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndar
     return found
 
 
-def _prior(runs: Sequence[RunRecord]) -> Prior:
+def _prior(runs: Sequence[RunRecord], axes: int) -> Prior:
     return Prior(
-        exponents=(EXPONENT,),
-        balance=(0.0,),
+        exponents=(EXPONENT,) if axes == 1 else EXPONENTS,
+        balance=(0.0,) * axes,
         floor=FLOOR if all(run.unit == BITS for run in runs) else None,  # of other losses nobody knows
         fall=None,
         shared=(OWN_LEVEL, OWN_EXPONENT),
@@ -228,7 +240,7 @@ def _prior(runs: Sequence[RunRecord]) -> Prior:
 
 def _forecasts(mixture: Mixture) -> list[Forecast]:
     weights = np.full(len(mixture.floors), 1 / len(mixture.floors))
-    widths = np.hypot(mixture.spreads, mixture.beyond)
+    widths = np.minimum(np.hypot(mixture.spreads, mixture.beyond), WIDEST)
     expected = weights @ (mixture.floors[:, None] + np.exp(mixture.means + widths**2 / 2))
     columns = zip(mixture.means.T, mixture.spreads.T, mixture.apart.T, mixture.beyond.T, expected.tolist(), strict=True)
     return [Forecast(weights, mixture.floors, *column) for column in columns]

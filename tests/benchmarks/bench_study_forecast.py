@@ -8,34 +8,63 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from budgetlm.forecast.fit import fit
+from budgetlm.model.size import compute_parameters
+from budgetlm.recipe.oracle import expected_tokens, model_of
+from budgetlm.recipe.recipe import recipe_from
 from budgetlm.records import RunRecord
+from budgetlm.search.plan import Plan, load_plan
+from budgetlm.train.config import run_config_from
 from tests.conftest import record
 
-TARGET_SECONDS = 80.0
 RATIOS = (64, 16, 4)
 Known = Callable[[str, int], bool]
+Small = dict[tuple[str, int], RunRecord]
+"""Runs of miniatures by recipe and ratio."""
 
 
-def read(path: Path) -> tuple[dict[str, float], dict[tuple[str, int], float]]:
+def reach(recipe: dict, plan: Plan) -> dict[str, float]:
+    """What a search would have foretold of the recipe at its target."""
+    whole = recipe_from(recipe)
+    model = model_of(whole, plan.world)
+    tokens = expected_tokens(whole, model, whole.batch_tokens, plan.target_seconds, plan.world)
+    return {"target_tokens": tokens, "target_compute_parameters": compute_parameters(model)}
+
+
+def read(path: Path, plan: Plan, by_time: bool) -> tuple[dict[str, float], Small]:
     """Losses at the target by recipe, and of its miniatures by recipe and ratio."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     named = [(json.dumps(r["recipe"], sort_keys=True), r) for r in rows if r["seed"] == 0]
-    small = {(name, r["ratio"]): r["bpb"] for name, r in named if r["proxy"] == "miniature"}
+    small = {
+        (name, r["ratio"]): record(
+            0,
+            RATIOS.index(r["ratio"]),
+            plan.target_seconds / r["ratio"],
+            r["bpb"],
+            plan.target_seconds,
+            recipe=r["recipe"],
+            tokens=int(r["tokens"]),
+            compute_parameters=compute_parameters(run_config_from(r["config"]).model),
+            **({} if by_time else reach(r["recipe"], plan)),
+        )
+        for name, r in named
+        if r["proxy"] == "miniature"
+    }
     targets = {name: r["bpb"] for name, r in named if r["ratio"] == 1}
     return {name: bpb for name, bpb in targets.items() if (name, 16) in small and (name, 4) in small}, small
 
 
-def ways(small: dict[tuple[str, int], float], names: list[str]) -> dict[str, Known]:
+def ways(small: Small, names: list[str]) -> dict[str, Known]:
     """Which runs a study may have when it has to choose."""
-    best = sorted(names, key=lambda n: small[n, 16])[:4]
+    best = sorted(names, key=lambda n: small[n, 16].bpb)[:4]
     on_64 = [n for n in names if (n, 64) in small]
-    half = sorted(on_64, key=lambda n: small[n, 64])[: len(on_64) // 2]
+    half = sorted(on_64, key=lambda n: small[n, 64].bpb)[: len(on_64) // 2]
     return {
         "1/64": lambda _, ratio: ratio == 64,
         "1/16": lambda _, ratio: ratio == 16,
@@ -50,30 +79,25 @@ def ways(small: dict[tuple[str, int], float], names: list[str]) -> dict[str, Kno
     }
 
 
-def known_records(small: dict[tuple[str, int], float], names: list[str], known: Known) -> list[RunRecord]:
+def known_records(small: Small, names: list[str], known: Known) -> list[RunRecord]:
     return [
-        record(trial, rung, TARGET_SECONDS / ratio, small[name, ratio], TARGET_SECONDS, recipe=json.loads(name))
+        replace(small[name, ratio], trial=trial)
         for trial, name in enumerate(names)
-        for rung, ratio in enumerate(RATIOS)
+        for ratio in RATIOS
         if (name, ratio) in small and known(name, ratio)
     ]
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("transfer.jsonl"), help="of bench_transfer")
-    results = parser.parse_args().results
-    if not results.exists():
-        print(f"{results} is not there: run `python -m tests.benchmarks.bench_transfer {results}` first")
-        return
-    targets, small = read(results)
+def table(path: Path, plan: Plan, by_time: bool) -> None:
+    """Print how good the forecasts are that go by device time alone, or by parameters and tokens."""
+    targets, small = read(path, plan, by_time)
     names = list(targets)
     truth = np.array([targets[name] for name in names])
-    print(f"{len(names)} recipes; {'known':38} Spearman  regret    bias  after it  80 % holds")
+    print(f"by {'device time' if by_time else 'parameters and tokens'}, {len(names)} recipes")
+    print(f"{'known':50} Spearman  regret    bias  after it  80 % holds")
     rows = []
     for title, known in ways(small, names).items():
-        forecasts = fit(known_records(small, names, known), TARGET_SECONDS)
+        forecasts = fit(known_records(small, names, known), plan.target_seconds)
         trials = sorted(forecasts)
         mean, true = np.array([forecasts[t].mean for t in trials]), truth[trials]
         bias = float(np.mean(mean - true))
@@ -89,6 +113,19 @@ def main() -> None:
         print(f"{title:50} {row[0]:8.2f} {row[1]:7.4f} {row[2]:+7.3f} {row[3]:9.3f} {row[4]:11.0%}")
     means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
     print(f"{'mean':50} {means[0]:8.2f} {means[1]:7.4f} {means[2]:7.3f} {means[3]:9.3f} {means[4]:11.0%}")
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("transfer.jsonl"), help="of bench_transfer")
+    results = parser.parse_args().results
+    plan = load_plan(results.with_suffix(""))
+    if plan is None or not results.exists():
+        print(f"{results} is not there: run `python -m tests.benchmarks.bench_transfer {results}` first")
+        return
+    for by_time in (True, False):
+        table(results, plan, by_time)
 
 
 if __name__ == "__main__":

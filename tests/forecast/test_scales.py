@@ -1,0 +1,90 @@
+import math
+
+import numpy as np
+import pytest
+
+from budgetlm.forecast.fit import Forecaster, fit
+from budgetlm.forecast.scales import scales_of
+from tests.conftest import record
+
+TARGET = 1000.0
+WHOLE = {"target_tokens": 1_000_000, "target_compute_parameters": 100_000}
+# Seconds, tokens and parameters of a small machine's rungs: the lower ones are one and the same least shape.
+STEPS = (
+    (1000 / 256, 20_000, 20_000),
+    (1000 / 64, 80_000, 20_000),
+    (1000 / 16, 320_000, 20_000),
+    (1000 / 4, 500_000, 50_000),
+)
+
+
+def law(tokens, parameters, level=0.0):
+    """Bits per byte, the terms of tokens and parameters alike at the target."""
+    return 0.5 + 0.35 * math.exp(level) * ((tokens / 1_000_000) ** -0.25 + (parameters / 100_000) ** -0.25)
+
+
+def ladder(trial, steps=STEPS, level=0.0, **changes):
+    return [
+        record(
+            trial,
+            rung,
+            seconds,
+            law(tokens, parameters, level),
+            TARGET,
+            tokens=tokens,
+            compute_parameters=parameters,
+            **WHOLE,
+            **changes,
+        )
+        for rung, (seconds, tokens, parameters) in enumerate(steps)
+    ]
+
+
+def test_runs_lie_by_how_much_smaller_than_the_recipe_itself_they_are():
+    scales = scales_of(ladder(0), TARGET)
+    assert np.exp(scales.of_runs[0]) == pytest.approx([20_000 / 100_000, 20_000 / 1_000_000])
+
+
+def test_a_record_that_does_not_say_what_the_target_is_puts_all_on_the_axis_of_device_time():
+    runs = [*ladder(0), record(1, 0, TARGET / 64, 2.0)]
+    scales = scales_of(runs, TARGET)
+    assert scales.axes == 1
+    assert np.exp(scales.of_runs[:, 0]) == pytest.approx([1 / 256, 1 / 64, 1 / 16, 1 / 4, 1 / 64])
+
+
+def test_the_way_to_the_target_goes_through_the_rungs_and_grows_evenly_beyond():
+    scales = scales_of(ladder(0) + ladder(1), TARGET)
+    rungs = np.log([seconds / TARGET for seconds, *_ in STEPS])
+    assert scales.at(rungs) == pytest.approx(scales.of_runs[:4])
+    assert scales.at(np.log([1.0, 4.0])) == pytest.approx(np.log([[1, 1], [2, 2]]))
+
+
+def test_another_horizon_moves_the_target_by_as_much_along_both_axes():
+    scales = scales_of(ladder(0), 4 * TARGET)
+    assert np.exp(scales.of_runs[0]) == pytest.approx([20_000 / 200_000, 20_000 / 2_000_000])
+
+
+def test_rungs_of_one_and_the_same_shape_are_forecast_by_what_they_read_where_device_time_misleads():
+    truth = law(1_000_000, 100_000)
+    runs = [run for trial in range(6) for run in ladder(trial, STEPS[:3], 0.04 * trial)]
+    unsaid = [run.__class__(**{**run.__dict__, "target_tokens": 0}) for run in runs]
+    by_both, by_time = fit(runs, TARGET)[0], fit(unsaid, TARGET)[0]
+    assert abs(by_both.mean - truth) < 0.5 * abs(by_time.mean - truth)
+    low, high = by_both.interval
+    assert low < truth < high
+
+
+@pytest.mark.parametrize("unit", ["bits per byte", "error"])
+@pytest.mark.parametrize("loss", [0.52, 0.7, 3.0, 40.0])
+def test_a_single_run_is_forecast_at_something_like_itself(loss, unit):
+    forecast = fit([record(0, 0, TARGET / 16, loss, unit=unit)], TARGET)[0]
+    low, high = forecast.interval
+    assert 0.2 * loss < low < forecast.mean < 1.2 * loss
+    assert low < forecast.quantile(0.5) < high < 1.2 * loss
+
+
+def test_a_study_that_goes_from_one_axis_to_two_is_fitted_anew():
+    forecaster = Forecaster(TARGET)
+    runs = [run for trial in range(3) for run in ladder(trial, level=0.05 * trial)]
+    forecaster.fit([run.__class__(**{**run.__dict__, "target_tokens": 0}) for run in runs])
+    assert forecaster.fit(runs)[0].mean == pytest.approx(fit(runs, TARGET)[0].mean, rel=0.01)
