@@ -2,16 +2,17 @@
 
 import hashlib
 import os
-import re
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from budgetlm.data.config import TOGETHER, WEIGHTED, DataConfig
 from budgetlm.data.fetch import Tick, fetch
-from budgetlm.data.formats import ENDINGS, Text, kind_of, read_file, read_rows, text_of, text_size
+from budgetlm.data.formats import ENDINGS, Text, kind_of, read_file, read_rows, text_size
+from budgetlm.data.hub import hub_rows, hub_texts, repository_of
 from budgetlm.data.sieve import check_near_duplicates, mark_of
 from budgetlm.errors import DataError
 
@@ -67,7 +68,7 @@ def open_rows(
     """
     for name in (share.source for share in config.shares):
         if name.startswith("hf:"):
-            for number, row in enumerate(_hub_rows(name, _repository(name), config), 1):
+            for number, row in enumerate(hub_rows(name, config), 1):
                 yield f"row {number:,} of {name}", row
             continue
         if name in EMBEDDED:
@@ -94,7 +95,7 @@ def check_sources(config: DataConfig) -> None:
 
 def _open(name: str, weight: float, config: DataConfig, cache: Path, tick: Tick | None, *, alone: bool) -> Source:
     if name.startswith("hf:"):
-        return _hub_source(name, weight, config, alone=alone)
+        return _hub_source(name, weight, config, cache, alone=alone)
     if name in EMBEDDED:
         root, paths = _embedded(name)
     elif name.startswith(("http://", "https://")):
@@ -172,37 +173,9 @@ def _fingerprint(root: Path, paths: list[Path]) -> str:
     return content.hexdigest()
 
 
-def _hub_source(name: str, weight: float, config: DataConfig, *, alone: bool) -> Source:
-    repository = _repository(name)
+def _hub_source(name: str, weight: float, config: DataConfig, cache: Path, *, alone: bool) -> Source:
+    repository_of(name)
     most = config.max_bytes or HUB_MAX_BYTES
-
-    def texts() -> Iterator[Text]:
-        for number, row in enumerate(_hub_rows(name, repository, config), 1):
-            yield text_of(row, config, f"row {number:,} of {name}")
-
     identity = [name, config.config, config.split]
+    texts = partial(hub_texts, name, config, cache)
     return Source(name, identity, texts, most, most, alone and _is_streamed(config, most), weight)
-
-
-def _repository(name: str) -> str:
-    repository = name.removeprefix("hf:")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
-        raise DataError(f"{name!r} does not name a Hub data set. Write it as `hf:owner/name`.")
-    return repository
-
-
-def _hub_rows(name: str, repository: str, config: DataConfig) -> Iterator[dict[str, Any]]:
-    """Stream rows through `datasets`, which goes on after broken connections; whatever goes wrong in there is about the source."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        yield from datasets.load_dataset(repository, config.config or None, split=config.split, streaming=True)
-    except (GeneratorExit, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"could not read {name}: {type(error).__name__}: {reason[:300]}. Check that it exists and can be read, its configuration and "
-            "split, and your connection."
-        ) from error
