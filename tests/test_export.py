@@ -1,5 +1,4 @@
 import json
-import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 
@@ -17,6 +16,7 @@ from budgetlm.model.gguf import save_gguf
 from budgetlm.model.transformer import build
 from budgetlm.receipts import Receipt
 from tests.conftest import record, tiny_model
+from tests.serving import serving
 
 transformers = pytest.importorskip("transformers")
 SHAPES = {
@@ -132,16 +132,13 @@ def test_a_hub_that_refuses_is_a_line_and_the_folder_stays(saved, tmp_path, monk
         def log_message(self, *_):
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     hub = pytest.importorskip("huggingface_hub")
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(hub, "HfApi", lambda: hub.hf_api.HfApi(endpoint=address, token="none"))
     out = export(saved()[0], tmp_path / "out", "hf", None)
-    with pytest.raises(StudyError, match="is exported, but not pushed to owner/name"):
-        push(out, "owner/name", private=True)
-    server.shutdown()
-    server.server_close()
+    with serving(HTTPServer(("127.0.0.1", 0), Hub)) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(hub, "HfApi", lambda: hub.hf_api.HfApi(endpoint=address, token="none"))
+        with pytest.raises(StudyError, match="is exported, but not pushed to owner/name"):
+            push(out, "owner/name", private=True)
     path, said = asked[0]
     assert path == "/api/repos/create"
     assert said["name"] == "name"

@@ -1,8 +1,8 @@
-"""A data set of the Hugging Face Hub -> its rows; texts are kept in the cache as they come, so that none is fetched twice.
+"""A data set of the Hugging Face Hub -> its rows; texts are kept in the cache as they come, so that reading goes on where it stopped.
 
 `datasets` streams the rows, tries again where a connection breaks, and can say where it is. Texts lie in parts, parquet files each whole or absent, with the
-place to go on from in their metadata: the next command goes on there, at the same revision, and what is there whole needs no connection. One process
-at a time adds parts; another that reads meanwhile fetches what is not there yet for itself.
+place to go on from in their metadata: the next command goes on there, at the same revision, and what is there whole needs no connection. Of the data
+set's files only those about that place are fetched again. One process at a time adds parts; another that reads meanwhile fetches what is not there yet for itself.
 """
 
 import json
@@ -114,15 +114,20 @@ def _texts(name: str, config: DataConfig, folder: Path, *, keeps: bool) -> Itera
 
 
 def _kept(folder: Path) -> Iterator[tuple[Place, Iterator[Text]]]:
-    """The parts that are there, up to one that is damaged."""
+    """The parts that are there, one behind the other: what does not follow is left of a reading before one of them was damaged."""
+    before = Place()
     for path in sorted(folder.glob("*.parquet")):
+        if path.stem != f"{before.rows:012}":
+            continue
         try:
             table = pq.read_table(path)
             place = Place(**json.loads(table.schema.metadata[PLACE]))
             texts = table["text"].to_pylist(), table["invalid"].to_pylist()
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-            return  # it and what is behind it are written again
-        yield place, zip(*texts, strict=True)
+            continue  # it is written again
+        if place.revision == (before.revision or place.revision):
+            yield place, zip(*texts, strict=True)
+            before = place
 
 
 class _Part:
@@ -172,8 +177,7 @@ def _opened(name: str, config: DataConfig, revision: str = "", columns: Sequence
     stream = datasets.load_dataset(
         repository_of(name), config.config or None, split=config.split, streaming=True, revision=revision or None
     )
-    wanted = [column for column in columns if column in (stream.features or ())]
-    return stream.select_columns(wanted) if columns and len(wanted) == len(columns) else stream
+    return stream.select_columns(list(columns)) if columns and set(columns) <= set(stream.features or ()) else stream
 
 
 def _from(stream: Any, place: Place) -> Iterator[dict[str, Any]]:

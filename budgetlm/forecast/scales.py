@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetlm.records import RunRecord
+from budgetlm.records import OWN, RunRecord
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def scales_of(runs: Sequence[RunRecord], target_seconds: float) -> Scales:
         target_seconds: the horizon, which need not be the one that the recipes were meant for: they would grow as the rule has it.
     """
     u = np.log([r.planned_seconds / target_seconds for r in runs])
-    if all(r.target_tokens > 0 and r.target_compute_parameters > 0 and r.tokens > 0 for r in runs):
+    # Of a training function of somebody's own the speed is guessed, and so is what it would come to at the target.
+    if all(r.unit != OWN and min(r.target_tokens, r.target_compute_parameters, r.tokens) > 0 for r in runs):
         sizes = [(r.compute_parameters / r.target_compute_parameters, r.tokens / r.target_tokens) for r in runs]
         farther = np.log([target_seconds / r.target_seconds for r in runs])
         of_runs = np.log(sizes) - farther[:, None] / 2

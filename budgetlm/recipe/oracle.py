@@ -89,6 +89,13 @@ def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, sec
     return max(0.5 * seconds, training) * speed
 
 
+def reach(recipe: Recipe, target_seconds: float, world: World) -> dict[str, float]:
+    """What a recipe itself comes to in its time, as the fields of its records that say so."""
+    model = model_of(recipe, world)
+    tokens = expected_tokens(recipe, model, recipe.batch_tokens, target_seconds, world)
+    return {"target_tokens": tokens, "target_compute_parameters": compute_parameters(model)}
+
+
 def expected_speed(config: RunConfig, world: World) -> float:
     """Tokens per second of a run's optimisation steps, by the throughput model."""
     model, micro = config.model, config.micro_batch_sequences * config.model.context_length

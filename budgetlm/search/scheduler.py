@@ -16,14 +16,13 @@ from budgetlm.errors import BudgetExhausted, ConfigError, StudyError
 from budgetlm.forecast.choose import can_win, choose, highest_rungs
 from budgetlm.forecast.history import append_moment, moment
 from budgetlm.forecast.worth import improvement
-from budgetlm.model.size import compute_parameters, parameters
+from budgetlm.model.size import parameters
 from budgetlm.recipe.limit import fitted, moved, starts
 from budgetlm.recipe.oracle import (
     deployed_bytes,
     expected_peak_bytes,
     expected_speed,
-    expected_tokens,
-    model_of,
+    reach,
     size_violation,
     token_milliseconds,
 )
@@ -322,14 +321,12 @@ class Scheduler:
             return None
         # By the plan as it was settled: what is weighed against each other must not depend on when it was asked for.
         settled = self.site.plan.world
-        whole = model_of(step.recipe, settled)
         predicted = {
             "predicted_tokens_per_second": expected_speed(config, plan.world),
             "predicted_peak_bytes": expected_peak_bytes(config, plan.world),
             "predicted_model_bytes": deployed_bytes(step.recipe, settled),
             "predicted_token_ms": token_milliseconds(step.recipe, settled),
-            "target_tokens": expected_tokens(step.recipe, whole, step.recipe.batch_tokens, plan.target_seconds, settled),
-            "target_compute_parameters": compute_parameters(whole),
+            **reach(step.recipe, plan.target_seconds, settled),
         }
         return begin(self.site.folder, label, config, predicted)
 

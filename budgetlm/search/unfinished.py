@@ -28,7 +28,7 @@ class Unfinished:
     config: RunConfig
     folder: Path
     predicted: Mapping[str, float]
-    """What the oracle said of it: the fields of a record that begin with `predicted_`."""
+    """What the oracle said of it: the fields of a record that begin with `predicted_` or `target_`."""
 
     @property
     def checkpoints(self) -> Path:

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from budgetlm.forecast.fit import fit
 from budgetlm.model.size import compute_parameters
-from budgetlm.recipe.oracle import expected_tokens, model_of
+from budgetlm.recipe.oracle import reach
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.records import RunRecord
 from budgetlm.search.plan import Plan, load_plan
@@ -27,14 +27,6 @@ RATIOS = (64, 16, 4)
 Known = Callable[[str, int], bool]
 Small = dict[tuple[str, int], RunRecord]
 """Runs of miniatures by recipe and ratio."""
-
-
-def reach(recipe: dict, plan: Plan) -> dict[str, float]:
-    """What a search would have foretold of the recipe at its target."""
-    whole = recipe_from(recipe)
-    model = model_of(whole, plan.world)
-    tokens = expected_tokens(whole, model, whole.batch_tokens, plan.target_seconds, plan.world)
-    return {"target_tokens": tokens, "target_compute_parameters": compute_parameters(model)}
 
 
 def read(path: Path, plan: Plan, by_time: bool) -> tuple[dict[str, float], Small]:
@@ -51,7 +43,7 @@ def read(path: Path, plan: Plan, by_time: bool) -> tuple[dict[str, float], Small
             recipe=r["recipe"],
             tokens=int(r["tokens"]),
             compute_parameters=compute_parameters(run_config_from(r["config"]).model),
-            **({} if by_time else reach(r["recipe"], plan)),
+            **({} if by_time else reach(recipe_from(r["recipe"]), plan.target_seconds, plan.world)),
         )
         for name, r in named
         if r["proxy"] == "miniature"

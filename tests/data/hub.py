@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import unquote, urlsplit
+
+from tests.serving import serving
 
 REPOSITORY = "someone/texts"
 BEGINNING = """
@@ -41,7 +42,7 @@ def lines(count: int, first: int = 0) -> bytes:
 class Hub:
     """Its files, and what was asked of it."""
 
-    files: dict[str, bytes] = field(default_factory=lambda: {f"data/train-{k}.jsonl": lines(500, 500 * k) for k in range(3)})
+    files: dict[str, bytes] = field(default_factory=lambda: {f"data/train-{k}.jsonl": lines(250, 250 * k) for k in range(6)})
     commit: str = "a" * 40
     drops: dict[str, list[int]] = field(default_factory=dict)
     """After how many bytes the next connections for a file break, first to last."""
@@ -130,13 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def local_hub(**settings):
     hub = Hub(**settings)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.daemon_threads, server.hub = True, hub
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads, server.hub = True, hub
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    with serving(server):
+        yield hub

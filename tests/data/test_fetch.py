@@ -1,9 +1,7 @@
 import gzip
 import json
-from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
@@ -12,6 +10,7 @@ from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.fetch import ATTEMPTS, DOWNLOADS, fetch
 from budgetlm.errors import DataError
 from tests.conftest import sentences
+from tests.serving import serving
 
 CONTENT = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in sentences(2000)).encode(), 1)
 
@@ -57,16 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
 def served(*script, **settings):
-    with Server(script, **settings) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return serving(Server(script, **settings))
 
 
 def test_a_cut_connection_is_gone_on_with_where_it_stopped(tmp_path):

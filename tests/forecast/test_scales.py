@@ -5,6 +5,7 @@ import pytest
 
 from budgetlm.forecast.fit import Forecaster, fit
 from budgetlm.forecast.scales import scales_of
+from budgetlm.records import OWN
 from tests.conftest import record
 
 TARGET = 1000.0
@@ -50,6 +51,10 @@ def test_a_record_that_does_not_say_what_the_target_is_puts_all_on_the_axis_of_d
     scales = scales_of(runs, TARGET)
     assert scales.axes == 1
     assert np.exp(scales.of_runs[:, 0]) == pytest.approx([1 / 256, 1 / 64, 1 / 16, 1 / 4, 1 / 64])
+
+
+def test_runs_of_a_training_function_of_ones_own_go_by_device_time_whatever_they_say_of_tokens():
+    assert scales_of(ladder(0, unit=OWN), TARGET).axes == 1
 
 
 def test_the_way_to_the_target_goes_through_the_rungs_and_grows_evenly_beyond():

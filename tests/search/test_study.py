@@ -142,8 +142,8 @@ def test_a_truncated_trial_with_a_plateau_climbs_from_its_trunk_which_is_charged
         assert heir.seconds + heir.inherited_seconds <= heir.planned_seconds == plan["rungs"][heir.rung]
         parent = next(r for r in records if r.run == heir.inherited_from)
         plateau, trained = 1 - heir.recipe["cooldown"], parent.by_purpose["train"]
-        # Of what the parent trained, to the last whole step, which may be a slow one; at most as much of its rung, which has an evaluation too.
-        assert (plateau - 3 / parent.steps) * trained <= heir.inherited_seconds <= plateau * plan["rungs"][0]
+        # Of what the parent trained, to the last whole step; at most as much of its rung, which has an evaluation too.
+        assert (plateau - 1 / parent.steps) * trained <= heir.inherited_seconds <= plateau * plan["rungs"][0]
     # A trial under way has its trunk; one that the gate goes back to only if it is among the few whose trunks were kept.
     assert all(r.inherited_from for r in records if r.rung == 1 and r.why in ("default", "climb"))
     balance = ledger_of("tiny").balance()
