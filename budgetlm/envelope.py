@@ -41,6 +41,14 @@ class Envelope:
     report: Path | None
 
 
+def whole(budget: BudgetConfig) -> float:
+    """Device-hours of a search and its final together, as a study has them; 0 where it has none for a search.
+
+    Of twelve digits, so that an envelope of so many or fewer is found again in the shares that it was parted into.
+    """
+    return float(f"{budget.hours + budget.target_hours:.12g}") if budget.hours else 0.0
+
+
 def enveloped(config: StudyConfig, hours: float) -> StudyConfig:
     """The study whose search and final share `hours`: the search's part is the most that it may spend.
 

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from budgetlm.budget.ledger import SEARCH
-from budgetlm.envelope import SEARCH_SHARE, enveloped, run_all
+from budgetlm.config import BudgetConfig
+from budgetlm.envelope import SEARCH_SHARE, enveloped, run_all, whole
 from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.records import read_records
 from budgetlm.studies import ledger_of
@@ -60,3 +61,14 @@ def test_an_envelope_that_is_too_small_says_how_much_would_do(tiny_study):
         enveloped(config, 0.1 / 3600)
     enough = float(str(refused.value).split("--hours ")[1].split("`")[0])
     assert enveloped(config, enough).budget.hours > 0
+
+
+def test_a_file_has_an_envelope_of_its_search_and_its_final_together(tiny_study):
+    assert whole(BudgetConfig(hours=0.02, target_hours=0.1)) == 0.12
+    assert whole(BudgetConfig(target_hours=5.0)) == 0, "it says nothing of what a search may spend"
+
+
+@pytest.mark.parametrize("hours", [24, 0.5, 0.1, 1 / 3, 0.7, 29.9, 1234.567])
+def test_an_envelope_that_goes_on_without_its_hours_is_the_same_study(tiny_study, hours):
+    begun = enveloped(tiny_study(0.0), float(f"{hours:.12g}"))
+    assert enveloped(begun, whole(begun.budget)) == begun

@@ -123,7 +123,10 @@ def worker(
 
 
 def run(
-    hours: Annotated[float | None, typer.Option(help="Device-hours of everything: search, final, report.")] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Device-hours of everything: search, final, report. From a file or a study: its two together."),
+    ] = None,
     study: NameOption = None,
     file: FileOption = None,
     data: DataOption = None,
@@ -152,11 +155,11 @@ def run(
 
     load_ahead(cache_folder(), config.train.allocator)
     from budgetlm.budget.clock import Clock
-    from budgetlm.envelope import SEARCH_SHARE, enveloped, run_all
+    from budgetlm.envelope import enveloped, run_all, whole
     from budgetlm.progress import make_watcher
     from budgetlm.track import tracking
 
-    total = hours or config.budget.hours / SEARCH_SHARE
+    total = hours or whole(config.budget)
     if not total:
         raise ConfigError("how much may be spent on everything? Give `--hours`, e.g. `budgetlm run --hours 24`.")
     with tracking(config.name, track or [], make_watcher().note):
