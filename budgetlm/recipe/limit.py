@@ -18,7 +18,7 @@ from budgetlm.recipe.world import World
 MOVED = ("depth", "width", "batch_tokens", "peak_lr")
 """What of a default recipe follows from how much its weights weigh."""
 SHAPE, SWITCHES = (
-    ("kv_groups", "mlp_ratio", "tie_embeddings", "norm_embedding", "share_layers", "embedding_rank"),
+    ("mixer", "kv_groups", "mlp_ratio", "tie_embeddings", "norm_embedding", "share_layers", "embedding_rank"),
     ("compression", "sparsity"),
 )
 """What changes an artefact's weight beside depth and width."""

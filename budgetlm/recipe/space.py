@@ -351,7 +351,7 @@ def offered(device: str, teacher: str = "") -> tuple[str, ...]:
 def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space, Recipe]:
     """The whole space, with what a study file says of it; and the default recipe moved into it."""
     check_kinds(wanted, world)
-    space = default_space(default, world) | wanted
+    space = default_space(default, world) | ({"compression": Fixed("none")} if _other_mixers(wanted) else {}) | wanted
     moved = {name: nearest(domain, getattr(default, name)) for name, domain in space.items()}
     recipe = replace(default, **moved)
     ModelConfig(
@@ -377,11 +377,16 @@ def check_kinds(wanted: Space, world: World) -> None:
     if names := [name for name in alien if name in wanted]:
         kind, why = ("mlm", "a ModernBERT has no such choice") if encodes else ("clm", "nothing is hidden from a decoder")
         raise ConfigError(f"space.{names[0]} is not for objective {kind}: {why}. Leave it out.")
-    others = [v for v in _values(wanted.get("mixer", Fixed("attention"))) if v != "attention"]
+    others = _other_mixers(wanted)
     if (encodes or others) and any(option != "none" for option in compressions(wanted)):
         raise ConfigError(
             f"space.compression is for decoders with attention, not for {'encoders' if encodes else f'mixer {others[0]!r}'}. Leave it out."
         )
+
+
+def _other_mixers(wanted: Space) -> list[str]:
+    """The mixers of a space whose models are not compressed."""
+    return [v for v in _values(wanted.get("mixer", Fixed("attention"))) if v != "attention"]
 
 
 def _values(domain: Domain) -> tuple[Any, ...]:

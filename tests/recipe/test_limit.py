@@ -55,6 +55,16 @@ def test_recipes_near_the_default_are_made_to_keep_the_limit_and_stay_in_the_spa
         assert recipe.width % 16 == 0
 
 
+def test_models_with_other_mixers_keep_a_limit_uncompressed(world):
+    world, space, default = planned(world, 0.5, mixer=["attention", "lstm", "conv"])
+    assert space["compression"] == Fixed("none"), "no format holds one"
+    drawn = [near(default, space, np.random.default_rng(seed)) for seed in range(50)]
+    for recipe in [fitted(r, space, world) for r in drawn]:
+        assert size_violation(recipe, world) <= 0
+        at_target(recipe, TARGET, world)
+    assert {r.mixer for r in drawn} == {"attention", "lstm", "conv"}
+
+
 def test_where_the_smallest_shape_does_not_help_what_else_weighs_something_does(world):
     wanted = {"depth": 2, "width": 64, "norm_embedding": [True, False], "compression": ["none", "int8"]}
     world, _, default = planned(world, 0.25, **wanted)
