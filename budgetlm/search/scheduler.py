@@ -34,7 +34,7 @@ from budgetlm.search.jobs import RungJob
 from budgetlm.search.plan import Plan
 from budgetlm.search.site import Seat, Site, Step
 from budgetlm.search.trials import Trials
-from budgetlm.search.trunks import KEPT, forget_all_but, tidy
+from budgetlm.search.trunks import KEPT, forget_all_but, tidy, trials_with_trunks
 from budgetlm.search.unfinished import Unfinished, begin, failed_record, unfinished_runs
 from budgetlm.train.config import Label, run_config_from
 from budgetlm.workers.job import TRANSIENT, Ended, Event, Failure, Spent, Workers
@@ -64,6 +64,8 @@ class Scheduler:
         self.seats: dict[int, Seat] = {}
         self.untold: set[int] = set()
         """Trials that Optuna is to be told of when they end."""
+        self.rooted: set[int] = set()
+        """Trials whose trunks are on the disk."""
         self.exceptions = 0
         self.dry = False
         """There was no work to be had, and nothing has changed since."""
@@ -115,6 +117,7 @@ class Scheduler:
         """Bring ledger, records, unfinished runs and Optuna into agreement, whatever instant the last search ended at."""
         if self.site.trunks:
             tidy(self.site.trunks)
+            self.rooted = trials_with_trunks(self.site.trunks, self.site.records())
         running = self.trials.running()
         self.untold = set(running)
         records = self.site.records()
@@ -382,6 +385,8 @@ class Scheduler:
                 self.waiting.appendleft(replace(step, run=run))
             return
         run.finish()
+        if not step.repeat:
+            self.rooted.add(step.trial)
         self._decide(step, record)
         self._forget_trunks()
 
@@ -450,10 +455,11 @@ class Scheduler:
             assert leader
             return reached[trial], -improvement(forecasts[trial], leader).expected
 
-        trials = self.untold | set(sorted(forecasts.keys() - self.untold, key=last)[:KEPT])
+        closed = sorted((self.rooted & forecasts.keys()) - self.untold, key=last)
+        self.rooted = self.untold | set(closed[:KEPT])
         begun = [seat.run for seat in self.seats.values()] + [step.run for step in self.waiting]
         configs = [run.config for run in begun if run]
-        configs += [run_config_from(r.config) for r in self.site.records() if r.trial in trials and r.config]
+        configs += [run_config_from(r.config) for r in self.site.records() if r.trial in self.rooted and r.config]
         forget_all_but(self.site.trunks, configs)
 
     def _show_best(self) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from budgetlm.files import digest
 from budgetlm.recipe.world import Proxy
-from budgetlm.train.config import RunConfig
+from budgetlm.records import RunRecord
+from budgetlm.train.config import RunConfig, run_config_from
 from budgetlm.train.trunk import trunk_of
 
 TRUNKS = "trunks"
 KEPT = 3
-"""Of the trials that are not under way, so many keep their trunks: of those that are not at the top, who might gain the most there, as the gate sees it."""
+"""Of the trials that are not under way, so many keep their trunks: of those that have them and are not at the top, who might gain the most there, as the gate sees it."""
 
 
 def trunks_of(study: Path, proxy: Proxy) -> Path | None:
@@ -23,12 +24,22 @@ def trunks_of(study: Path, proxy: Proxy) -> Path | None:
     return study / TRUNKS if proxy == "truncate" else None
 
 
+def trials_with_trunks(folder: Path, records: Iterable[RunRecord]) -> set[int]:
+    """The trials of which a run's trunk is there."""
+    there = {trunk.name for trunk in folder.glob("*")}
+    return {r.trial for r in records if there and r.config and _name(run_config_from(r.config)) in there}
+
+
 def forget_all_but(folder: Path, configs: Iterable[RunConfig]) -> None:
     """Delete all trunks but those of these runs."""
-    kept = {digest(trunk_of(config)) for config in configs}
+    kept = {_name(config) for config in configs}
     for trunk in folder.glob("*"):
         if trunk.name not in kept:
             shutil.rmtree(trunk, ignore_errors=True)
+
+
+def _name(config: RunConfig) -> str:
+    return digest(trunk_of(config))
 
 
 def tidy(folder: Path) -> None:
