@@ -36,9 +36,7 @@ def test_a_finished_study_is_planned_with_what_it_has_measured(searched, cache):
 
 
 def test_a_device_that_is_not_here_trains_a_larger_final(tiny_study, cache):
-    config = tiny_study(
-        40.0, budget={"hours": 40 / 3600, "target_hours": 24.0}, space={}, data={"source": "stdlib", "vocab_size": 512}
-    )
+    config = tiny_study(40.0, budget={"hours": 40 / 3600, "target_hours": 24.0}, space={})
     small, large = ahead(config, cache, device="t4"), ahead(config, cache, device="h100")
     assert large.final.parameters > 3 * small.final.parameters
     assert large.final.peak_bytes < 80e9
@@ -79,7 +77,7 @@ def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch,
 def test_truncated_proxies_are_planned_at_the_shape_of_the_final(home, cache, corpus_folder, monkeypatch, capsys):
     shapes, data = {}, ["--data", str(corpus_folder)]
     for proxy in ("miniature", "truncate"):
-        arguments = ["plan", "--hours", "1", "--target-hours", "24", "--device", "h100", "--proxy", proxy, "--json", *data]
+        arguments = ["plan", "--hours", "0.2", "--target-hours", "24", "--device", "h100", "--proxy", proxy, "--json", *data]
         monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
         monkeypatch.setattr(sys, "argv", ["budgetlm", *arguments])
         with pytest.raises(SystemExit):
