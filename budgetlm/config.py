@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 
 from budgetlm.allocator import CHOICES as ALLOCATORS
-from budgetlm.data.config import DataConfig
+from budgetlm.data.config import TOGETHER, DataConfig
 from budgetlm.errors import ConfigError
 from budgetlm.files import checked_name, write_atomic
 from budgetlm.recipe.space import read_space, unknown_key
@@ -289,10 +289,12 @@ def study_config(table: Mapping[str, Any]) -> StudyConfig:
 def _section(name: str, table: Mapping[str, Any]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(SECTIONS[name])}
     values: dict[str, Any] = {}
-    for key, value in table.items():
+    for key, given in table.items():
         if key not in fields:
             raise unknown_key(key, list(fields), f"[{name}]")
         wanted: Any = type(fields[key].default)
+        several = (name, key) == ("data", "source") and isinstance(given, list)
+        value = TOGETHER.join(map(str, given)) if several else given
         whole = wanted is float and type(value) is int  # `hours = 24` means 24.0
         if type(value) is not wanted and not whole:
             raise ConfigError(f"{name}.{key} is {value!r}, but it must be of type {wanted.__name__}.")

@@ -56,3 +56,11 @@ def test_the_file_kept_with_the_results_is_the_configuration_defaults_filled_in(
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda p: p.name)
 def test_the_study_files_we_ship_are_valid(path):
     assert read_study_file(path).budget.hours > 0
+
+
+def test_several_sources_are_a_list_or_joined():
+    listed, joined = (study_config({"data": {"source": s}}) for s in (["a:0.7", "b:0.3"], "a:0.7 + b:0.3"))
+    assert listed == joined
+    assert [share.source for share in listed.data.shares] == ["a", "b"]
+    with pytest.raises(ConfigError, match="must be of type str"):
+        study_config({"data": {"column": ["a", "b"]}})

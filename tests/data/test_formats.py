@@ -68,6 +68,7 @@ def test_a_template_makes_a_text_of_several_columns_numbers_included(tmp_path):
     assert read(path, text="{n}. {title}\n\n{text} {{end}}")[1] == f"1. no 1\n\n{TEXTS[1]} {{end}}"
     (tmp_path / "plain.txt").write_text("all of it")
     assert read(tmp_path / "plain.txt", text="<{text}>") == ["<all of it>"]
+    assert read(tmp_path / "plain.txt", text="{n}. {title}") == ["all of it"]  # it stands beside tables
     empty = written(tmp_path / "empty.jsonl", b'{"title": null, "text": ""}\n')
     assert read(empty, text="{title}: {text}") == [""]
 
