@@ -116,11 +116,12 @@ def card(origin: Provenance | None, kind: str) -> str:
     if origin:
         record, receipt = origin.record, origin.receipt
         larger = "" if record.bpb_full is None else f" ({record.bpb_full:.4f} on a larger sample)"
+        measure = "" if kind == DECODER else " of the pseudo-log-likelihood of hidden tokens"
         recipe = ", ".join(f"{name} {value}" for name, value in record.recipe.items())
         lines += [
-            f"Found and trained by [budgetlm](https://pypi.org/project/budgetlm/), study `{origin.name}`, run `{record.run}`.",
+            f"Found and trained by budgetlm, study `{origin.name}`, run `{record.run}`.",
             "",
-            f"- **{record.bpb:.4f} bits per byte** on unseen text of its source{larger}",
+            f"- **{record.bpb:.4f} bits per byte{measure}** on unseen text of its source{larger}",
             f"- {record.parameters / 1e6:,.2f} M parameters, {record.tokens / 1e6:,.1f} M tokens read, {record.epochs:.2f} epochs",
             f"- {duration(record.seconds)} on {origin.device}",
             f"- text: {origin.data}; under what licence it may be used nobody has told budgetlm",

@@ -1,3 +1,4 @@
+import base64
 import json
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
@@ -144,3 +145,55 @@ def test_a_hub_that_refuses_is_a_line_and_the_folder_stays(saved, tmp_path, monk
     assert said["name"] == "name"
     assert said.get("private") or said.get("visibility") == "private"
     assert (out / "model.safetensors").exists()
+
+
+def test_what_is_pushed_is_the_folder_and_its_card_is_one_that_the_hub_reads(saved, tmp_path, monkeypatch):
+    there = tmp_path / "hub"
+    there.mkdir()
+
+    class Hub(BaseHTTPRequestHandler):
+        """As the client finds the real one, where all files are small and go into a folder here."""
+
+        def do_GET(self):
+            self._answer({"id": "owner/name", "sha": "a" * 40, "siblings": []})
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if "/preupload/" in self.path:
+                files = [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+                ]
+                self._answer({"files": files})
+            elif "/commit/" in self.path:
+                for said in map(json.loads, body.splitlines()):
+                    if said["key"] == "file":
+                        (there / said["value"]["path"]).write_bytes(base64.b64decode(said["value"]["content"]))
+                self._answer({"success": True, "commitOid": "b" * 40, "commitUrl": f"{self._address}/owner/name/commit/b"})
+            elif self.path.endswith("/validate-yaml"):
+                card = json.loads(body)["content"].split("---")[1]
+                assert yaml.safe_load(card)["library_name"] == "transformers"
+                self._answer({"errors": [], "warnings": []})
+            else:
+                self._answer({"url": f"{self._address}/owner/name"})
+
+        @property
+        def _address(self):
+            return f"http://127.0.0.1:{self.server.server_port}"
+
+        def _answer(self, said):
+            body = json.dumps(said).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    hub, yaml = pytest.importorskip("huggingface_hub"), pytest.importorskip("yaml")
+    out = export(saved()[0], tmp_path / "out", "hf", None)
+    with serving(HTTPServer(("127.0.0.1", 0), Hub)) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(hub, "HfApi", lambda: hub.hf_api.HfApi(endpoint=address, token="none"))
+        assert push(out, "owner/name", private=True).startswith(f"{address}/owner/name")
+    assert {p.name: p.read_bytes() for p in there.iterdir()} == {p.name: p.read_bytes() for p in out.iterdir()}

@@ -267,7 +267,9 @@ def _text_file(file: IO[bytes], path: Path, config: DataConfig, *, whole: bool, 
             text, invalid = piece.decode(), False
         except UnicodeDecodeError:
             text, invalid = piece.decode(errors="replace"), True
-        if config.text and config.columns == [config.column]:  # a template of other columns is for the tables among the files
+        if config.text and config.columns == [
+            config.column
+        ]:  # a template of other columns is for the tables among the files
             text, _ = text_of({config.column: text}, config, str(path))
         yield text, invalid
 
