@@ -3,9 +3,11 @@
 (a) A table of all options: bytes, bits per byte, speed of a step, and of the artefact, loaded from disk in a process of its own, tokens a second and
 memory. What is done after training is done to one model of `--seconds`; what is done on the way, to runs of `--each` seconds, beside one
 without. (b) How the harm of an option grows with tokens per parameter: one shape, trained for longer and longer (arXiv:2411.04330).
-(c) Students of a free teacher, the model of (a), against as many seconds without it (arXiv:2502.08606).
+(c) Students of a free teacher, the model of (a), against as many seconds without it (arXiv:2502.08606). (d) With `--shapes`, alone: what makes a
+model light before it is trained, each trained for as long from the same seeds, and measured in 8 bits.
 
     python -m tests.benchmarks.bench_compress results.jsonl --seconds 180 --each 15 --students 8 16 32
+    python -m tests.benchmarks.bench_compress results.jsonl --shapes --seconds 120 --seeds 2
 """
 
 import argparse
@@ -42,13 +44,22 @@ VOCABULARY, CONTEXT, SCORED = 2048, 256, 2**15
 SHAPE = ModelConfig(vocab_size=VOCABULARY, context_length=CONTEXT, depth=4, width=128, norm_embedding=True)
 STUDENT = replace(SHAPE, depth=2, width=64)
 LARGER = replace(SHAPE, depth=6, width=256)
+LIGHTER = {
+    "plain": SHAPE,
+    "untied": replace(SHAPE, tie_embeddings=False),
+    "query heads in groups of 2": replace(SHAPE, kv_groups=2),
+    "hidden units twice the width": replace(SHAPE, mlp_ratio=2.0),
+    "two layers share a block": replace(SHAPE, share_layers=2),
+    "embedding of rank 32": replace(SHAPE, embedding_rank=32),
+}
 AFTER = ("none", "int8", "int8-dynamic", "int4", "prune", "prune24", "prune+int8")
 ON_THE_WAY = ("none", "int4", "int4-qat", "prune", "prune24", "shrink-layers", "shrink-heads+shrink-hidden")
 
 
-def run_config(model: ModelConfig, seconds: float, compression: Compression) -> RunConfig:
+def run_config(model: ModelConfig, seconds: float, compression: Compression, seed: int = 0) -> RunConfig:
     return RunConfig(
         model=model,
+        seed=seed,
         optimizer=OptimizerConfig(name="muon", peak_lr=1e-2),
         schedule=ScheduleConfig(short_sequences=0.5),
         batch_sequences=12,
@@ -70,8 +81,8 @@ class Bench:
     def score(self, network) -> float:
         return evaluate(network, self.windows, self.tokens.bytes_V, micro_batch=8)
 
-    def train(self, model: ModelConfig, seconds: float, compression: Compression):
-        return train(run_config(model, seconds, compression), LABEL, self.tokens, Meter(ProcessorClock()))
+    def train(self, model: ModelConfig, seconds: float, compression: Compression, seed: int = 0):
+        return train(run_config(model, seconds, compression, seed), LABEL, self.tokens, Meter(ProcessorClock()))
 
     def keep(self, **facts) -> None:
         with self.results.open("a") as file:
@@ -179,6 +190,18 @@ def students(bench: Bench, budgets: list[float]) -> None:
                 harm(bench, done.network, per_parameter, "2 x 64", ("int8", "int4", "prune"))
 
 
+def lighter(bench: Bench, seconds: float, seeds: int) -> None:
+    """(d) Shapes that weigh less than others as deep and wide, or more."""
+    compression = Compression(option="int8")
+    for seed in range(seeds):
+        for name, model in LIGHTER.items():
+            done = bench.train(model, seconds, Compression(), seed)
+            plain = len(make_artefact(done.network, Compression()).weights)
+            facts = {"tokens": done.record.tokens, "plain_bpb": bench.score(done.network), "plain_bytes": plain}
+            deployed = bench.deployed(done.network, compression, f"shape-{name}-{seed}")
+            bench.keep(part="shape", shape=name, seed=seed, seconds=seconds, **facts, **deployed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="?", default=Path("bench_compress.jsonl"))
@@ -186,6 +209,8 @@ def main() -> None:
     parser.add_argument("--each", type=float, default=15)
     parser.add_argument("--students", type=float, nargs="+", default=[8, 16, 32])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shapes", action="store_true", help="part (d) alone")
+    parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warm_up()
@@ -193,6 +218,9 @@ def main() -> None:
     assert shrunk(SHAPE, Compression()) == SHAPE
     with TemporaryDirectory() as folder:
         bench = Bench(options.results, Path(folder))
+        if options.shapes:
+            lighter(bench, options.seconds, options.seeds)
+            return
         after_training(bench, options.seconds)
         step_times(bench, options.rounds)
         students(bench, options.students)
