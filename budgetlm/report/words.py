@@ -16,6 +16,7 @@ from budgetlm.records import REASONS, RunRecord
 from budgetlm.report.effects import chosen_recipe
 from budgetlm.report.facts import Facts
 from budgetlm.report.judgement import Judgement
+from budgetlm.report.teacher import taught
 from budgetlm.studies import FINETUNE
 
 SOME_DOUBT = 0.2
@@ -125,7 +126,7 @@ def verdict(facts: Facts, judgement: Judgement) -> list[tuple[str, str]]:
     sure += " It is the default recipe." if is_default else f" The default recipe was {default}."
     if len(judgement.forecasts) < judgement.trials and judgement.forecasts:
         sure += f" Forecasts here are from {len(judgement.forecasts)} of {judgement.trials} trials, all that climbed highest among them."
-    return [*said, ("How sure", sure), *_compression(facts, choice.trial)]
+    return [*said, ("How sure", sure), *_compression(facts, choice.trial), *taught(facts, judgement)]
 
 
 def _compression(facts: Facts, trial: int) -> list[tuple[str, str]]:
