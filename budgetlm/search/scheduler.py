@@ -474,8 +474,10 @@ class Scheduler:
 def _title(step: Step, run: Unfinished) -> str:
     config, model = run.config, run.config.model
     why = ", ".join(part for part in (run.label.why, "goes on" if step.run else "") if part)
+    mixer = "" if model.mixer == "attention" else f", {model.mixer}"
+    compression = "" if config.compression.option == "none" else f", {config.compression.option}"
     return (
         f"trial {step.trial}, rung {step.rung}{f' ({why})' if why else ''}: depth {model.depth} x width {model.width} "
-        f"({parameters(model) / 1e6:.2f} M), batch {config.batch_tokens:,}, {config.optimizer.name} "
-        f"lr {config.optimizer.peak_lr:.1e}, {config.schedule.shape}"
+        f"({parameters(model) / 1e6:.2f} M){mixer}, batch {config.batch_tokens:,}, {config.optimizer.name} "
+        f"lr {config.optimizer.peak_lr:.1e}, {config.schedule.shape}{compression}"
     )

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -16,6 +17,7 @@ import torch
 
 from budgetlm.budget.clock import Clock
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS
+from budgetlm.compress.apply import Compression
 from budgetlm.errors import BudgetExhausted, ConfigError, DataError, StudyError
 from budgetlm.final import final
 from budgetlm.forecast.choose import choose
@@ -23,10 +25,11 @@ from budgetlm.forecast.fit import Forecaster, fit
 from budgetlm.forecast.scales import scales_of
 from budgetlm.passport import identify
 from budgetlm.records import REASONS, read_curve, read_records
-from budgetlm.search import jobs
+from budgetlm.search import jobs, scheduler
 from budgetlm.search import study as searching
 from budgetlm.search.plan import load_plan
 from budgetlm.search.scheduler import Scheduler
+from budgetlm.search.site import Step
 from budgetlm.search.study import search
 from budgetlm.search.unfinished import unfinished_runs
 from budgetlm.studies import ledger_of, status_of
@@ -35,6 +38,7 @@ from budgetlm.train.config import OPTIMIZERS, run_config_from
 from budgetlm.train.schedule import COOLDOWN_SHAPES, SHAPES
 from budgetlm.train.trunk import trunk_of
 from budgetlm.watch import Watcher
+from tests.conftest import tiny_model, tiny_run
 from tests.workers.inline import Inline
 
 
@@ -117,6 +121,17 @@ def test_every_record_says_why_it_was_paid_for_and_so_does_the_progress(tiny_stu
     assert {(r.why == "default") == (r.trial == 0) for r in records if "repeat" not in r.run} == {True}
     assert {r.why for r in records if "repeat" in r.run} <= {"noise", "gate"}
     assert {"new", "default", "climb"} <= {r.why for r in records}
+
+
+def test_the_progress_says_what_is_unusual_about_a_run():
+    plain = tiny_run()
+    unusual = tiny_run(model=tiny_model(mixer="lstm"), compression=Compression(option="int8"))
+    titles = [
+        scheduler._title(Step(3, None, 1), SimpleNamespace(config=c, label=SimpleNamespace(why="climb")))
+        for c in (plain, unusual)
+    ]
+    assert titles[0].startswith("trial 3, rung 1 (climb): depth 2 x width 32")
+    assert [", lstm" in title and title.endswith(", int8") for title in titles] == [False, True]
 
 
 PLATEAUS = {
