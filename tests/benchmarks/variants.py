@@ -173,6 +173,12 @@ def value_embeddings(network: LanguageModel) -> None:
         attention.v_proj.forward = lambda x, project=project, words=words: project(x) + words(ids[0])
 
 
+def today(config: RunConfig, **values) -> RunConfig:
+    """What a search of some minutes begins with."""
+    shape = replace(config.model, vocab_size=4096, depth=2, width=64, norm_embedding=True, **values)
+    return replace(config, model=shape, schedule=ScheduleConfig(short_sequences=0.5))
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 VARIANTS = [
@@ -194,6 +200,9 @@ VARIANTS = [
         lambda config: replace(config, model=replace(config.model, tie_embeddings=False)),
         zero_head,
     ),
+    Variant("default of today", today),
+    Variant("default of today, head of its own", lambda config: today(config, tie_embeddings=False)),
+    Variant("default of today, head of its own from zero", lambda config: today(config, tie_embeddings=False), zero_head),
     *[optimizer(f"embedding's rate x {factor:g}", embedding_lr=factor) for factor in (0.3, 3)],
     Variant("embedding from 0.1", network=embedding_of(0.1), same_step=True),
     model("norm after the embedding", norm_embedding=True),

@@ -124,14 +124,16 @@ def test_every_record_says_why_it_was_paid_for_and_so_does_the_progress(tiny_stu
 
 
 def test_the_progress_says_what_is_unusual_about_a_run():
-    plain = tiny_run()
-    unusual = tiny_run(model=tiny_model(mixer="lstm"), compression=Compression(option="int8"))
-    titles = [
-        scheduler._title(Step(3, None, 1), SimpleNamespace(config=c, label=SimpleNamespace(why="climb")))
-        for c in (plain, unusual)
+    configs = [
+        tiny_run(steps=1, **changes)
+        for changes in ({}, {"model": tiny_model(mixer="lstm")}, {"compression": Compression(option="int8")})
     ]
-    assert titles[0].startswith("trial 3, rung 1 (climb): depth 2 x width 32")
-    assert [", lstm" in title and title.endswith(", int8") for title in titles] == [False, True]
+    runs = [SimpleNamespace(config=config, label=SimpleNamespace(why="climb")) for config in configs]
+    plain, mixed, compressed = [scheduler._title(Step(3, None, 1), run) for run in runs]
+    assert plain.startswith("trial 3, rung 1 (climb): depth 2 x width 32")
+    assert plain.endswith("linear")
+    assert "M), lstm, batch" in mixed
+    assert compressed == plain + ", int8"
 
 
 PLATEAUS = {
