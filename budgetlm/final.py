@@ -238,7 +238,7 @@ class _Final:
             with self._held(ledger, self.devices) as meter:
                 record = train_it(config, tokens, meter, charged, stop)
             with self._held(ledger, 1) as meter:  # what follows needs no more
-                record, samples = self._close(record, tokens, meter, self._charged(ledger))
+                record, samples = self._close(record, tokens, meter, ledger)
         if record.state == "done":  # what it has learnt is in the model now
             shutil.rmtree(self.home / "checkpoints", ignore_errors=True)
         if not tokens.complete:
@@ -276,17 +276,20 @@ class _Final:
         return write_model(self.home / "model", trained, tokens) if done else trained.record
 
     def _close(
-        self, record: RunRecord, tokens: Tokens, meter: Meter, charged: float
+        self, record: RunRecord, tokens: Tokens, meter: Meter, ledger: Ledger
     ) -> tuple[RunRecord, list[dict[str, str]]]:
-        """Let the model write, measure it, and keep the record."""
-        deadline, samples = meter.clock.now() + self.seconds - charged, list[dict[str, str]]()
+        """Let the model write, measure it, and keep the record, with all that the final has taken so far, however often it was cut off."""
+        deadline, samples = meter.clock.now() + self.seconds - self._charged(ledger), list[dict[str, str]]()
         if record.state == "done":
             loaded, _, _ = load_artefact(self.home / "model")  # what is on the disk, not what was trained
             deployed = loaded.to(self.plan.passport.device)
             samples = write_samples(deployed, tokens, lambda: meter.clock.now() > deadline)
             write_json(self.home / "samples.json", samples)
             record = self._measured(record, deployed, deadline, meter)
-        record = replace(record, seconds=meter.clock.now() - deadline + self.seconds, planned_seconds=self.seconds)
+        taken = meter.clock.now() - deadline + self.seconds
+        meter.flush()
+        spent = ledger.balance(self.name).by_purpose
+        record = replace(record, seconds=taken, planned_seconds=self.seconds, by_purpose=spent)
         append_record(self.study.folder, record)
         return record, samples
 

@@ -57,6 +57,7 @@ def test_a_final_on_two_devices_outlives_a_member_and_is_charged_for_both(search
     assert record.state == "done"
     assert any("all 2 began again from the newest checkpoint" in note for note in watcher.said)
     assert record.seconds == pytest.approx(charged(searched, record.run), rel=0.02)
+    assert sum(record.by_purpose.values()) == pytest.approx(record.seconds, rel=0.02)
     assert AutoModelForCausalLM.from_pretrained(result.folder / "model").config.vocab_size == tokens.facts.vocab_size
     assert json.loads((result.folder / "model" / "recipe.json").read_text())["bpb"] == record.bpb
     seconds = [p.seconds for p in read_curve(searched.folder, record.run)]
