@@ -65,7 +65,8 @@ class ModelSettings:
     objective: str = "clm"
     """What models learn: `clm`, to predict the next token (a decoder), or `mlm`, those that are hidden from it (an encoder)."""
     init: str = ""
-    """Folder of a model whose weights all runs begin from (`inherit.py`): a final's `model` folder, or what `export` wrote; empty for fresh ones."""
+    """Folder of a model whose weights all runs begin from (`inherit.py`): a final's `model` folder, what `export` wrote, or a plain Qwen3 or ModernBERT;
+    empty for fresh ones."""
     document_attention: bool = False
     """Whether a token attends to its own document only, where several are packed into a sequence; in training and in evaluation
     (`model/documents.py`)."""

@@ -37,6 +37,7 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         tie_embeddings=recipe.tie_embeddings,
         share_layers=recipe.share_layers,
         embedding_rank=recipe.embedding_rank,
+        rope_theta=world.rope_theta,
         document_end=world.document_end,
         mixer=recipe.mixer,
         mask_token=world.mask_token,

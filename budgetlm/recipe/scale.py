@@ -32,7 +32,7 @@ from budgetlm.recipe.oracle import (
     too_large,
     whole_sequences,
 )
-from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.recipe import Recipe, shape_values
 from budgetlm.recipe.world import World
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.schedule import ScheduleConfig
@@ -131,15 +131,39 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
     share = min(1.0, max(LEAST_SHARE, kept * compute_parameters(shape) / tokens))
     seconds, tokens = seconds * share, tokens * share
 
-    shrunk, fewer = body_parameters(shape) / body_parameters(whole.model), tokens / tokens_at_target
-    batch = max(float(world.context_length), recipe.batch_tokens * fewer**BATCH_BY_TOKENS)
-    lr = recipe.peak_lr * shrunk**LR_BY_PARAMETERS * fewer**LR_BY_TOKENS
-    steps, steps_at_target = tokens / batch, tokens_at_target / recipe.batch_tokens
-    decay = recipe.weight_decay * (recipe.peak_lr * steps_at_target) / (lr * steps)
+    shrunk = body_parameters(shape) / body_parameters(whole.model)
+    batch, lr, decay = _carried(recipe, shrunk, tokens_at_target, tokens, world)
     epochs = tokens_at_target / world.train_tokens
     unique = math.ceil(tokens / epochs) if epochs > 1 else 0
     config = _run_config(recipe, shape, batch, lr, decay, seconds, unique, world, seed)
     return _checked(config, recipe, world)
+
+
+def _carried(
+    recipe: Recipe, shrunk: float, tokens_at_target: float, tokens: float, world: World
+) -> tuple[float, float, float]:
+    """Batch, rate and decay of a recipe for a model with `shrunk` times the parameters that reads other tokens, by the laws above."""
+    fewer = tokens / tokens_at_target
+    batch = max(float(world.context_length), recipe.batch_tokens * fewer**BATCH_BY_TOKENS)
+    lr = recipe.peak_lr * shrunk**LR_BY_PARAMETERS * fewer**LR_BY_TOKENS
+    steps, steps_at_target = tokens / batch, tokens_at_target / recipe.batch_tokens
+    return batch, lr, recipe.weight_decay * (recipe.peak_lr * steps_at_target) / (lr * steps)
+
+
+def reshaped(recipe: Recipe, shape: ModelConfig, target_seconds: float, world: World) -> Recipe:
+    """The recipe for a model of another shape, whose weights are given: batch, rate and decay move as a miniature's do.
+
+    Args:
+        shape: of which what a recipe says of one is taken.
+        target_seconds: that both are meant for.
+    """
+    given = replace(recipe, **shape_values(shape))
+    if given == recipe:
+        return recipe
+    own, model = model_of(recipe, world), model_of(given, world)
+    before, now = (expected_tokens(r, m, r.batch_tokens, target_seconds, world) for r, m in ((recipe, own), (given, model)))
+    batch, lr, decay = _carried(recipe, body_parameters(model) / body_parameters(own), before, now, world)
+    return replace(given, batch_tokens=whole_sequences(batch, world) * world.context_length, peak_lr=lr, weight_decay=decay)
 
 
 def truncated(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:

@@ -54,6 +54,8 @@ class World:
     teacher_parameters: int = 0
     init: str = ""
     """Folder of the model whose weights all runs begin from; empty for fresh ones."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position frequencies: that of given weights, or the usual one."""
     paces: dict[str, float] = field(default_factory=dict)
     """Measured speed of options that change training, as a multiple of what was foretold."""
 

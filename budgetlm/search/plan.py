@@ -17,7 +17,7 @@ from budgetlm.data.batches import training_batches, validation_sample
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
-from budgetlm.inherit import INIT
+from budgetlm.inherit import INIT, given_to
 from budgetlm.model.kinds import FP32
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport, visible_gpus
@@ -278,6 +278,7 @@ def check_precision(config: StudyConfig, passport: Passport) -> None:
 
 def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: Calibration) -> World:
     """All that recipes are scaled by; where no speeds were measured, a share of the device's ceiling stands in for them."""
+    given = given_to(config)
     return World(
         vocab_size=tokens.facts.vocab_size,
         context_length=context_of(config, passport.device),
@@ -301,7 +302,8 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         proxy=config.search.proxy,
         objectives=config.search.objectives,
         max_model_bytes=config.search.max_model_bytes,
-        init=str(config.folder / INIT) if config.model.init else "",
+        init=str(config.folder / INIT) if given else "",
+        rope_theta=given.shape.rope_theta if given else World.rope_theta,
         teacher=config.train.teacher,
         teacher_parameters=teacher_parameters(config.train.teacher) if config.train.teacher else 0,
     )
