@@ -24,6 +24,7 @@ from budgetlm.data.rest import rest_being_read, write_rest
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_json
+from budgetlm.final_own import train_own
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
@@ -51,6 +52,7 @@ from budgetlm.train.parallel.crew import Crew, crew_here, crew_on_ray
 from budgetlm.train.parallel.kinds import Kind, check_kind
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
+from budgetlm.workers.own import Training
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
@@ -108,6 +110,7 @@ def final(
     seed: int = 0,
     which: str = BEST,
     init: Path | None = None,
+    train_it: Training | None = None,
 ) -> FinalResult:
     """Train a study's chosen recipe, or that of a given trial, for the target; repeat the call to resume.
 
@@ -118,6 +121,7 @@ def final(
         which: of the front, where more than the loss counts: `smallest`, `fastest`, `best`, or a trial's number.
         seed: initialisation and data order.
         init: folder of a model whose weights this final alone begins from, in their shape (`inherit.py`); None for those that the study's runs do.
+        train_it: trains it in place of budgetlm, which then writes no model.
 
     Raises:
         StudyError: nothing was chosen yet, there is no such trial, or another process is at this final.
@@ -127,6 +131,8 @@ def final(
     plan = load_plan(folder)
     records = read_records(folder)
     choice = choose(records, plan.target_seconds, objectives=plan.world.objectives) if plan else None
+    if init and train_it:
+        raise ConfigError("a training function of your own decides itself what it begins from. Leave out `init`.")
     if plan is None or choice is None:
         raise StudyError(
             f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
@@ -154,11 +160,12 @@ def final(
         unknown = OTHER_START if given else RANKS_ONLY
         forecast = None if given or ranks_only(records) else fit(records, seconds).get(number)
         done = next((r for r in records if r.run == name and r.state == "done"), None)
-        if done and (home / "samples.json").exists():
-            samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
+        if done and (train_it or (home / "samples.json").exists()):
+            samples = [] if train_it else read_json(home / "samples.json")
+            share = _utilisation(done, plan)
             return FinalResult(recipe.summary(), done, home, forecast, samples, share, True, 0, limit, unknown)
         run = _Final(config, plan, recipe, number, why, name, home, given, seconds, seed, cache, clock, watcher)
-        record, samples, code = run.go(forecast, unknown)
+        record, samples, code = run.hand(train_it, forecast, unknown) if train_it else run.go(forecast, unknown)
         share = _utilisation(record, plan)
         return FinalResult(recipe.summary(), record, home, forecast, samples, share, False, code, limit, unknown)
     finally:
@@ -274,6 +281,18 @@ class _Final:
             self.watcher.note(f"warning   {tokens.corpus.source} was not all read: {tokens.state()}")
         ledger.stop(self.name, "the deadline is reached" if record.state == "done" else record.state)
         return record, samples, stop.exit_code if record.state == "interrupted" else 0
+
+    def hand(
+        self, train_it: Training, forecast: Forecast | None, unknown: str
+    ) -> tuple[RunRecord, list[dict[str, str]], int]:
+        """Have a function of somebody's own train, which leaves no model that could write."""
+        check_machine(self.plan, identify(pick_device(self.study.train.device, threads_of(self.study, self.plan))))
+        plan = self.plan.learning(read_records(self.study.folder))
+        config = at_length(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
+        self._keep_forecast(forecast, unknown)
+        self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
+        record, code = train_own(train_it, self.study, config, self._label(), self.home, self.clock)
+        return record, [], code
 
     @contextmanager
     def _held(self, ledger: Ledger, devices: int) -> Iterator[Meter]:

@@ -180,7 +180,14 @@ def _hire(train: "Training") -> "Hire":
 
 
 def final(
-    study: str = "best", hours: float = 0.0, *, trial: int | None = None, seed: int = 0, quiet: bool = False
+    study: str = "best",
+    hours: float = 0.0,
+    *,
+    trial: int | None = None,
+    seed: int = 0,
+    init: str | Path | None = None,
+    train: "Training | None" = None,
+    quiet: bool = False,
 ) -> "FinalResult":
     """Train the chosen recipe for the full target; call it again to resume.
 
@@ -189,6 +196,9 @@ def final(
         hours: device-hours; 0 for the study's target.
         trial: whose recipe, instead of the chosen one.
         seed: initialisation and data order.
+        init: folder of a model whose weights this final alone begins from.
+        train: trains it in place of budgetlm, as in `search`; it keeps what it has trained itself, and an interrupted one begins again. Needed where such a
+            function trained the study's rungs, whose recipes mean something to it alone.
         quiet: whether nothing is shown on stderr.
 
     Raises:
@@ -198,7 +208,18 @@ def final(
 
     name = resolve(study)
     watcher = Watcher() if quiet else make_watcher(name)
-    return run_final(name, cache_folder(), Clock(), watcher, config=open_config(name), hours=hours, trial=trial, seed=seed)
+    return run_final(
+        name,
+        cache_folder(),
+        Clock(),
+        watcher,
+        config=open_config(name),
+        hours=hours,
+        trial=trial,
+        seed=seed,
+        init=Path(init) if init else None,
+        train_it=train,
+    )
 
 
 def report(study: str = "best", price_per_hour: float = 0.0) -> Path:

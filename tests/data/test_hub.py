@@ -215,4 +215,6 @@ def test_labelled_rows_are_kept_with_the_columns_that_are_read_and_a_broken_read
         hub.drops.clear()
         assert read(hub, tmp_path, EXAMPLES) == [[row["text"], str(row["label"])] for row in LABELLED]
     rows = [json.loads(row) for path in parts(tmp_path) for row in pq.read_table(path)["text"].to_pylist()]
-    assert [row for row in rows if row.keys() == {"text", "label"}] == [{k: row[k] for k in ("text", "label")} for row in LABELLED]
+    assert [row for row in rows if row.keys() == {"text", "label"}] == [
+        {k: row[k] for k in ("text", "label")} for row in LABELLED
+    ]
