@@ -58,6 +58,7 @@ def test_the_example_of_the_docs_runs_and_chooses(own_clock, capsys):
 def test_a_function_of_ones_own_is_searched_within_its_budget_and_the_better_recipe_wins(own_clock):
     study = own_search(better_wider, 50.0)
     records, choice = study.records(), study.choice()
+    assert " loss after 4 s (80 % interval" in choice.why
     assert records.state.eq("done").all()
     assert records.seconds.sum() <= 50.0
     assert records.rung.max() > 0
