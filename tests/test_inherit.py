@@ -21,6 +21,8 @@ from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import reshaped
 from budgetlm.recipe.space import MOST_DEFAULT_LR
 from budgetlm.records import read_records
+from budgetlm.report.facts import collect
+from budgetlm.report.write import report
 from budgetlm.search import study
 from budgetlm.search.plan import load_plan
 from budgetlm.train.config import Label
@@ -139,6 +141,8 @@ def test_a_final_alone_begins_from_given_weights_in_their_shape_with_the_rate_ca
     again = final(name, cache, fast_clock, Watcher(), config=searched, init=model)
     assert again.already_done
     assert again.folder == result.folder != plain.folder
+    assert not collect(name).forecasts_kept.get(result.record.run)
+    assert result.record.run in report(name).read_text()
 
 
 def test_a_final_goes_on_from_another_final(searched, cache, fast_clock):
