@@ -25,6 +25,7 @@ from budgetlm.forecast.choose import Choice, choose
 from budgetlm.forecast.fit import fit
 from budgetlm.inherit import inherited
 from budgetlm.progress import make_watcher
+from budgetlm.recipe.recipe import PARAMETERS
 from budgetlm.records import read_records
 from budgetlm.studies import open_config, resolve
 from budgetlm.watch import Watcher
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from budgetlm.train.config import RunConfig
     from budgetlm.workers.own import Training
 
+UNASKED = ("schedule", "warmup", "cooldown", "optimizer", "weight_decay")
+"""What a search varies without being asked to, beside size, batch and rate. A function of one's own has to be told of it, or it would be searched in vain."""
 NO_TEXT = "a function of your own reads no text of budgetlm's\n"
 """What stands where a study has its text, of one whose trials a function trains that was given none."""
 
@@ -116,7 +119,7 @@ def search(
         target_hours: of the final that it searches for.
         study: its name.
         data: where the text comes from, as `--data`.
-        space: what is searched, as `[space]` in a study file.
+        space: what is searched, as `[space]` in a study file. With `train`, what it does not name stays as it is, but for size, batch and rate.
         train: trains a rung in place of budgetlm (`workers/own.py`): called with a run and a clock, returns its loss. It works in a
             thread of this process, and is charged by that clock, which it looks at every second or so. Text and speeds are budgetlm's guesses then.
         settings: other sections of a study file, e.g. `{"search": {"seed": 1}}`.
@@ -133,7 +136,8 @@ def search(
     source = data or (str(_no_text()) if train else None)
     if source:
         sections["data"] = {**({} if data else {"vocab_size": 257}), **sections.get("data", {}), "source": source}
-    config = inherited(study_config({"name": study, **sections, "space": dict(space or {})}))
+    wanted = {**({name: PARAMETERS[name].default for name in UNASKED} if train else {}), **(space or {})}
+    config = inherited(study_config({"name": study, **sections, "space": wanted}))
     watcher = Watcher() if quiet else make_watcher(config.name)
     result = run_search(config, cache_folder(), Clock(), watcher, _hire(train) if train else None, lends=train is None)
     if result.exit_code:

@@ -59,6 +59,7 @@ def test_a_function_of_ones_own_is_searched_within_its_budget_and_the_better_rec
     study = own_search(better_wider, 50.0)
     records, choice = study.records(), study.choice()
     assert " loss after 4 s (80 % interval" in choice.why
+    assert records[[f"recipe.{name}" for name in library.UNASKED]].nunique().eq(1).all()  # it does not look at them
     assert records.state.eq("done").all()
     assert records.seconds.sum() <= 50.0
     assert records.rung.max() > 0
