@@ -152,7 +152,7 @@ def truncated(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
         ConfigError: the recipe is impossible, or would not fit the device's memory.
     """
     whole = at_target(recipe, target_seconds, world, seed)
-    return replace(whole, seconds=seconds, compile=world.compiles(seconds))
+    return replace(whole, seconds=seconds, compile=world.compiles(seconds, recipe.mixer))
 
 
 def epochs_at_target(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -196,7 +196,8 @@ def _run_config(
         matmul=world.matmul,
         products_up_to=0 if thrift.checkpoint_activations else world.products_up_to,
         bf16_is_fast=world.bf16_is_fast,
-        compile=world.compiles(seconds),
+        compile=world.compiles(seconds, recipe.mixer),
+        compile_or_fail=world.must_compile,
         cuda_graphs=world.compile == "graphs",
         compression=compression_of(recipe, world),
         init=world.init,

@@ -57,9 +57,15 @@ class World:
     paces: dict[str, float] = field(default_factory=dict)
     """Measured speed of options that change training, as a multiple of what was foretold."""
 
-    def compiles(self, run_seconds: float) -> bool:
-        """Whether a run of this length is compiled."""
-        return self.compile in ("on", "graphs") or (self.compile == "auto" and self.compilation.pays(run_seconds))
+    @property
+    def must_compile(self) -> bool:
+        """Whether runs are compiled whether it pays or not."""
+        return self.compile in ("on", "graphs")
+
+    def compiles(self, run_seconds: float, mixer: str = "attention") -> bool:
+        """Whether a run of this length is compiled; of other mixers than attention it is not known what that would gain."""
+        pays = self.compile == "auto" and mixer == "attention" and self.compilation.pays(run_seconds)
+        return self.must_compile or pays
 
     shards: int = 1
     """Devices that a run's weights, gradients and optimizer state are spread over."""

@@ -42,7 +42,7 @@ from budgetlm.recipe.world import World
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
-from budgetlm.train.compilation import EXPECTED, Compilation
+from budgetlm.train.compilation import Compilation, expected
 from budgetlm.train.config import PRECISIONS, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work, learnt_paces
@@ -262,7 +262,8 @@ def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
     # Whether this very device has what is asked for is checked where it is at hand.
     precision = next((p for p in PRECISIONS if p == config.train.precision), "bf16" if fast else "fp32")
     up_to = context_of(config, passport.device) if config.train.attention == "products" else 0
-    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0, up_to)
+    compilation = expected(passport.device, precision)
+    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0, up_to, compilation)
 
 
 def check_precision(config: StudyConfig, passport: Passport) -> None:
@@ -293,7 +294,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         clip=config.train.clip,
         speed=_speed_model(measured.points, passport, measured.precision),
         memory=memory_model([], passport.device),
-        compilation=EXPECTED[passport.device],
+        compilation=measured.compilation,
         matmul=config.train.matmul,
         products_up_to=measured.products_up_to,
         document_end=_document_end(config, tokens),

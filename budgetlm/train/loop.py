@@ -285,10 +285,8 @@ class _Run:
             try:
                 loss = self.stepper.step(rows, lr)
             except torch._dynamo.exc.TorchDynamoException as error:
-                raise ConfigError(
-                    f"torch.compile does not work here: {str(error).strip().splitlines()[0]}. Set `train.compile` to "
-                    "`off`, or install a C compiler."
-                ) from error
+                self._do_not_compile(error)
+                loss = self.stepper.step(rows, lr)
             self.compressor.after_step()
             done = self.position
             self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
@@ -302,6 +300,14 @@ class _Run:
         if not compiling:
             self.pace.stepped(seconds, len(rows), tokens)
         return loss
+
+    def _do_not_compile(self, error: Exception) -> None:
+        """Go on without compiled blocks, unless they are insisted on."""
+        why = f"torch.compile does not work here: {str(error).strip().splitlines()[0]}"
+        if self.config.compile_or_fail:
+            raise ConfigError(f"{why}. Set `train.compile` to `off`, or install a C compiler.") from error
+        self.notes.append(f"{why}; the run goes on without it")
+        self.stepper.do_not_compile()
 
     def _rows(self, position: int, count: int) -> np.ndarray:
         """The sequences of a step: those that were taken ahead, if they are the right ones."""

@@ -75,7 +75,7 @@ def plan_for(text: str, seconds: float, passport: Passport) -> Plan:
     with TemporaryDirectory() as cache:
 
         def measure(shapes, optimizers):
-            return calibrate(shapes, passport, optimizers, Clock(), Path(cache), budget_seconds=16 * seconds)
+            return calibrate(shapes, passport, optimizers, Clock(), Path(cache), rung_seconds=16 * seconds)
 
         return make_plan(config, passport, tokens_of(text, vocabulary), measure)[0]
 
