@@ -129,7 +129,8 @@ class TrainSettings:
     """What `distil` learns from: a final's `model` folder, another folder that transformers loads, or a Hugging Face id; with the
     study's tokenizer (`compress/distill.py`)."""
     eval_tokens: int = 0
-    """Tokens of the validation sample; 0 for as many as about 2 % of the cheapest rung can pay for."""
+    """Tokens of the validation sample; 0 for as few as tell two recipes apart beside the noise of their seeds, and at most what 2 % of the
+    cheapest rung can pay for."""
 
     def __post_init__(self) -> None:
         choices = {

@@ -38,7 +38,7 @@ from budgetlm.train.energy import EnergyMeter
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.optim import average_into, set_decay, set_momentum, set_training
-from budgetlm.train.pace import SECONDS_BETWEEN_FAILURES, Pace, best_interval
+from budgetlm.train.pace import EVALUATION_SHARE, SECONDS_BETWEEN_FAILURES, Pace, best_interval
 from budgetlm.train.parallel.team import ALONE, Team
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
@@ -365,9 +365,8 @@ class _Run:
         """Bits per byte at a few even places of a run that is long enough to afford it."""
         if self.config.steps:
             return None
-        affordable = min(
-            10, int(EVALUATION_SHARE * self.config.seconds / max(1e-9, self.pace.evaluation(len(self.windows))))
-        )
+        left = EVALUATION_SHARE * self.config.seconds - self.pace.evaluations_at_the_end()
+        affordable = min(10, max(0, int(left / max(1e-9, self.pace.evaluation(len(self.windows))))))
         due = int(self._progress() * (affordable + 1))
         if self.evaluations_done is None:  # a resumed run does not make up for those before it
             self.evaluations_done = due

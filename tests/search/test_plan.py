@@ -4,10 +4,11 @@ import pytest
 
 from budgetlm.config import study_config
 from budgetlm.passport import identify
-from budgetlm.recipe.oracle import expected_peak_bytes
+from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed
 from budgetlm.recipe.scale import miniature
 from budgetlm.records import read_records
-from budgetlm.search.plan import guessed_calibration, load_plan, world_of
+from budgetlm.search.plan import Plan, guessed_calibration, load_plan, world_of
+from budgetlm.search.rehearse import guessed_plan
 from budgetlm.train.config import as_dict, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, run_memory
 from budgetlm.train.schedule import ScheduleConfig
