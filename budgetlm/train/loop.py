@@ -6,6 +6,7 @@ decides nothing, and a run that was stopped and resumed equals one that was not,
 """
 
 import copy
+import gc
 import math
 import statistics
 from collections import deque
@@ -33,6 +34,7 @@ from budgetlm.model.size import flops_per_token
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
+from budgetlm.train.collector import collector_held
 from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
 from budgetlm.train.energy import EnergyMeter
 from budgetlm.train.evaluate import evaluate
@@ -47,8 +49,8 @@ from budgetlm.train.trunk import can_begin_at, trunk_of, trunk_share
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
-EVALUATION_SHARE = 0.02
-"""Share of a run that evaluations on the way may take, the last one apart."""
+COLLECTED_EVERY = 100
+"""Steps after which garbage is collected: the same ones on all devices of a team, so that none waits for another's."""
 MEASURED_BY = 0.25
 """Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
 HOPELESS_NATS = 1.5
@@ -119,7 +121,12 @@ def train(
         ConfigError: compilation is wanted and does not work here.
     """
     began = meter.clock.now() if began is None else began
-    return _Run(config, label, tokens, meter, checkpoints, spent_seconds, began, reserve, team).go(on_point, should_stop)
+    with collector_held():
+        run = _Run(config, label, tokens, meter, checkpoints, spent_seconds, began, reserve, team)
+        try:
+            return run.go(on_point, should_stop)
+        finally:
+            run.stepper.meanwhile = None  # they would hold each other, and all that they hold, until garbage is collected
 
 
 def _network(config: RunConfig) -> LanguageModel:
@@ -235,6 +242,8 @@ class _Run:
                 self._rehearse_compression()
             if self._checkpoint_is_due():
                 self._save()
+            if self.steps_here % COLLECTED_EVERY == 0:
+                gc.collect()
         if self.checkpoints and state == "interrupted":
             self._save()
         bpb = full = None
