@@ -301,6 +301,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         memory=memory_model([], passport.device),
         compilation=EXPECTED[passport.device],
         matmul=config.train.matmul,
+        checkpoint_activations=config.train.checkpoint_activations,
         products_up_to=measured.products_up_to,
         document_end=_document_end(config, tokens),
         mask_token=_mask_token(config, tokens),
