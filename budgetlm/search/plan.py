@@ -53,10 +53,10 @@ UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
 PAIRED_SPREAD, SEED_NOISE = 0.4, 0.003
 """Spread of the difference of two models of about equal quality on one token of the same text, and of runs that differ in their seed alone,
-both as a share of the bits per byte. Measured (`tests/benchmarks/bench_evaluation.py`, docs/LOG.md): 0.21 to 0.43 in 15 pairs, 0.15 and
-0.40 % in three seeds of each of two recipes."""
+both as a share of the bits per byte. Measured (`tests/benchmarks/bench_evaluation.py`, docs/LOG.md): 0.21 to 0.46 in 21 pairs of runs of 15 s,
+in the median 0.4; seeds 0.26 %, over four recipes with two or three each."""
 SAMPLING_SHARE = 1 / 3
-"""Of the noise of two runs' difference, what the error of the sample may be: it adds 5 % to the whole, and four times the tokens would save 4 of these."""
+"""Of the noise of two runs' difference, what the error of the sample may be: it adds 5 % to the whole, of which four times the tokens would save 4."""
 LEARNT_FROM = 200
 """So many of the newest runs teach speed and memory: more would cost time at every rung and change four prices little."""
 LEAST_EVAL_WINDOWS, MOST_EVAL_TOKENS = 8, 2**21
