@@ -1,6 +1,6 @@
 """What all recipes of a study share: its data, its device, and what was measured of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from budgetlm.train.compilation import EXPECTED, Compilation
@@ -38,6 +38,8 @@ class World:
     memory: MemoryModel = field(default_factory=MemoryModel)
     compilation: Compilation = EXPECTED["cpu"]
     matmul: Matmul = "auto"
+    checkpoint_activations: str = "auto"
+    """`on`, `off`, or `auto` where a run would not fit otherwise."""
     products_up_to: int = 0
     """Length of the longest sequences whose attention is by plain products."""
     document_end: int | None = None
@@ -77,8 +79,12 @@ class World:
 
     @property
     def thrift(self) -> "tuple[Thrift, ...]":
-        """What can be done on this device to save memory, the cheapest first."""
-        return THRIFT if self.device == "cpu" else THRIFT[:2]
+        """What can be done on this device to save memory, as far as it is allowed, the cheapest first."""
+        ways = THRIFT if self.device == "cpu" else THRIFT[:2]
+        if self.checkpoint_activations == "auto":
+            return ways
+        again = self.checkpoint_activations == "on"
+        return tuple(dict.fromkeys(replace(way, checkpoint_activations=again) for way in ways))
 
     def fitting_bytes(self, compact_heap: bool) -> float:
         """Memory that a run may be predicted to need with this heap."""
