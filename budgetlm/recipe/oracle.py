@@ -85,7 +85,7 @@ def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, sec
     mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
     speed = _speed(model, mean_batch, micro, recipe.optimizer, again, compression_of(recipe, world), world)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
-    if world.compiles(seconds):
+    if world.compiles(seconds, recipe.mixer):
         speed, training = speed * world.compilation.gain, training - world.compilation.seconds
     return max(0.5 * seconds, training) * speed
 

@@ -52,10 +52,11 @@ MANY_EPOCHS = 4.0
 
 
 def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
-    """Memory that the final needs, trained as thriftily as can be: one sequence at a time, activations checkpointed if that helps."""
+    """Memory that the final needs, trained as thriftily as it may be: one sequence at a time, activations checkpointed if that helps."""
     config = replace(_unchecked(recipe, target_seconds, world), micro_batch_sequences=1)
     thrifty = replace(config, compact_heap=world.thrift[-1].compact_heap, products_up_to=0)
-    return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
+    again = {way.checkpoint_activations for way in world.thrift}
+    return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=each), world) for each in again)
 
 
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -89,9 +90,10 @@ def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
         )
     needed = expected_peak_bytes(config, world)
     if needed > world.fitting_bytes(config.compact_heap):
+        less = ", set `train.checkpoint_activations` to `auto`" if world.checkpoint_activations == "off" else ""
         raise ConfigError(
             f"{recipe.summary()} needs about {needed / 1e6:,.0f} MB to train, one sequence at a time, but a run may take "
-            f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
+            f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`{less}, or raise `train.memory_gb`."
         )
     return config
 
@@ -176,7 +178,7 @@ def truncated(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
         ConfigError: the recipe is impossible, or would not fit the device's memory.
     """
     whole = at_target(recipe, target_seconds, world, seed)
-    return replace(whole, seconds=seconds, compile=world.compiles(seconds))
+    return replace(whole, seconds=seconds, compile=world.compiles(seconds, recipe.mixer))
 
 
 def epochs_at_target(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -220,7 +222,8 @@ def _run_config(
         matmul=world.matmul,
         products_up_to=0 if thrift.checkpoint_activations else world.products_up_to,
         bf16_is_fast=world.bf16_is_fast,
-        compile=world.compiles(seconds),
+        compile=world.compiles(seconds, recipe.mixer),
+        compile_or_fail=world.must_compile,
         cuda_graphs=world.compile == "graphs",
         compression=compression_of(recipe, world),
         init=world.init,

@@ -14,6 +14,7 @@ import numpy as np
 
 from budgetlm.compress.apply import Compression
 from budgetlm.model.size import ModelConfig, block_matrices, end_products, flops_per_token, parameters
+from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Precision
 
 PRIOR_WEIGHT = 0.2
@@ -84,6 +85,8 @@ class Calibration:
     """What the measurement cost; 0 when it was remembered."""
     products_up_to: int = 0
     """Length of the longest sequences whose attention plain products compute faster than the fused kernel."""
+    compilation: Compilation = EXPECTED["cpu"]
+    """What compiling gains and takes: tried, or as expected."""
 
 
 @dataclass(frozen=True)
