@@ -10,8 +10,10 @@ from budgetlm.watch import Watcher
 
 
 def test_one_study_tries_several_mixers_and_trains_the_one_that_is_asked_for(tiny_study, cache, fast_clock, home):
-    space = {"mixer": ["attention", "lstm", "conv"], "depth": 1, "width": 16, "batch_tokens": 128}
-    config = tiny_study(4.1, space=space)
+    shape = {"depth": 1, "width": 16, "batch_tokens": 128}
+    training = {"optimizer": "adamw", "schedule": "linear", "warmup": 0.05, "cooldown": 0.4, "weight_decay": 0.1}
+    settings = {"least_rung_seconds": 0.15, "stop_early": False, "seed": 23}  # one of those that draw all of them soon
+    config = tiny_study(5.0, space={"mixer": list(MIXERS), **shape, **training}, search=settings)
     choice = search(config, cache, fast_clock, Watcher()).choice
     records = [record for record in read_records(config.folder) if record.state == "done"]
     tried = {record.trial: record.recipe["mixer"] for record in records}
