@@ -44,7 +44,7 @@ from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.compilation import Compilation, expected
-from budgetlm.train.config import PRECISIONS, run_config_from
+from budgetlm.train.config import PRECISIONS, Precision, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.pace import EVALUATION_SHARE
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work, learnt_paces
@@ -420,9 +420,9 @@ def _optimizers(wanted: Space) -> list[str]:
     return [domain.value] if isinstance(domain, Fixed) else list(domain.values) if isinstance(domain, Choices) else []
 
 
-def _speed_model(points: Sequence[SpeedPoint], passport: Passport, precision: str) -> SpeedModel:
+def _speed_model(points: Sequence[SpeedPoint], passport: Passport, precision: Precision) -> SpeedModel:
     known = [point for point in points if point.tokens_per_second > 0]
-    return SpeedModel.fit(known, passport.ceiling_gflops(precision), passport.device)
+    return SpeedModel.fit(known, passport.ceiling_gflops(precision), passport.device, precision)
 
 
 def _world_from_dict(values: dict[str, Any]) -> World:

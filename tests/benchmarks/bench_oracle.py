@@ -173,8 +173,9 @@ def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflop
     rows = list(zip(configs, speeds, peaks, strict=True))
     known = rows[CALIBRATED_ONE_IN // 2 :: CALIBRATED_ONE_IN]
     memory = memory_model([MemoryPoint(run_memory(c), peak) for c, _, peak in known], "cpu")
-    speed = SpeedModel.fit([speed_point(c, s) for c, s, _ in known], gflops)
-    bare_memory, bare_speed = MemoryModel(), SpeedModel.fit([], gflops)
+    precision = configs[0].precision
+    speed = SpeedModel.fit([speed_point(c, s) for c, s, _ in known], gflops, precision=precision)
+    bare_memory, bare_speed = MemoryModel(), SpeedModel.fit([], gflops, precision=precision)
     print(f"{'shape, micro-batch, passes':52} {'peak MiB, predicted, error':>30} {'tokens/s, predicted, error':>30}")
     table = []
     for config, true_speed, peak in (row for row in rows if row not in known):
