@@ -53,17 +53,17 @@ def test_every_command_is_understood_with_its_options(page):
 
 NOT_RUN = {
     r"hf:": "a data set of the Hub; tests/data/test_hub.py has one of this machine",
-    r"postgresql": "a database server; tests/workers and tests/budget begin one where it is installed",
+    r"postgresql": "a database server; tests/budget/test_database.py begins one where it is installed",
     r"--engine ray": "a Ray cluster; tests/workers/test_cluster.py begins one where it is installed",
-    r"(search|final) .*--devices": "several devices; tests/train/parallel and tests/workers have two processes",
+    r"(search|final) .*--devices": "several devices; tests/train/parallel and tests/workers have two at once",
     r"report --watch": "a server that ends by Ctrl-C; tests/report/test_live.py asks one",
-    r"worker": "a search that is led meanwhile; tests/workers/test_remote.py has one",
+    r"worker": "a search that is led meanwhile; tests/workers/test_hands.py has one",
     r"--tasks": "lm-evaluation-harness; tests/test_harness.py, where it is installed",
     r"--to (mlflow|wandb)": "that tool; tests/test_track.py, where it is installed",
 }
 """What is parsed alone, by what is in it, and what it would need."""
 ORDER = ("plan", "doctor", "search", "final", "run", "replay")
-"""A story that works: these first, then all that look at what they left."""
+"""A story that works: these first, then all that look at what they left; last the encoder, which would be `best`, and what begins from an exported model."""
 TOY = {
     "hours": "0.0016",
     "target-hours": "0.0009",
@@ -74,7 +74,16 @@ TOY = {
     "from": "reports/toy.html",
 }
 """What stands for an option's value, so that it takes seconds."""
-FRONT = ("search", "--file", "front.toml", "--study", "front")
+ENVELOPE = {"study": "envelope", "hours": "0.006"}
+OTHERS = {
+    "my-encoder": {"study": "encoder"},
+    "--pick": {"study": "front"},
+    "--objectives": {"study": "front"},
+    "--max-model-mb": {"study": "limited"},
+    ":0.7": {"study": "mixture"},
+    "--init": {"study": "continued", "file": "given.toml"},
+}
+"""Studies that cannot be the same one, by what is in a line."""
 SETTINGS = """
     [budget]
     hours = 0.0016
@@ -93,6 +102,7 @@ SETTINGS = """
     depth = 1
     width = { low = 16, high = 32, step = 16 }
     batch_tokens = 128
+    compression = "none"
 """
 
 
@@ -101,18 +111,16 @@ def toy(line):
     _, name, *arguments = shlex.split(line)
     if not arguments and name in (*ORDER, "forecast", "eval", "export", "finetune"):
         return None
-    known = dict(TOY)
-    if name == "run":
-        known |= {"study": "envelope", "hours": "0.006"}
-    elif name == "finetune":
-        known |= {"data": "reviews.csv"}
-    elif "--pick" in arguments:
-        known |= {"study": "front"}
+    known = TOY | (ENVELOPE if name == "run" else {"data": "reviews.csv"} if name == "finetune" else {})
+    known |= next((others for what, others in OTHERS.items() if what in line), {})
     for at, argument in enumerate(arguments):
-        if argument.removeprefix("--") in known and argument.startswith("--") and arguments[at + 1] != "best":
-            arguments[at + 1] = known[argument.removeprefix("--")]
-    wanted = {"final": ["study"], "replay": ["seeds"], "search": ["study", "file"]}
-    wanted |= dict.fromkeys(("plan", "doctor", "run"), wanted["search"])
+        if argument.startswith("--") and (option := argument.removeprefix("--")) in known and arguments[at + 1] != "best":
+            arguments[at + 1] = arguments[at + 1] if ":0." in arguments[at + 1] else known[option]
+    wanted = {
+        "final": ["study"],
+        "replay": ["seeds"],
+        **{key: ["study", "file"] for key in ORDER if key not in ("final", "replay")},
+    }
     for option in wanted.get(name, []):
         arguments += [f"--{option}", known[option]] * (f"--{option}" not in arguments)
     return name, *arguments
@@ -120,12 +128,13 @@ def toy(line):
 
 def furnish(folder):
     """What a reader of the docs would have at hand: texts, a labelled table, a table of runs, study files."""
-    for name, count in (("texts", 300), ("other-texts", 12)):
+    for name, count in (("texts", 300), ("other-texts", 60)):
         (folder / name).mkdir()
         for number, text in enumerate(sentences(count, seed=count % 7)):
             (folder / name / f"{number:03d}.txt").write_text(text)
     (folder / "my-study.toml").write_text(SETTINGS)
-    (folder / "front.toml").write_text(SETTINGS.replace("[search]", '[search]\nobjectives = "loss,size"'))
+    given = SETTINGS.replace("vocab_size = 320", "").replace("context_length = 32", "")
+    (folder / "given.toml").write_text(re.sub("(depth|width) = .*", "", given))
     reviews = [f"the {('tree', 'stone')[number % 2]} of day {number},{number % 2},{number % 2}" for number in range(120)]
     (folder / "reviews.csv").write_text("\n".join(["text,label,stars", *reviews]))
     runs = ["params,tokens,loss,lr"]
@@ -150,13 +159,17 @@ def place(home, cache, fast_clock, monkeypatch):
 
 def story():
     """What is run, in an order that works, each with the first line that wants it."""
-    told = {FRONT: "for `final --pick`"}
+    told: dict[tuple[str, ...], str] = {}
     for page in LIVE:
         for line in typed(page):
             if not any(re.search(what, line) for what in NOT_RUN) and (command := toy(line)):
                 told.setdefault(command, f"{page.name}: {line}")
     ranks = {name: rank for rank, name in enumerate(ORDER)}
-    return dict(sorted(told.items(), key=lambda item: ranks.get(item[0][0], len(ranks))))
+
+    def place_of(command):
+        return bool({"--init", "encoder"} & set(command)), ranks.get(command[0], len(ranks))
+
+    return {command: told[command] for command in sorted(told, key=place_of)}
 
 
 def test_every_command_of_readme_and_docs_runs(place):
@@ -179,6 +192,23 @@ def test_every_command_of_readme_and_docs_runs(place):
         "report",
         "receipts",
     }
+
+
+def test_the_example_at_the_end_of_each_help_is_understood():
+    for name, command in typer.main.get_command(app).commands.items():
+        for line in re.findall(r"^ *(budgetlm .*)$", command.help, re.MULTILINE):
+            for example in re.split(r" {3,}(?=budgetlm )| \|\| ", line):
+                _, called, *arguments = shlex.split(example.split(" < ")[0])
+                typer.main.get_command(app).commands[called].make_context(name, arguments)
+
+
+def test_the_page_of_commands_has_every_option_of_every_command(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = import_module("commands").reference()
+    for name, command in typer.main.get_command(app).commands.items():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert [p.name for p in command.params if p.help and p.help.replace("|", "\\|") not in section] == []
+        assert f"    budgetlm {name} " in section
 
 
 def test_what_is_only_parsed_is_still_there_to_be_excused():
