@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from budgetlm.cli import app
 from budgetlm.config import study_config
-from tests.conftest import sentences
+from tests.conftest import install_clock, sentences
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -146,10 +146,11 @@ def furnish(folder):
 
 
 @pytest.fixture
-def place(home, cache, fast_clock, monkeypatch):
+def place(home, cache, monkeypatch):
     """Where commands are run in this process, on a clock that only training moves."""
     monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
-    monkeypatch.setattr("budgetlm.budget.clock.Clock", lambda: fast_clock)
+    clock = install_clock(monkeypatch, every=24)
+    monkeypatch.setattr("budgetlm.budget.clock.Clock", lambda: clock)
     monkeypatch.setattr("budgetlm.search.ahead.load_ahead", lambda *_: None)
     for commands in ("search", "final"):
         monkeypatch.setattr(f"budgetlm.commands.{commands}.begin_again", lambda _: None)  # it would replace this process
