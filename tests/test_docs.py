@@ -65,7 +65,7 @@ NOT_RUN = {
 ORDER = ("plan", "doctor", "search", "final", "run", "replay")
 """A story that works: these first, then all that look at what they left; last the encoder, which would be `best`, and what begins from an exported model."""
 TOY = {
-    "hours": "0.0016",
+    "hours": "0.0012",
     "target-hours": "0.0009",
     "study": "toy",
     "seeds": "1",
@@ -74,7 +74,7 @@ TOY = {
     "from": "reports/toy.html",
 }
 """What stands for an option's value, so that it takes seconds."""
-ENVELOPE = {"study": "envelope", "hours": "0.006"}
+ENVELOPE = {"study": "envelope", "hours": "0.005"}
 OTHERS = {
     "my-encoder": {"study": "encoder"},
     "--pick": {"study": "front"},
@@ -86,7 +86,7 @@ OTHERS = {
 """Studies that cannot be the same one, by what is in a line."""
 SETTINGS = """
     [budget]
-    hours = 0.0016
+    hours = 0.0012
     target_hours = 0.0009
     [data]
     source = "texts"
@@ -135,7 +135,7 @@ def furnish(folder):
     (folder / "my-study.toml").write_text(SETTINGS)
     given = SETTINGS.replace("vocab_size = 320", "").replace("context_length = 32", "")
     (folder / "given.toml").write_text(re.sub("(depth|width) = .*", "", given))
-    reviews = [f"the {('tree', 'stone')[number % 2]} of day {number},{number % 2},{number % 2}" for number in range(120)]
+    reviews = [f"the {('tree', 'stone')[number % 2]} of day {number},{number % 2},{number % 2}" for number in range(90)]
     (folder / "reviews.csv").write_text("\n".join(["text,label,stars", *reviews]))
     runs = ["params,tokens,loss,lr"]
     for params, tokens, step in product((2.7e8, 1.07e9), (6e9, 2.5e10, 1e11), (1, 2, 3, 4)):
