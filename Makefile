@@ -3,14 +3,15 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint docs bench bench-faults bench-train setup clean
+.PHONY: help demo test lint docs bench bench-faults bench-train bench-speed setup clean
 help:
 	@echo "make demo   search, final and report on text you already have, in about five minutes on two CPU cores"
 	@echo "make test   the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the site, from docs/ and the docstrings, in docs/_build"
 	@echo "make bench  the benchmarks (minutes to hours; see tests/benchmarks/)"
-	@echo "make bench-train   tokens per second against peers, which it installs, on one thread; about half an hour"
+	@echo "make bench-train   all that is said of training: speed, learning, ablation, oracle, start, text; about four hours of one core"
+	@echo "make bench-speed   of these only tokens per second against peers, which it installs, on one thread; about half an hour"
 	@echo "make bench-faults  the search killed at 200 random instants, about half an hour"
 
 # The stamp, not the folder: an installation that was cut off is done again.
@@ -47,9 +48,19 @@ docs: .venv/ready
 bench-faults: .venv/ready
 	$(RUN) -m tests.benchmarks.bench_faults --kills 200
 
-# About half an hour on one thread, which should have a core to itself: taskset -c 1 make bench-train
-bench-train: .venv/ready
+# About half an hour on one thread, which should have a core to itself: taskset -c 1 make bench-speed
+bench-speed: .venv/ready
 	$(RUN) -m tests.benchmarks.bench_train
+
+# About four hours of one core: two hours the ablation, one the learning; these go on where their results end, and share the cores that there are.
+bench-train: bench-speed
+	$(RUN) -m tests.benchmarks.bench_train --two-at-once
+	@mkdir -p .bench
+	$(RUN) -m tests.benchmarks.bench_learning .bench/learning.jsonl
+	$(RUN) -m tests.benchmarks.bench_ablation .bench/ablation.jsonl
+	$(RUN) -m tests.benchmarks.bench_oracle
+	$(RUN) -m tests.benchmarks.bench_start
+	$(RUN) -m tests.benchmarks.bench_data
 
 bench: .venv/ready
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit 1; done

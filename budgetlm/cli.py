@@ -5,9 +5,13 @@ be parsed, 75 stopped by SIGTERM and to be run again, 130 interrupted. Results g
 inside the commands, so that `--help` is instant.
 """
 
+import inspect
 import os
+import re
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -20,10 +24,18 @@ from budgetlm.commands.tables import forecast, replay
 from budgetlm.errors import BudgetlmError
 from budgetlm.interrupt import INTERRUPTED, RESUME_ME
 
+
+def _shown(command: Callable[..., Any]) -> dict[str, Any]:
+    """What a command's docstring says, and the examples that end it, each in a line of its own below the options."""
+    told, _, examples = inspect.cleandoc(command.__doc__ or "").rpartition("\n\n")
+    return {"help": told, "epilog": re.sub(r" {8}|\n", "\n\n", examples)}
+
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Give it a device and a deadline: it finds the language model worth training, trains it, and shows why.",
+    epilog="budgetlm run --hours 24",
 )
 for command in (
     search,
@@ -44,7 +56,7 @@ for command in (
     export,
     finetune,
 ):
-    app.command()(command)
+    app.command(**_shown(command))(command)
 
 
 def main() -> None:

@@ -65,7 +65,8 @@ class ModelSettings:
     objective: str = "clm"
     """What models learn: `clm`, to predict the next token (a decoder), or `mlm`, those that are hidden from it (an encoder)."""
     init: str = ""
-    """Folder of a model whose weights all runs begin from (`inherit.py`): a final's `model` folder, or what `export` wrote; empty for fresh ones."""
+    """Folder of a model whose weights all runs begin from (`inherit.py`): a final's `model` folder, what `export` wrote, or a plain Qwen3 or ModernBERT;
+    empty for fresh ones."""
     document_attention: bool = False
     """Whether a token attends to its own document only, where several are packed into a sequence; in training and in evaluation
     (`model/documents.py`)."""
@@ -120,6 +121,9 @@ class TrainSettings:
     attention: str = "auto"
     """How training computes attention: `fused` by PyTorch's kernel, `products` by plain matrix products, or `auto` for what is measured to be
     faster on a CPU, and fused on a GPU."""
+    checkpoint_activations: str = "auto"
+    """Whether only what enters each block is kept for the backward pass and the rest computed again: `on`, `off`, or `auto` where not even one
+    sequence fits the memory otherwise. `off` refuses what does not fit then."""
     compile: str = "auto"
     """Whether the blocks of a model are compiled (`torch.compile`): `on`, `off`, `auto` for the runs in which it is expected to earn
     its time back, or `graphs` for `on` with CUDA graphs (`mode="reduce-overhead"`)."""
@@ -129,7 +133,8 @@ class TrainSettings:
     """What `distil` learns from: a final's `model` folder, another folder that transformers loads, or a Hugging Face id; with the
     study's tokenizer (`compress/distill.py`)."""
     eval_tokens: int = 0
-    """Tokens of the validation sample; 0 for as many as about 2 % of the cheapest rung can pay for."""
+    """Tokens of the validation sample; 0 for as few as tell two recipes apart beside the noise of their seeds, and at most what 2 % of the
+    cheapest rung can pay for."""
 
     def __post_init__(self) -> None:
         choices = {
@@ -139,6 +144,7 @@ class TrainSettings:
             "precision": ("auto", *PRECISIONS),
             "matmul": MATMULS,
             "attention": ("auto", "fused", "products"),
+            "checkpoint_activations": ("auto", "on", "off"),
             "compile": ("auto", "on", "graphs", "off"),
             "parallel": ("auto", *KINDS),
         }

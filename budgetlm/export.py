@@ -126,6 +126,10 @@ def card(origin: Provenance | None, kind: str) -> str:
             f"- {duration(record.seconds)} on {origin.device}",
             f"- text: {origin.data}; under what licence it may be used nobody has told budgetlm",
         ]
+        if record.config.get("init"):
+            lines.append(
+                "- begun from given weights; what these had read is not known here, and that text may have been among it"
+            )
         if receipt and receipt.forecast is not None:
             inside = "inside" if receipt.inside else "outside"
             lines.append(

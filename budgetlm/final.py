@@ -24,9 +24,11 @@ from budgetlm.data.rest import rest_being_read, write_rest
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_json
+from budgetlm.final_own import train_own
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
+from budgetlm.inherit import INIT, Given, check_vocabulary, given_to_final
 from budgetlm.interrupt import StopRequest
 from budgetlm.model.footprint import saved_bytes
 from budgetlm.model.size import compute_parameters
@@ -34,7 +36,7 @@ from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
 from budgetlm.recipe.oracle import expected_speed, fits_in, team_worlds
 from budgetlm.recipe.recipe import Recipe, recipe_from
-from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target
+from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target, reshaped
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.samples import write_samples
 from budgetlm.search.plan import Plan, load_plan
@@ -50,11 +52,14 @@ from budgetlm.train.parallel.crew import Crew, crew_here, crew_on_ray
 from budgetlm.train.parallel.kinds import Kind, check_kind
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
+from budgetlm.workers.own import Training
 
 CLOSING_SHARE, LEAST_CLOSING, MOST_CLOSING = 0.01, 0.5, 60.0
 """What is kept back before the deadline for writing the model and the samples: a share of the target, in these bounds (s)."""
 APART_SECONDS = 20.0
 """What must be left before the deadline for measuring the model in a process of its own, beside the measuring."""
+OTHER_START = "it begins from weights that the study's runs did not begin from"
+"""Why a final of given weights has no forecast."""
 PARTING_SECONDS = 1.0
 """What the processes of a team are given to end in."""
 
@@ -77,6 +82,8 @@ class FinalResult:
     """0, or what the process should end with because it was asked to stop (`interrupt.py`)."""
     limit_bytes: int = 0
     """Most that its weights were to weigh; 0 for no limit."""
+    no_forecast: str = ""
+    """Why there is none, where there is none."""
 
     @property
     def size(self) -> str:
@@ -102,6 +109,8 @@ def final(
     trial: int | None = None,
     seed: int = 0,
     which: str = BEST,
+    init: Path | None = None,
+    train_it: Training | None = None,
 ) -> FinalResult:
     """Train a study's chosen recipe, or that of a given trial, for the target; repeat the call to resume.
 
@@ -111,14 +120,19 @@ def final(
         trial: whose recipe; None for the chosen one, or the picked one.
         which: of the front, where more than the loss counts: `smallest`, `fastest`, `best`, or a trial's number.
         seed: initialisation and data order.
+        init: folder of a model whose weights this final alone begins from, in their shape (`inherit.py`); None for those that the study's runs do.
+        train_it: trains it in place of budgetlm, which then writes no model.
 
     Raises:
         StudyError: nothing was chosen yet, there is no such trial, or another process is at this final.
+        ConfigError: it cannot begin from those weights, or something else asks for the impossible.
     """
     folder = config.folder
     plan = load_plan(folder)
     records = read_records(folder)
     choice = choose(records, plan.target_seconds, objectives=plan.world.objectives) if plan else None
+    if init and train_it:
+        raise ConfigError("a training function of your own decides itself what it begins from. Leave out `init`.")
     if plan is None or choice is None:
         raise StudyError(
             f"study {study!r} has no finished trial to choose from. Run `budgetlm search --study {study} --hours …` first."
@@ -130,7 +144,8 @@ def final(
     recipe = _recipe_of(number, records, study)
     seconds = hours * 3600 or plan.target_seconds
     limit = plan.world.max_model_bytes
-    name = final_name(number, seconds, seed)
+    given = given_to_final(init, config, plan.world.context_length) if init else None
+    name = final_name(number, seconds, seed, given.mark if given else "")
     home = folder / "finals" / name
     home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / "lock", timeout=0)
@@ -139,23 +154,38 @@ def final(
     except Timeout:
         raise StudyError(f"another process is training {name}. Wait for it, or stop it with Ctrl-C.") from None
     try:
-        forecast = None if ranks_only(records) else fit(records, seconds).get(number)
+        if given:
+            plan = _begun_from(given, home, plan)
+            recipe = reshaped(recipe, given.shape, plan.target_seconds, plan.world)
+        unknown = OTHER_START if given else RANKS_ONLY
+        forecast = None if given or ranks_only(records) else fit(records, seconds).get(number)
         done = next((r for r in records if r.run == name and r.state == "done"), None)
-        if done and (home / "samples.json").exists():
-            samples, share = read_json(home / "samples.json"), _utilisation(done, plan)
-            return FinalResult(recipe.summary(), done, home, forecast, samples, share, True, limit_bytes=limit)
-        run = _Final(config, plan, recipe, number, why, name, home, seconds, seed, cache, clock, watcher)
-        record, samples, code = run.go(forecast)
+        if done and (train_it or (home / "samples.json").exists()):
+            samples = [] if train_it else read_json(home / "samples.json")
+            share = _utilisation(done, plan)
+            return FinalResult(recipe.summary(), done, home, forecast, samples, share, True, 0, limit, unknown)
+        run = _Final(config, plan, recipe, number, why, name, home, given, seconds, seed, cache, clock, watcher)
+        record, samples, code = run.hand(train_it, forecast, unknown) if train_it else run.go(forecast, unknown)
         share = _utilisation(record, plan)
-        return FinalResult(recipe.summary(), record, home, forecast, samples, share, False, code, limit)
+        return FinalResult(recipe.summary(), record, home, forecast, samples, share, False, code, limit, unknown)
     finally:
         watcher.close()
         lock.release()
 
 
-def final_name(trial: int, seconds: float, seed: int = 0) -> str:
-    """Of a final's folder, account and record."""
-    return f"final-trial{trial:04d}-{seconds:.0f}s-seed{seed}"
+def final_name(trial: int, seconds: float, seed: int = 0, init: str = "") -> str:
+    """Of a final's folder, account and record.
+
+    Args:
+        init: what tells the weights that it alone begins from.
+    """
+    return f"final-trial{trial:04d}-{seconds:.0f}s-seed{seed}{f'-init{init}' if init else ''}"
+
+
+def _begun_from(given: Given, home: Path, plan: Plan) -> Plan:
+    """The plan as it is for a final that begins from its own copy of given weights."""
+    world = replace(plan.world, init=str(home / INIT), rope_theta=given.shape.rope_theta)
+    return replace(plan, world=world)
 
 
 def _recipe_of(number: int, records: list[RunRecord], study: str) -> Recipe:
@@ -175,6 +205,8 @@ def _shape_and_why(recipe: Recipe, config: RunConfig, seconds: float, plan: Plan
     model, tokens = config.model, expected_speed(config, plan.world) * seconds
     kept = f"{tokens / 1e6:,.1f} M tokens, {tokens / compute_parameters(model):.1f} for each parameter that computes"
     shape = f"depth {model.depth} x width {model.width}, {kept}"
+    if plan.world.init:
+        return f"{shape}; that of the weights that it begins from"
     if seconds == plan.target_seconds:
         return f"{shape}; the recipe's own, as it was searched for"
     return (
@@ -199,6 +231,7 @@ class _Final:
         why: str,
         name: str,
         home: Path,
+        given: Given | None,
         seconds: float,
         seed: int,
         cache: Path,
@@ -206,10 +239,10 @@ class _Final:
         watcher: Watcher,
     ) -> None:
         self.study, self.plan, self.recipe, self.trial, self.why = study, plan, recipe, trial, why
-        self.name, self.home, self.seconds, self.seed = name, home, seconds, seed
+        self.name, self.home, self.given, self.seconds, self.seed = name, home, given, seconds, seed
         self.cache, self.clock, self.watcher = cache, clock, watcher
 
-    def go(self, forecast: Forecast | None) -> tuple[RunRecord, list[dict[str, str]], int]:
+    def go(self, forecast: Forecast | None, unknown: str) -> tuple[RunRecord, list[dict[str, str]], int]:
         """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
         # The whole machine is its own now, but the forecast is of a final on as many threads as the rungs had.
         device = pick_device(self.study.train.device, threads_of(self.study, self.plan))
@@ -220,6 +253,9 @@ class _Final:
         check_machine(self.plan, identify(device))
         tokens = prepare(self.study, self.plan.world.vocab_size, self.cache, self.watcher)
         check_data(self.plan, tokens, self.study.name)
+        if self.given:
+            check_vocabulary(self.given.folder, tokens)
+            self.given.keep(self.home / INIT, self.plan.world.context_length)
         if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
             self.watcher.note(repetition_warning("this final", epochs))
         if self.devices == 1:
@@ -228,7 +264,7 @@ class _Final:
         curve_path(self.study.folder, self.name).parent.mkdir(parents=True, exist_ok=True)
         config = self._config()
         train_it = self._train if self.devices == 1 else self._team(config, tokens)
-        self._keep_forecast(forecast)
+        self._keep_forecast(forecast, unknown)
         ledger = open_ledger(self.study.database, self.study.scope)
         ledger.release_the_dead(time.sleep)
         charged = self._charged(ledger)
@@ -245,6 +281,18 @@ class _Final:
             self.watcher.note(f"warning   {tokens.corpus.source} was not all read: {tokens.state()}")
         ledger.stop(self.name, "the deadline is reached" if record.state == "done" else record.state)
         return record, samples, stop.exit_code if record.state == "interrupted" else 0
+
+    def hand(
+        self, train_it: Training, forecast: Forecast | None, unknown: str
+    ) -> tuple[RunRecord, list[dict[str, str]], int]:
+        """Have a function of somebody's own train, which leaves no model that could write."""
+        check_machine(self.plan, identify(pick_device(self.study.train.device, threads_of(self.study, self.plan))))
+        plan = self.plan.learning(read_records(self.study.folder))
+        config = at_length(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
+        self._keep_forecast(forecast, unknown)
+        self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
+        record, code = train_own(train_it, self.study, config, self._label(), self.home, self.clock)
+        return record, [], code
 
     @contextmanager
     def _held(self, ledger: Ledger, devices: int) -> Iterator[Meter]:
@@ -434,14 +482,14 @@ class _Final:
                 return at_length(self.recipe, self.seconds, plan.target_seconds, world, seed=self.seed)
         return at_length(self.recipe, self.seconds, plan.target_seconds, worlds[-1], seed=self.seed)
 
-    def _keep_forecast(self, forecast: Forecast | None) -> None:
+    def _keep_forecast(self, forecast: Forecast | None, unknown: str) -> None:
         """Keep the forecast as it was before the outcome was known: the receipt."""
         path = self.home / FORECAST
         if path.exists():
             return
         if forecast is None:
-            write_json(path, {"mean": None, "why": RANKS_ONLY})
-            self.watcher.note(f"forecast  {RANKS_ONLY}")
+            write_json(path, {"mean": None, "why": unknown})
+            self.watcher.note(f"forecast  {unknown}")
         else:
             low, high = forecast.interval
             write_json(path, {"mean": forecast.mean, "low": low, "high": high, "share": 0.8})

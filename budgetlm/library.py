@@ -25,6 +25,7 @@ from budgetlm.forecast.choose import Choice, choose
 from budgetlm.forecast.fit import fit
 from budgetlm.inherit import inherited
 from budgetlm.progress import make_watcher
+from budgetlm.recipe.recipe import PARAMETERS
 from budgetlm.records import read_records
 from budgetlm.studies import open_config, resolve
 from budgetlm.watch import Watcher
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from budgetlm.train.config import RunConfig
     from budgetlm.workers.own import Training
 
+UNASKED = ("schedule", "warmup", "cooldown", "optimizer", "weight_decay")
+"""What a search varies without being asked to, beside size, batch and rate. A function of one's own has to be told of it, or it would be searched in vain."""
 NO_TEXT = "a function of your own reads no text of budgetlm's\n"
 """What stands where a study has its text, of one whose trials a function trains that was given none."""
 
@@ -116,7 +119,7 @@ def search(
         target_hours: of the final that it searches for.
         study: its name.
         data: where the text comes from, as `--data`.
-        space: what is searched, as `[space]` in a study file.
+        space: what is searched, as `[space]` in a study file. With `train`, what it does not name stays as it is, but for size, batch and rate.
         train: trains a rung in place of budgetlm (`workers/own.py`): called with a run and a clock, returns its loss. It works in a
             thread of this process, and is charged by that clock, which it looks at every second or so. Text and speeds are budgetlm's guesses then.
         settings: other sections of a study file, e.g. `{"search": {"seed": 1}}`.
@@ -133,7 +136,8 @@ def search(
     source = data or (str(_no_text()) if train else None)
     if source:
         sections["data"] = {**({} if data else {"vocab_size": 257}), **sections.get("data", {}), "source": source}
-    config = inherited(study_config({"name": study, **sections, "space": dict(space or {})}))
+    wanted = {**({name: PARAMETERS[name].default for name in UNASKED} if train else {}), **(space or {})}
+    config = inherited(study_config({"name": study, **sections, "space": wanted}))
     watcher = Watcher() if quiet else make_watcher(config.name)
     result = run_search(config, cache_folder(), Clock(), watcher, _hire(train) if train else None, lends=train is None)
     if result.exit_code:
@@ -180,7 +184,14 @@ def _hire(train: "Training") -> "Hire":
 
 
 def final(
-    study: str = "best", hours: float = 0.0, *, trial: int | None = None, seed: int = 0, quiet: bool = False
+    study: str = "best",
+    hours: float = 0.0,
+    *,
+    trial: int | None = None,
+    seed: int = 0,
+    init: str | Path | None = None,
+    train: "Training | None" = None,
+    quiet: bool = False,
 ) -> "FinalResult":
     """Train the chosen recipe for the full target; call it again to resume.
 
@@ -189,6 +200,9 @@ def final(
         hours: device-hours; 0 for the study's target.
         trial: whose recipe, instead of the chosen one.
         seed: initialisation and data order.
+        init: folder of a model whose weights this final alone begins from.
+        train: trains it in place of budgetlm, as in `search`; it keeps what it has trained itself, and an interrupted one begins again. Needed where such a
+            function trained the study's rungs, whose recipes mean something to it alone.
         quiet: whether nothing is shown on stderr.
 
     Raises:
@@ -198,7 +212,18 @@ def final(
 
     name = resolve(study)
     watcher = Watcher() if quiet else make_watcher(name)
-    return run_final(name, cache_folder(), Clock(), watcher, config=open_config(name), hours=hours, trial=trial, seed=seed)
+    return run_final(
+        name,
+        cache_folder(),
+        Clock(),
+        watcher,
+        config=open_config(name),
+        hours=hours,
+        trial=trial,
+        seed=seed,
+        init=Path(init) if init else None,
+        train_it=train,
+    )
 
 
 def report(study: str = "best", price_per_hour: float = 0.0) -> Path:

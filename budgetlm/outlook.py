@@ -61,7 +61,7 @@ def describe(outlook: Rehearsal) -> str:
         _row("final", outlook.final),
     ]
     if outlook.final.checkpoint_activations:
-        rows.append(f"{'':10}the final checkpoints its activations, or it would not fit the memory")
+        rows.append(f"{'':10}the final checkpoints its activations: less memory, and slower")
     limit = f" of {outlook.max_model_bytes / 1e6:,.4g} MB that are allowed" if outlook.max_model_bytes else ""
     judged = f"; recipes are judged by {outlook.objectives.replace(',', ' and ')}" if "," in outlook.objectives else ""
     rows.append(

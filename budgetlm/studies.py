@@ -195,7 +195,7 @@ def running_runs(folder: Path, records: Sequence[RunRecord] | None = None) -> li
         except (OSError, ValueError, KeyError, TypeError):  # it is being written, or ends this moment
             continue
     for home in sorted((folder / "finals").glob("final-trial*")):
-        named = re.fullmatch(r"final-trial(\d+)-(\d+)s-seed\d+", home.name)
+        named = re.fullmatch(r"final-trial(\d+)-(\d+)s-seed\d+(-init\w+)?", home.name)
         if named and home.name not in ended and (home / "config.json").exists():
             trial = int(named[1])
             recipe = next((r.recipe for r in records if r.trial == trial), {})

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from budgetlm.forecast.choose import RANKS_ONLY
 from budgetlm.forecast.front import FrontPoint, describe
 from budgetlm.forecast.worth import SAVED
 from budgetlm.studies import StudyStatus, TrialCost
@@ -39,7 +38,7 @@ def describe_search(config: "StudyConfig", result: "SearchResult") -> str:
 def describe_final(name: str, result: "FinalResult") -> str:
     """What a finished final came to."""
     record, forecast = result.record, result.forecast
-    said = f", no forecast ({RANKS_ONLY})"
+    said = f", no forecast ({result.no_forecast})"
     if forecast:
         said = f", forecast {forecast.mean:.4f} ({forecast.interval[0]:.4f} to {forecast.interval[1]:.4f})"
     full = f", {record.bpb_full:.4f} on a larger validation sample" if record.bpb_full else ""

@@ -22,9 +22,8 @@ def reference() -> str:
 
 
 def _section(name: str, command: Any) -> str:
-    about = inspect.cleandoc(command.help or "")
-    words, example = about.rsplit("\n\n", 1)
-    examples = "\n".join(f"    {line}" for line in example.replace("        ", "\n").splitlines() if line)
+    words = inspect.cleandoc(command.help or "")
+    examples = "\n".join(f"    {line}" for line in (command.epilog or "").splitlines() if line)
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     usage = " ".join(["budgetlm", name, *(f"{p.name.upper()}" if p.required else f"[{p.name.upper()}]" for p in arguments)])

@@ -127,7 +127,7 @@ def study_of(corpus_folder: Path, seconds: float, **changes) -> StudyConfig:
         "budget": {"hours": seconds / 3600, "target_hours": 3.2 / 3600},
         "data": {"source": str(corpus_folder), "vocab_size": 320},
         "model": {"context_length": 32},
-        "train": {"eval_tokens": 256, "threads": 1},
+        "train": {"eval_tokens": 256, "threads": 1, "compile": "off"},
         "search": {"least_rung_seconds": 0.15, "stop_early": False},
         "space": {"depth": {"low": 1, "high": 2}, "width": {"low": 16, "high": 48, "step": 16}, "batch_tokens": 128},
     }

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS
@@ -86,13 +88,45 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
         assert command in done.stdout
 
 
-def test_every_command_explains_itself():
-    for command in app.registered_commands:
-        name = command.callback.__name__
-        result = CliRunner().invoke(app, [name, "--help"])
-        assert result.exit_code == 0
-        assert command.callback.__doc__.splitlines()[0].rstrip(".") in result.output
-        assert command.callback.__doc__.rstrip().splitlines()[-1].startswith(f"    budgetlm {name} ")  # an example ends it
+COMMANDS = {command.callback.__name__: command.callback.__doc__ for command in app.registered_commands}
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_the_help_that_is_seen_says_what_it_is_for_and_ends_with_examples_that_are_understood(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    result = CliRunner().invoke(app, [name, "--help"] if name else ["--help"])
+    assert result.exit_code == 0
+    told, _, examples = result.output.rpartition("╯")
+    assert (COMMANDS[name].splitlines()[0] if name else "Give it a device and a deadline") in told
+    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    assert f"budgetlm {name}" in lines[-1]
+    commands = typer.main.get_command(app).commands
+    for line in lines:  # each whole in one, also where a terminal is narrow
+        for typed in line.split(" || "):
+            program, command, *arguments = shlex.split(typed.split(" < ")[0])
+            assert program == "budgetlm"
+            commands[command].make_context(command, arguments)
+
+
+def test_a_shell_completes_commands_and_options(tmp_path):
+    program = tmp_path / "budgetlm"
+    program.write_text(f"#!{sys.executable}\nfrom budgetlm.cli import main\nmain()\n")
+    program.chmod(0o755)
+    asks = ["budgetlm fin", "budgetlm final --in", "budgetlm status --"]
+    words = "".join(
+        f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _budgetlm_completion budgetlm; echo ${{COMPREPLY[*]}}\n"
+        for line in asks
+    )
+    script = f'eval "$(_BUDGETLM_COMPLETE=source_bash budgetlm)"\ncomplete -p budgetlm\n{words}'
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.splitlines() == [
+        "complete -o default -F _budgetlm_completion budgetlm",
+        "final finetune",
+        "--init",
+        "--watch --no-watch --study --json --help",
+    ], done.stderr
 
 
 def test_from_a_study_file_to_a_report_and_generated_text(story, monkeypatch):

@@ -81,6 +81,7 @@ OTHERS = {
     "--objectives": {"study": "front"},
     "--max-model-mb": {"study": "limited"},
     ":0.7": {"study": "mixture"},
+    "final --init": {"study": "toy", "init": "my-model"},
     "--init": {"study": "continued", "file": "given.toml"},
 }
 """Studies that cannot be the same one, by what is in a line."""
@@ -149,6 +150,8 @@ def furnish(folder):
 def place(home, cache, monkeypatch):
     """Where commands are run in this process, on a clock that only training moves."""
     monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
+    for module in ("train.parallel.members", "workers.child", "workers.own"):
+        import_module(f"budgetlm.{module}")  # their clocks derive from the one whose place is taken now
     clock = install_clock(monkeypatch, every=24)
     monkeypatch.setattr("budgetlm.budget.clock.Clock", lambda: clock)
     monkeypatch.setattr("budgetlm.search.ahead.load_ahead", lambda *_: None)
@@ -197,10 +200,9 @@ def test_every_command_of_readme_and_docs_runs(place):
 
 def test_the_example_at_the_end_of_each_help_is_understood():
     for name, command in typer.main.get_command(app).commands.items():
-        for line in re.findall(r"^ *(budgetlm .*)$", command.help, re.MULTILINE):
-            for example in re.split(r" {3,}(?=budgetlm )| \|\| ", line):
-                _, called, *arguments = shlex.split(example.split(" < ")[0])
-                typer.main.get_command(app).commands[called].make_context(name, arguments)
+        for example in re.split(r"\n\n| \|\| ", command.epilog):
+            _, called, *arguments = shlex.split(example.split(" < ")[0])
+            typer.main.get_command(app).commands[called].make_context(name, arguments)
 
 
 def test_the_page_of_commands_has_every_option_of_every_command(monkeypatch):

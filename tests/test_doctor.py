@@ -21,6 +21,7 @@ from budgetlm.config import DATABASE
 from budgetlm.doctor import CHECKS, examine
 from budgetlm.errors import StudyError
 from budgetlm.studies import LOCK, PLAN, ledger_of
+from budgetlm.train import compilation
 from budgetlm.watch import Watcher
 from tests.conftest import sentences
 
@@ -164,7 +165,7 @@ def test_compiling_that_fails_is_a_fault_where_the_study_wants_it_and_a_warning_
         raise RuntimeError("no working C++ compiler\nmore")
 
     monkeypatch.setattr(probes, "try_compile", fail)
-    monkeypatch.setattr(probes, "compiler", lambda: "")
+    monkeypatch.setattr(compilation, "compiler", lambda: "")
     assert states(found(tiny_study(), compile=True))["compile"] == "warning"
     check = found(tiny_study(train={"compile": "on", "threads": 1}))["compile"]
     assert check.state == "fault"
@@ -480,7 +481,7 @@ def test_locks_and_write_ahead_logs_work_in_a_plain_folder(tmp_path):
     assert (probes.try_locking(tmp_path), probes.try_write_ahead(tmp_path)) == ("", "")
 
 
-@pytest.mark.skipif(not probes.compiler(), reason="no C++ compiler here")
+@pytest.mark.skipif(not compilation.compiler(), reason="no C++ compiler here")
 @pytest.mark.skipif(" " in sys.prefix, reason="the compiler that PyTorch calls does not find it behind a path with a space")
 def test_a_tiny_function_is_really_compiled():
     assert probes.try_compile("cpu") > 0

@@ -90,6 +90,15 @@ def test_the_card_says_where_a_model_comes_from():
         assert part in text
 
 
+def test_a_card_says_that_given_weights_may_have_read_what_the_model_is_measured_on_and_not_where_they_lay():
+    begun = record(7, 0, 80.0, 1.35, config={"init": "/home/me/secret/init"})
+    text = card(Provenance("demo", begun, None, "stdlib (fingerprint abc)", "a GPU"), "qwen3")
+    assert "begun from given weights; what these had read is not known here" in text
+    assert "secret" not in text
+    fresh = card(Provenance("demo", record(7, 0, 80.0, 1.35), None, "stdlib (fingerprint abc)", "a GPU"), "qwen3")
+    assert "given weights" not in fresh
+
+
 @pytest.mark.parametrize(("source", "told"), [("stdlib", True), ("hf:a/b:1 + site:2", True), ("/home/me/texts", False)])
 def test_the_card_names_no_path(source, told):
     assert (told_source(DataConfig(source=source)) == source) is told

@@ -98,8 +98,8 @@ def test_an_interrupted_final_keeps_its_checkpoint_and_goes_on(searched, cache, 
     assert whole.record.state == "done"
     assert whole.record.steps > part.record.steps
     assert clock.seconds - began <= 3.2
-    for record in (part.record, whole.record):  # all that it has taken so far, not since it was gone on with
-        assert sum(record.by_purpose.values()) == pytest.approx(record.seconds)
+    for kept in (part.record, whole.record):  # all that it has taken so far, not since it was gone on with
+        assert sum(kept.by_purpose.values()) == pytest.approx(kept.seconds)
 
 
 def test_a_final_whose_model_cannot_be_measured_is_done_all_the_same(searched, cache, clock, monkeypatch):

@@ -14,6 +14,7 @@ from budgetlm.model.export import load_model, save_model
 from budgetlm.model.transformer import build
 from budgetlm.studies import ledger_of
 from tests.conftest import tiny_model
+from tests.data.test_hub import EXAMPLES, LABELLED, labelled_hub
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -197,3 +198,12 @@ def test_a_foreign_folder_is_taught_too(tmp_path, tokens):
     transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokens.tokenizer_file)).save_pretrained(tmp_path / "bert")
     found = taught(tmp_path / "bert", tmp_path / "out", table(tmp_path / "rows.jsonl", "classify"))
     assert found.score > 0.9
+
+
+def test_a_data_set_of_the_hub_is_learnt_and_when_it_was_read_once_without_a_connection(models, tmp_path):
+    with labelled_hub() as hub:
+        done = hub.python(EXAMPLES, tmp_path)
+        assert done.returncode == 0, done.stderr
+    found = taught(models(), tmp_path / "out", "hf:someone/texts")
+    assert found.score > 0.9 > 0.65 > found.chance
+    assert found.rows + found.held_out == len(LABELLED)

@@ -6,8 +6,9 @@ import pytest
 import budgetlm
 from budgetlm import library
 from budgetlm.budget.clock import ManualClock
-from budgetlm.errors import StudyError
+from budgetlm.errors import ConfigError, StudyError
 from budgetlm.search.jobs import RungJob
+from budgetlm.studies import ledger_of
 from budgetlm.workers.job import Ended
 from budgetlm.workers.own import OwnJob, Threaded
 from tests.conftest import tiny_run
@@ -57,6 +58,8 @@ def test_the_example_of_the_docs_runs_and_chooses(own_clock, capsys):
 def test_a_function_of_ones_own_is_searched_within_its_budget_and_the_better_recipe_wins(own_clock):
     study = own_search(better_wider, 50.0)
     records, choice = study.records(), study.choice()
+    assert " loss after 4 s (80 % interval" in choice.why
+    assert records[[f"recipe.{name}" for name in library.UNASKED]].nunique().eq(1).all()  # it does not look at them
     assert records.state.eq("done").all()
     assert records.seconds.sum() <= 50.0
     assert records.rung.max() > 0
@@ -65,6 +68,48 @@ def test_a_function_of_ones_own_is_searched_within_its_budget_and_the_better_rec
     assert study.final_run().model.width == widths.max()
     assert set(study.forecasts().trial) == set(records.trial)
     assert len(study.optuna().trials) == records.trial.nunique()
+
+
+def test_the_final_is_trained_by_the_same_function_held_to_its_forecast_and_charged_also_for_what_failed(own_clock):
+    study, seen = own_search(better_wider, 6.0), []
+
+    def broken(run, clock):
+        wait(run, clock)
+        raise ValueError("too much for me")
+
+    def endless(run, clock):
+        while True:
+            clock.now()
+
+    def trained(run, clock):
+        seen.append(run)
+        return better_wider(run, clock)
+
+    with pytest.raises(ConfigError, match="decides itself what it begins from"):
+        budgetlm.final("own", train=trained, init="anywhere", quiet=True)
+    with pytest.raises(ValueError, match="too much for me"):
+        budgetlm.final("own", train=broken, quiet=True)
+    (account,) = [name for name in ledger_of("own").accounts() if name.startswith("final-")]
+    first = ledger_of("own").balance(account)
+    assert first.charged_seconds >= 4.0
+    assert (first.leased_seconds, first.stopped_because) == (0, "broken off")
+    assert budgetlm.final("own", train=endless, quiet=True).record.state == "interrupted"
+    before = ledger_of("own").balance(account).charged_seconds
+
+    result = budgetlm.final("own", train=trained, quiet=True)
+    (run,) = seen
+    assert run.seconds == result.record.planned_seconds == 4.0
+    assert run.model.width == study.final_run().model.width
+    assert (result.record.state, result.record.unit, result.record.kind) == ("done", "loss", "final")
+    assert result.record.bpb == pytest.approx(0.5 + 4.0**-0.2 * (2 - run.model.width / 64))
+    assert (result.folder / "forecast.json").exists()
+    balance = ledger_of("own").balance(account)
+    assert balance.charged_seconds - before == pytest.approx(result.record.seconds, rel=0.05)
+    assert (balance.leased_seconds, balance.stopped_because) == (0, "the deadline is reached")
+    assert budgetlm.final("own", train=trained, quiet=True).already_done
+    assert len(seen) == 1
+    assert study.records().query("kind == 'final' and state == 'done'").bpb.item() == result.record.bpb
+    assert budgetlm.report("own").exists()
 
 
 def test_what_a_function_breaks_by_is_kept_and_what_it_returns_is_looked_at(own_clock):

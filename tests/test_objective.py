@@ -16,11 +16,11 @@ from budgetlm.final import final
 from budgetlm.records import read_records
 from budgetlm.report.write import report
 from budgetlm.search.study import search
-from budgetlm.studies import resolve
+from budgetlm.studies import ledger_of, newest_final, resolve
 from budgetlm.train.config import run_config_from
 from budgetlm.train.loop import Checkpoints, Label, train
 from budgetlm.watch import Watcher
-from tests.conftest import tiny_model, tiny_run
+from tests.conftest import small_study, tiny_model, tiny_run
 from tests.model.test_encoder import masked_tokens  # noqa: F401  # a fixture
 
 LABEL = Label(run="x", kind="rung", trial=0, rung=0, recipe={}, target_seconds=9.0)
@@ -121,3 +121,31 @@ def test_what_does_not_go_together_is_refused_before_a_trial(tiny_study, cache, 
 def test_settings_that_make_no_sense_are_refused(tiny_study, model, message):
     with pytest.raises(ConfigError, match=message):
         tiny_study(6.0, model=model)
+
+
+def test_run_asks_for_an_encoder_with_one_command_and_ends_with_a_report_and_a_model(
+    corpus_folder, cache, home, fast_clock, monkeypatch
+):
+    from transformers import AutoModelForMaskedLM
+
+    monkeypatch.setenv("BUDGETLM_CACHE", str(cache))
+    monkeypatch.setattr("budgetlm.budget.clock.Clock", lambda: fast_clock)
+    monkeypatch.setattr("budgetlm.search.ahead.load_ahead", lambda *_: None)
+    monkeypatch.setattr("budgetlm.commands.search.begin_again", lambda _: None)  # it would replace the process that tests
+    (home / "toy.toml").write_text(
+        small_study(corpus_folder, width=16).replace("least_rung_seconds = 0.25", "least_rung_seconds = 0.13")
+    )
+    words = ["run", "--file", "toy.toml", "--hours", "0.0034", "--objective", "mlm"]
+    said = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert said.exit_code == 0
+    assert "report: reports/toy.html" in said.stdout
+    assert "Train this" in (home / "reports" / "toy.html").read_text()
+    records = read_records(home / "studies" / "toy")
+    assert {record.kind for record in records} == {"rung", "final"}
+    assert all(record.config["model"]["mask_token"] == 319 for record in records)
+    spent = [ledger_of("toy").balance(account).charged_seconds for account in ledger_of("toy").accounts()]
+    assert sum(spent) <= 0.0034 * 3600
+    folder, final_record = newest_final("toy")
+    assert not any(AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)[1].values())
+    told = CliRunner().invoke(app, ["eval", "--data", str(corpus_folder), "--study", "toy", "--max-mb", "0.01", "--json"])
+    assert json.loads(told.stdout)["bpb"] == pytest.approx(final_record.bpb, rel=0.15)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from budgetlm.checks import probes
 from budgetlm.checks.case import Case, Finding, judge, needed
 from budgetlm.errors import ConfigError
+from budgetlm.train import compilation
 
 REQUIRED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "python": ((3, 11), ()),
@@ -155,7 +156,7 @@ def precision(case: Case) -> Finding:
 
 def compile(case: Case) -> Finding:
     """Whether torch.compile works, really tried where somebody wants it."""
-    compiler = probes.compiler()
+    compiler = compilation.compiler()
     found = f"C++ compiler {compiler}" if compiler else "no C++ compiler is found (it needs one; `apt install g++`)"
     if not case.compile:
         return "ok", f"not checked, for `train.compile` is not on (`--compile` checks it); {found}"

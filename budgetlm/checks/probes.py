@@ -223,12 +223,6 @@ def has_kernels_for(built_for: list[str], capability: tuple[int, int]) -> bool:
     return False
 
 
-def compiler() -> str:
-    """The C++ compiler that `torch.compile` would find; empty if there is none."""
-    named = [name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name]
-    return next((path for name in named if (path := shutil.which(name))), "")
-
-
 def try_compile(device: str) -> float:
     """Compile and run a tiny function; seconds that it took.
 

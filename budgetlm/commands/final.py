@@ -19,6 +19,12 @@ def final(
     trial: Annotated[int | None, typer.Option(help="Train this trial's recipe instead of the chosen one.", min=0)] = None,
     pick: PickOption = "best",
     seed: Annotated[int, typer.Option(help="Initialisation and data order.", min=0)] = 0,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a model with the study's vocabulary, whose weights this final alone begins from, in their shape."
+        ),
+    ] = None,
     track: TrackOption = None,
     devices: Annotated[
         int | None,
@@ -39,6 +45,7 @@ def final(
     """Train the chosen recipe for the full target; run it again to resume.
 
     budgetlm final --study best        budgetlm final --study demo --hours 2 --seed 1        budgetlm final --devices 8
+    budgetlm final --hours 2 --init my-model
     """
     import dataclasses
 
@@ -66,7 +73,16 @@ def final(
 
         with tracking(name, track or [], watcher.note):
             result = run_final(
-                name, cache_folder(), Clock(), watcher, config=config, hours=hours, trial=trial, seed=seed, which=pick
+                name,
+                cache_folder(),
+                Clock(),
+                watcher,
+                config=config,
+                hours=hours,
+                trial=trial,
+                seed=seed,
+                which=pick,
+                init=init,
             )
     finally:
         watcher.close()

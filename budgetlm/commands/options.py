@@ -62,7 +62,7 @@ RayOption = Annotated[
 InitOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder of a model whose weights all runs begin from: a final's `model` folder, or what `export` wrote."
+        help="Folder of a model whose weights all runs begin from: a final's `model` folder, what `export` wrote, or a plain Qwen3 or ModernBERT."
     ),
 ]
 PickOption = Annotated[

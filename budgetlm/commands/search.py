@@ -247,7 +247,7 @@ def plan(
 ) -> None:
     """Show what a search and its final would be, spending nothing.
 
-    Rungs, trials, sizes, tokens, memory, disk and money, for this device or one that is not here:
+    Rungs, trials, sizes, tokens, memory, disk and money, for this device or one that is not here.
 
     budgetlm plan --hours 24 --device h100 --price-per-hour 2.50
     """

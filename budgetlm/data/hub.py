@@ -1,6 +1,6 @@
-"""A data set of the Hugging Face Hub -> its rows; texts are kept in the cache as they come, so that reading goes on where it stopped.
+"""A data set of the Hugging Face Hub -> its texts or rows, kept in the cache as they come, so that reading goes on where it stopped.
 
-`datasets` streams the rows, tries again where a connection breaks, and can say where it is. Texts lie in parts, parquet files each whole or absent, with the
+`datasets` streams the rows, tries again where a connection breaks, and can say where it is. Texts, or rows as JSON, lie in parts, parquet files each whole or absent, with the
 place to go on from in their metadata: the next command goes on there, at the same revision, and what is there whole needs no connection. Of the data
 set's files only those about that place are fetched again. One process at a time adds parts; another that reads meanwhile fetches what is not there yet for itself.
 """
@@ -25,6 +25,8 @@ from budgetlm.data.formats import Text, text_of
 from budgetlm.errors import BudgetlmError, DataError
 from budgetlm.files import digest, disk_errors, write_atomic
 
+Row = dict[str, Any]
+"""By column."""
 PART_CHARS = 2**23
 """Of text in a part: so much is lost at most when a command is killed."""
 PLACE = b"place"
@@ -52,26 +54,47 @@ def hub_texts(name: str, config: DataConfig, cache: Path) -> Iterator[Text]:
         DataError: it cannot be read.
     """
     identity = [name, config.config, config.split, config.column, config.text]
-    folder = cache / DOWNLOADS / digest(identity)
+
+    def text(row: Row, where: str) -> Text:
+        return text_of(row, config, where)
+
+    yield from _all(name, config, cache / DOWNLOADS / digest(identity), config.columns, text)
+
+
+def hub_rows(name: str, config: DataConfig, columns: Sequence[str], cache: Path) -> Iterator[Row]:
+    """The rows of a data set, kept likewise, with some of their columns; where one is missing, with the names of those that there are.
+
+    Raises:
+        DataError: it cannot be read, or a column holds what is no text, number or list.
+    """
+    identity = ["rows", name, config.config, config.split, *columns]
+
+    def document(row: Row, where: str) -> Text:
+        wanted = {column: row[column] for column in columns if column in row}
+        try:
+            return json.dumps(wanted if len(wanted) == len(columns) else {**dict.fromkeys(row), **wanted}), False
+        except TypeError as error:
+            raise DataError(
+                f"{where} has something else than text, numbers and lists in {', '.join(wanted)}: {error}."
+            ) from error
+
+    for told, _ in _all(name, config, cache / DOWNLOADS / digest(identity), columns, document):
+        yield json.loads(told)
+
+
+def _all(
+    name: str, config: DataConfig, folder: Path, columns: Sequence[str], kept_of: Callable[[Row, str], Text]
+) -> Iterator[Text]:
+    """What is made of the rows, of which what is kept in the folder is not made again. One process at a time keeps."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock", thread_local=False)
     with suppress(Timeout):
         lock.acquire(timeout=0)
     try:
-        yield from _texts(name, config, folder, keeps=lock.is_locked)
+        yield from _texts(name, config, folder, columns, kept_of, keeps=lock.is_locked)
     finally:
         lock.release()
-
-
-def hub_rows(name: str, config: DataConfig) -> Iterator[dict[str, Any]]:
-    """The rows of a data set with all their columns; nothing is kept.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    with _told(name):
-        yield from _opened(name, config)
 
 
 def repository_of(name: str) -> str:
@@ -86,7 +109,9 @@ def repository_of(name: str) -> str:
     return repository
 
 
-def _texts(name: str, config: DataConfig, folder: Path, *, keeps: bool) -> Iterator[Text]:
+def _texts(
+    name: str, config: DataConfig, folder: Path, columns: Sequence[str], kept_of: Callable[[Row, str], Text], *, keeps: bool
+) -> Iterator[Text]:
     place = Place()
     for kept, texts in _kept(folder):
         yield from texts
@@ -96,13 +121,13 @@ def _texts(name: str, config: DataConfig, folder: Path, *, keeps: bool) -> Itera
     part = _Part(folder, keeps)
     with _told(name, lambda: place.rows if keeps else 0):
         place = replace(place, revision=place.revision or _revision(name))
-        stream = _opened(name, config, place.revision, config.columns)
+        stream = _opened(name, config, place.revision, columns)
         rows, met = _from(stream, place), place.rows
         place = replace(place, reader=_reader())
         try:
             for row in rows:
                 met += 1
-                text = text_of(row, config, f"row {met:,} of {name}")
+                text = kept_of(row, f"row {met:,} of {name}")
                 place = replace(place, rows=met)
                 if part.add(text):
                     part.write(place, stream)

@@ -68,7 +68,7 @@ def open_rows(
     """
     for name in (share.source for share in config.shares):
         if name.startswith("hf:"):
-            for number, row in enumerate(hub_rows(name, config), 1):
+            for number, row in enumerate(hub_rows(name, config, columns, cache), 1):
                 yield f"row {number:,} of {name}", row
             continue
         if name in EMBEDDED:

@@ -181,7 +181,7 @@ def prepare_tokens(
     Raises:
         DataError: the given tokenizer cannot be used, or a split is left without tokens.
     """
-    given = _read_tokenizer(config.tokenizer) if config.tokenizer else None
+    given = read_tokenizer(config.tokenizer) if config.tokenizer else None
     if given and masks:
         _add_mask(given)
     facts = [FORMAT, corpus.facts.fingerprint, given.to_str() if given else vocab_size, WORD]
@@ -238,7 +238,12 @@ def _beginning(documents: Iterable[str], size: float, tick: Tick) -> Iterator[st
             return
 
 
-def _read_tokenizer(path: str) -> Tokenizer:
+def read_tokenizer(path: str) -> Tokenizer:
+    """A given `tokenizer.json`, which is to read texts whole.
+
+    Raises:
+        DataError: it cannot be read, or does not stand for bytes.
+    """
     try:
         tokenizer = Tokenizer.from_file(str(Path(path).expanduser()))
     except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
@@ -248,6 +253,8 @@ def _read_tokenizer(path: str) -> Tokenizer:
             f"the tokenizer {path} is not byte-level, so the bytes behind a token, and bits per byte, are not exact. Give "
             "a byte-level one (GPT-2, Llama 3, Qwen …), or leave `data.tokenizer` empty to have one trained."
         )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
@@ -256,7 +263,12 @@ def _add_mask(tokenizer: Tokenizer) -> None:
     tokenizer.add_special_tokens([AddedToken(MASK, lstrip=True, special=True)])
 
 
-def _end_of_text(tokenizer: Tokenizer) -> int:
+def end_of_text_of(tokenizer: Tokenizer) -> int:
+    """Id of the token that ends a text.
+
+    Raises:
+        DataError: there is none that is known.
+    """
     for text in KNOWN_ENDS:
         if (token := tokenizer.token_to_id(text)) is not None:
             return token
@@ -273,7 +285,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _encode_corpus(tokenizer: Tokenizer, corpus: Corpus, key: str, folder: Path, tick: Tick | None) -> None:
-    end, bytes_V = _end_of_text(tokenizer), token_bytes(tokenizer)
+    end, bytes_V = end_of_text_of(tokenizer), token_bytes(tokenizer)
     dtype = "uint16" if len(bytes_V) <= 2**16 else "uint32"
     parts: list[dict[str, int]] = [{} for _ in range(max(1, len(corpus.facts.parts)))]
     with new_folder(folder) as new:

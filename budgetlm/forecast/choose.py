@@ -12,7 +12,7 @@ from budgetlm.budget.clock import duration
 from budgetlm.forecast.fit import Forecast, fit, usable
 from budgetlm.forecast.front import FrontPoint, front_of, no_dearer
 from budgetlm.forecast.noise import measured_noise
-from budgetlm.records import RunRecord
+from budgetlm.records import BITS, RunRecord
 
 PROMISING = 0.25
 """A trial climbs on while the probability that it beats the best of the others is at least this."""
@@ -42,6 +42,8 @@ class Choice:
     """Bits per byte that it was measured to have on the highest rung, the mean where it was repeated."""
     ranks_only: bool = False
     """Whether the order on the one rung is all that the choice stands on; the forecast is then no more than a guess."""
+    unit: str = BITS
+    """What losses are in."""
     front: Sequence[FrontPoint] = ()
     """Of a study of more than the loss: the finalists that none beats in both, the cheapest first."""
 
@@ -49,9 +51,14 @@ class Choice:
     def expected(self) -> str:
         """What is expected of it at the target, in words."""
         if self.ranks_only:
-            return f"{self.loss:.3f} bits per byte on its rung; {RANKS_ONLY}"
-        low, high = self.forecast.interval
-        return f"{self.forecast.mean:.3f} bits per byte ({low:.3f} to {high:.3f}, 80 %)"
+            return f"{told(self.loss, self.unit)} {self.unit} on its rung; {RANKS_ONLY}"
+        mean, low, high = (told(value, self.unit) for value in (self.forecast.mean, *self.forecast.interval))
+        return f"{mean} {self.unit} ({low} to {high}, 80 %)"
+
+
+def told(loss: float, unit: str) -> str:
+    """A loss for people; of somebody's own nobody knows how small it is, so that it has digits rather than decimals."""
+    return f"{loss:.3f}" if unit == BITS else f"{loss:.4g}"
 
 
 def ranks_only(records: Sequence[RunRecord]) -> bool:
@@ -152,19 +159,20 @@ def choose(
     points = front_of(records, {n: forecasts[n] for n in highest}, objectives)
     near = zip(forecasts, _probabilities_better(list(forecasts.values()), forecast), strict=True)
     within = sorted((n for n, p in near if p >= WITHIN_NOISE and n != best), key=lambda n: forecasts[n].mean)
-    low, high = forecast.interval
+    unit = runs[0].unit
+    mean, low, high = (told(value, unit) for value in (forecast.mean, *forecast.interval))
     if only:
         seconds = max(r.planned_seconds for r in runs)
         why = (
-            f"{how} loss of the {len(highest)} trials, {here[best]:.3f} bits per byte after {duration(seconds)}; {RANKS_ONLY}, which say "
+            f"{how} loss of the {len(highest)} trials, {told(here[best], unit)} {unit} after {duration(seconds)}; {RANKS_ONLY}, which say "
             f"nothing of what is reached after {duration(target_seconds)}"
         )
-        return Choice(best, forecast, within, why, here[best], True, points)
+        return Choice(best, forecast, within, why, here[best], True, unit, points)
     why = (
         f"{how} forecast of the {len(highest)} of {len(forecasts)} trials that reached the highest rung: "
-        f"{forecast.mean:.3f} bits per byte after {duration(target_seconds)} (80 % interval {low:.3f} to {high:.3f})"
+        f"{mean} {unit} after {duration(target_seconds)} (80 % interval {low} to {high})"
     )
-    return Choice(best, forecast, within, why, here[best], front=points)
+    return Choice(best, forecast, within, why, here[best], unit=unit, front=points)
 
 
 def _smallest_of_equals(trials: Sequence[int], losses: Mapping[int, float], runs: Sequence[RunRecord]) -> int:

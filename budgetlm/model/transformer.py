@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils.checkpoint import checkpoint
 
 from budgetlm.model.documents import Documents, attend, find_documents
@@ -147,11 +148,16 @@ class Trunk(nn.Module):
     def compile_blocks(self, *, cuda_graphs: bool = False) -> None:
         """From now on, train with compiled blocks. They share their code, so that it is compiled once for all of them.
 
+        On a CPU, where compiling takes longest, once for batches and sequences of all sizes too.
+
         Args:
             cuda_graphs: let a GPU replay each of them as one recorded graph, which saves launching its kernels.
         """
         mode = "reduce-overhead" if cuda_graphs else None
-        self.compiled = [torch.compile(block.forward, mode=mode) for block in self.layers]
+        dynamic = True if self.embed_tokens.weight.device.type == "cpu" and not cuda_graphs else None
+        if dynamic:  # otherwise a batch that happens to be as large as a head would be taken to be as large always
+            symbolic_shapes.use_duck_shape = False
+        self.compiled = [torch.compile(block.forward, mode=mode, dynamic=dynamic) for block in self.layers]
 
     def embed(self, token_BL: Tensor) -> Tensor:
         """Token ids -> their vectors, (B, L, D), as the first block reads them."""

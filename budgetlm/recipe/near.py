@@ -17,7 +17,7 @@ CHANGED = 0.5
 """Probability that a number is moved at all: what differs in few things from a good recipe is likelier to be good."""
 SWITCHED = 0.2
 """Likewise of a choice."""
-UNKNOWN = {"compression": 0.5}
+UNKNOWN = {"compression": 0.5, "mixer": 0.5}
 """Likewise of choices of which no law says what is best."""
 
 

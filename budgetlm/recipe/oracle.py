@@ -37,6 +37,7 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         tie_embeddings=recipe.tie_embeddings,
         share_layers=recipe.share_layers,
         embedding_rank=recipe.embedding_rank,
+        rope_theta=world.rope_theta,
         document_end=world.document_end,
         mixer=recipe.mixer,
         mask_token=world.mask_token,
@@ -84,7 +85,7 @@ def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, sec
     mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
     speed = _speed(model, mean_batch, micro, recipe.optimizer, again, compression_of(recipe, world), world)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
-    if world.compiles(seconds):
+    if world.compiles(seconds, recipe.mixer):
         speed, training = speed * world.compilation.gain, training - world.compilation.seconds
     return max(0.5 * seconds, training) * speed
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from budgetlm.errors import ConfigError
+from budgetlm.model.size import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +107,16 @@ UNUSUAL = (
     "compression",
 )
 """What a summary says only where it differs from its default."""
+SHAPE = ("depth", "width", "mlp_ratio", "tie_embeddings")
+DECODERS_SHAPE = ("kv_groups", "norm_embedding", "share_layers", "embedding_rank", "mixer")
+"""What a recipe says of its model's shape, and of a decoder's alone, by the names that `ModelConfig` has for it."""
 PARAMETERS = {field.name: field for field in dataclasses.fields(Recipe)}
 """Every name that a study file's `[space]` may use."""
+
+
+def shape_values(model: ModelConfig) -> dict[str, Any]:
+    """What a recipe says of a model of this shape."""
+    return {name: getattr(model, name) for name in (SHAPE if model.encodes else SHAPE + DECODERS_SHAPE)}
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:

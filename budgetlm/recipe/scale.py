@@ -32,7 +32,7 @@ from budgetlm.recipe.oracle import (
     too_large,
     whole_sequences,
 )
-from budgetlm.recipe.recipe import Recipe
+from budgetlm.recipe.recipe import Recipe, shape_values
 from budgetlm.recipe.world import World
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.schedule import ScheduleConfig
@@ -52,10 +52,11 @@ MANY_EPOCHS = 4.0
 
 
 def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
-    """Memory that the final needs, trained as thriftily as can be: one sequence at a time, activations checkpointed if that helps."""
+    """Memory that the final needs, trained as thriftily as it may be: one sequence at a time, activations checkpointed if that helps."""
     config = replace(_unchecked(recipe, target_seconds, world), micro_batch_sequences=1)
     thrifty = replace(config, compact_heap=world.thrift[-1].compact_heap, products_up_to=0)
-    return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=again), world) for again in (False, True))
+    again = {way.checkpoint_activations for way in world.thrift}
+    return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=each), world) for each in again)
 
 
 def memory_violation(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -89,9 +90,10 @@ def _checked(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
         )
     needed = expected_peak_bytes(config, world)
     if needed > world.fitting_bytes(config.compact_heap):
+        less = ", set `train.checkpoint_activations` to `auto`" if world.checkpoint_activations == "off" else ""
         raise ConfigError(
             f"{recipe.summary()} needs about {needed / 1e6:,.0f} MB to train, one sequence at a time, but a run may take "
-            f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`, or raise `train.memory_gb`."
+            f"{world.usable_bytes / 1e6:,.1f} MB. Narrow `space.width` or `space.depth`{less}, or raise `train.memory_gb`."
         )
     return config
 
@@ -131,15 +133,39 @@ def miniature(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
     share = min(1.0, max(LEAST_SHARE, kept * compute_parameters(shape) / tokens))
     seconds, tokens = seconds * share, tokens * share
 
-    shrunk, fewer = body_parameters(shape) / body_parameters(whole.model), tokens / tokens_at_target
-    batch = max(float(world.context_length), recipe.batch_tokens * fewer**BATCH_BY_TOKENS)
-    lr = recipe.peak_lr * shrunk**LR_BY_PARAMETERS * fewer**LR_BY_TOKENS
-    steps, steps_at_target = tokens / batch, tokens_at_target / recipe.batch_tokens
-    decay = recipe.weight_decay * (recipe.peak_lr * steps_at_target) / (lr * steps)
+    shrunk = body_parameters(shape) / body_parameters(whole.model)
+    batch, lr, decay = _carried(recipe, shrunk, tokens_at_target, tokens, world)
     epochs = tokens_at_target / world.train_tokens
     unique = math.ceil(tokens / epochs) if epochs > 1 else 0
     config = _run_config(recipe, shape, batch, lr, decay, seconds, unique, world, seed)
     return _checked(config, recipe, world)
+
+
+def _carried(
+    recipe: Recipe, shrunk: float, tokens_at_target: float, tokens: float, world: World
+) -> tuple[float, float, float]:
+    """Batch, rate and decay of a recipe for a model with `shrunk` times the parameters that reads other tokens, by the laws above."""
+    fewer = tokens / tokens_at_target
+    batch = max(float(world.context_length), recipe.batch_tokens * fewer**BATCH_BY_TOKENS)
+    lr = recipe.peak_lr * shrunk**LR_BY_PARAMETERS * fewer**LR_BY_TOKENS
+    steps, steps_at_target = tokens / batch, tokens_at_target / recipe.batch_tokens
+    return batch, lr, recipe.weight_decay * (recipe.peak_lr * steps_at_target) / (lr * steps)
+
+
+def reshaped(recipe: Recipe, shape: ModelConfig, target_seconds: float, world: World) -> Recipe:
+    """The recipe for a model of another shape, whose weights are given: batch, rate and decay move as a miniature's do.
+
+    Args:
+        shape: of which what a recipe says of one is taken.
+        target_seconds: that both are meant for.
+    """
+    given = replace(recipe, **shape_values(shape))
+    if given == recipe:
+        return recipe
+    own, model = model_of(recipe, world), model_of(given, world)
+    before, now = (expected_tokens(r, m, r.batch_tokens, target_seconds, world) for r, m in ((recipe, own), (given, model)))
+    batch, lr, decay = _carried(recipe, body_parameters(model) / body_parameters(own), before, now, world)
+    return replace(given, batch_tokens=whole_sequences(batch, world) * world.context_length, peak_lr=lr, weight_decay=decay)
 
 
 def truncated(recipe: Recipe, seconds: float, target_seconds: float, world: World, seed: int = 0) -> RunConfig:
@@ -152,7 +178,7 @@ def truncated(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
         ConfigError: the recipe is impossible, or would not fit the device's memory.
     """
     whole = at_target(recipe, target_seconds, world, seed)
-    return replace(whole, seconds=seconds, compile=world.compiles(seconds))
+    return replace(whole, seconds=seconds, compile=world.compiles(seconds, recipe.mixer))
 
 
 def epochs_at_target(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -196,7 +222,8 @@ def _run_config(
         matmul=world.matmul,
         products_up_to=0 if thrift.checkpoint_activations else world.products_up_to,
         bf16_is_fast=world.bf16_is_fast,
-        compile=world.compiles(seconds),
+        compile=world.compiles(seconds, recipe.mixer),
+        compile_or_fail=world.must_compile,
         cuda_graphs=world.compile == "graphs",
         compression=compression_of(recipe, world),
         init=world.init,

@@ -16,7 +16,7 @@ from budgetlm.compress.layout import artefact_bytes
 from budgetlm.errors import ConfigError
 from budgetlm.model.size import MIXERS, WIDTH_STEP, ModelConfig, body_parameters, round_width
 from budgetlm.recipe.oracle import fits
-from budgetlm.recipe.recipe import PARAMETERS, Recipe, recipe_from
+from budgetlm.recipe.recipe import DECODERS_SHAPE, PARAMETERS, SHAPE, Recipe, recipe_from
 from budgetlm.recipe.scale import BATCH_BY_TOKENS, LR_BY_PARAMETERS, LR_BY_TOKENS
 from budgetlm.recipe.world import World
 from budgetlm.train.config import OPTIMIZERS
@@ -275,18 +275,7 @@ def _tokens_read(model: ModelConfig, target_seconds: float, world: World) -> flo
 
 def _inherited_shape(space: Space) -> dict[str, Any]:
     """What `inherit.py` has settled of the space."""
-    names = (
-        "depth",
-        "width",
-        "mlp_ratio",
-        "tie_embeddings",
-        "kv_groups",
-        "norm_embedding",
-        "share_layers",
-        "embedding_rank",
-        "mixer",
-    )
-    return {name: domain.value for name in names if isinstance(domain := space.get(name), Fixed)}
+    return {name: domain.value for name in SHAPE + DECODERS_SHAPE if isinstance(domain := space.get(name), Fixed)}
 
 
 def default_space(default: Recipe, world: World) -> Space:

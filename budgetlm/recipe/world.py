@@ -1,6 +1,6 @@
 """What all recipes of a study share: its data, its device, and what was measured of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from budgetlm.train.compilation import EXPECTED, Compilation
@@ -38,6 +38,8 @@ class World:
     memory: MemoryModel = field(default_factory=MemoryModel)
     compilation: Compilation = EXPECTED["cpu"]
     matmul: Matmul = "auto"
+    checkpoint_activations: str = "auto"
+    """`on`, `off`, or `auto` where a run would not fit otherwise."""
     products_up_to: int = 0
     """Length of the longest sequences whose attention is by plain products."""
     document_end: int | None = None
@@ -54,12 +56,20 @@ class World:
     teacher_parameters: int = 0
     init: str = ""
     """Folder of the model whose weights all runs begin from; empty for fresh ones."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position frequencies: that of given weights, or the usual one."""
     paces: dict[str, float] = field(default_factory=dict)
     """Measured speed of options that change training, as a multiple of what was foretold."""
 
-    def compiles(self, run_seconds: float) -> bool:
-        """Whether a run of this length is compiled."""
-        return self.compile in ("on", "graphs") or (self.compile == "auto" and self.compilation.pays(run_seconds))
+    @property
+    def must_compile(self) -> bool:
+        """Whether runs are compiled whether it pays or not."""
+        return self.compile in ("on", "graphs")
+
+    def compiles(self, run_seconds: float, mixer: str = "attention") -> bool:
+        """Whether a run of this length is compiled; of other mixers than attention it is not known what that would gain."""
+        pays = self.compile == "auto" and mixer == "attention" and self.compilation.pays(run_seconds)
+        return self.must_compile or pays
 
     shards: int = 1
     """Devices that a run's weights, gradients and optimizer state are spread over."""
@@ -71,8 +81,12 @@ class World:
 
     @property
     def thrift(self) -> "tuple[Thrift, ...]":
-        """What can be done on this device to save memory, the cheapest first."""
-        return THRIFT if self.device == "cpu" else THRIFT[:2]
+        """What can be done on this device to save memory, as far as it is allowed, the cheapest first."""
+        ways = THRIFT if self.device == "cpu" else THRIFT[:2]
+        if self.checkpoint_activations == "auto":
+            return ways
+        again = self.checkpoint_activations == "on"
+        return tuple(dict.fromkeys(replace(way, checkpoint_activations=again) for way in ways))
 
     def fitting_bytes(self, compact_heap: bool) -> float:
         """Memory that a run may be predicted to need with this heap."""

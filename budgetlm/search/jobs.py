@@ -71,7 +71,6 @@ class CalibrateJob:
     passport: Passport
     optimizers: Sequence[str]
     cache: Path
-    budget_seconds: float
     rung_seconds: float
     """The longest rung."""
     precision: str = "auto"
@@ -92,7 +91,6 @@ class CalibrateJob:
                 self.optimizers,
                 desk.meter.clock,
                 self.cache,
-                budget_seconds=self.budget_seconds,
                 rung_seconds=self.rung_seconds,
                 wanted_precision=self.precision,
                 wanted_attention=self.attention,

@@ -14,10 +14,11 @@ from budgetlm.compress.apply import check_compression
 from budgetlm.compress.teacher import check_teacher, teacher_parameters
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import training_batches, validation_sample
+from budgetlm.data.masks import EVALUATION_RATE
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_atomic, write_json
-from budgetlm.inherit import INIT
+from budgetlm.inherit import INIT, given_to
 from budgetlm.model.kinds import FP32
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport, visible_gpus
@@ -42,23 +43,28 @@ from budgetlm.recipe.world import World
 from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
-from budgetlm.train.compilation import EXPECTED, Compilation
-from budgetlm.train.config import PRECISIONS, run_config_from
+from budgetlm.train.compilation import Compilation, expected
+from budgetlm.train.config import PRECISIONS, Precision, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
+from budgetlm.train.pace import EVALUATION_SHARE
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work, learnt_paces
 
 UTILISATION = 0.45
 """Share of the matrix-product ceiling that training is taken to reach before anything is measured."""
-EVALUATION_SHARE = 0.02
-"""Share of the cheapest rung that its evaluation may take."""
+PAIRED_SPREAD, SEED_NOISE = 0.4, 0.003
+"""Spread of the difference of two models of about equal quality on one token of the same text, and of runs that differ in their seed alone,
+both as a share of the bits per byte. Measured (`tests/benchmarks/bench_evaluation.py`, docs/LOG.md): 0.21 to 0.46 in 21 pairs of runs of 15 s,
+in the median 0.4; seeds 0.26 %, over four recipes with two or three each."""
+SAMPLING_SHARE = 1 / 3
+"""Of the noise of two runs' difference, what the error of the sample may be: it adds 5 % to the whole, of which four times the tokens would save 4."""
 LEARNT_FROM = 200
 """So many of the newest runs teach speed and memory: more would cost time at every rung and change four prices little."""
-MOST_EVAL_TOKENS = 2**21
+LEAST_EVAL_WINDOWS, MOST_EVAL_TOKENS = 8, 2**21
 LEAST_VOCABULARY = 512
 GUESSED_MICRO_BATCH = {"cpu": 4_096, "cuda": 16_384}
 """Tokens of a forward pass that calibration is taken to settle for, by device, before it has."""
-FULL_EVALUATION_SHARE = 0.02
-"""Share of a final that the evaluation on a larger part of the validation split may take."""
+FULL_EVALUATION_SHARE = EVALUATION_SHARE / 2
+"""Share of a final that the evaluation on a larger part of the validation split may take; the others have the rest."""
 
 
 Measure = Callable[[Sequence[ModelConfig], Sequence[str]], Calibration]
@@ -262,7 +268,8 @@ def guessed_calibration(config: StudyConfig, passport: Passport) -> Calibration:
     # Whether this very device has what is asked for is checked where it is at hand.
     precision = next((p for p in PRECISIONS if p == config.train.precision), "bf16" if fast else "fp32")
     up_to = context_of(config, passport.device) if config.train.attention == "products" else 0
-    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0, up_to)
+    compilation = expected(passport.device, precision)
+    return Calibration(precision, fast, GUESSED_MICRO_BATCH[passport.device], [], 0.0, up_to, compilation)
 
 
 def check_precision(config: StudyConfig, passport: Passport) -> None:
@@ -278,6 +285,7 @@ def check_precision(config: StudyConfig, passport: Passport) -> None:
 
 def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: Calibration) -> World:
     """All that recipes are scaled by; where no speeds were measured, a share of the device's ceiling stands in for them."""
+    given = given_to(config)
     return World(
         vocab_size=tokens.facts.vocab_size,
         context_length=context_of(config, passport.device),
@@ -293,15 +301,17 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         clip=config.train.clip,
         speed=_speed_model(measured.points, passport, measured.precision),
         memory=memory_model([], passport.device),
-        compilation=EXPECTED[passport.device],
+        compilation=measured.compilation,
         matmul=config.train.matmul,
+        checkpoint_activations=config.train.checkpoint_activations,
         products_up_to=measured.products_up_to,
         document_end=_document_end(config, tokens),
         mask_token=_mask_token(config, tokens),
         proxy=config.search.proxy,
         objectives=config.search.objectives,
         max_model_bytes=config.search.max_model_bytes,
-        init=str(config.folder / INIT) if config.model.init else "",
+        init=str(config.folder / INIT) if given else "",
+        rope_theta=given.shape.rope_theta if given else World.rope_theta,
         teacher=config.train.teacher,
         teacher_parameters=teacher_parameters(config.train.teacher) if config.train.teacher else 0,
     )
@@ -365,16 +375,26 @@ def _check_compressions(wanted: Space, config: StudyConfig, passport: Passport, 
 
 
 def _evaluation_sizes(default: Recipe, rung: float, target: float, world: World, tokens: Tokens) -> tuple[int, int]:
-    """Validation tokens for every run, and for a final's second look. A forward pass runs at about 3 times the speed of a step."""
+    """Validation tokens for every run, the same ones in all of them, and for a final's second look.
+
+    As few as resolve what seeds leave to be resolved, and as a share of the cheapest rung pays for. A forward pass runs at about 3 times the
+    speed of a step.
+    """
     available = tokens.facts.tokens["validation"]
 
-    def affordable(seconds: float, share: float) -> int:
+    def affordable(seconds: float, share: float, most: int) -> int:
         config = at_rung(default, seconds, target, world)
         tokens = int(3 * expected_speed(config, world) * config.seconds * share)
-        return max(8 * world.context_length, min(available, MOST_EVAL_TOKENS, tokens))
+        return max(LEAST_EVAL_WINDOWS * world.context_length, min(available, most, tokens))
 
-    sample = world.eval_tokens or affordable(rung, EVALUATION_SHARE)
-    return sample, affordable(target, FULL_EVALUATION_SHARE)
+    sample = world.eval_tokens or affordable(rung, EVALUATION_SHARE, _resolving_tokens(encodes=world.mask_token is not None))
+    return sample, affordable(target, FULL_EVALUATION_SHARE, MOST_EVAL_TOKENS)
+
+
+def _resolving_tokens(*, encodes: bool) -> int:
+    """The least tokens whose sampling error is small beside the noise of seeds in the difference of two runs; an encoder is asked for a share of them."""
+    error = SAMPLING_SHARE * math.sqrt(2) * SEED_NOISE
+    return math.ceil((PAIRED_SPREAD / error) ** 2 / (EVALUATION_RATE if encodes else 1))
 
 
 def _shapes_to_time(
@@ -400,9 +420,9 @@ def _optimizers(wanted: Space) -> list[str]:
     return [domain.value] if isinstance(domain, Fixed) else list(domain.values) if isinstance(domain, Choices) else []
 
 
-def _speed_model(points: Sequence[SpeedPoint], passport: Passport, precision: str) -> SpeedModel:
+def _speed_model(points: Sequence[SpeedPoint], passport: Passport, precision: Precision) -> SpeedModel:
     known = [point for point in points if point.tokens_per_second > 0]
-    return SpeedModel.fit(known, passport.ceiling_gflops(precision), passport.device)
+    return SpeedModel.fit(known, passport.ceiling_gflops(precision), passport.device, precision)
 
 
 def _world_from_dict(values: dict[str, Any]) -> World:

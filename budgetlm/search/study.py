@@ -305,12 +305,10 @@ class Alone:
 
     def calibration(self, config: StudyConfig, passport: Passport, cache: Path, rung_seconds: float) -> Measure:
         """Calibrates the first place's device, within the memory that its runs will have."""
-        budget, train = config.budget.seconds, config.train
+        train = config.train
         passport = dataclasses.replace(passport, memory_bytes=memory_of(config, passport))
         return lambda shapes, names: self.charged(
-            CalibrateJob(
-                shapes, passport, names, cache, budget, rung_seconds, train.precision, train.attention, train.matmul
-            )
+            CalibrateJob(shapes, passport, names, cache, rung_seconds, train.precision, train.attention, train.matmul)
         )
 
     def _do(self, job: Job, meter: Meter | None) -> Any:

@@ -1,4 +1,4 @@
-"""Choices between ways of training that only measuring can make: how attention is computed, and on how many threads.
+"""Choices between ways of training that only measuring can make: how attention is computed, on how many threads, and whether blocks are compiled.
 
 The usual way is known beforehand and taken unless another is clearly faster: both go in turns in one process, so that what else happens
 on the machine falls on both. That may take a small share of a rung, or it is left; an answer is remembered for the machine.
@@ -20,13 +20,15 @@ from budgetlm.files import digest, read_json, write_json
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
-from budgetlm.train.config import OptimizerConfig, RunConfig
+from budgetlm.train.compilation import NOTHING_GAINED, Compilation
+from budgetlm.train.config import OptimizerConfig, RunConfig, as_dict
 from budgetlm.train.heap import set_heap
 from budgetlm.train.schedule import PIECES
 from budgetlm.train.step import Stepper
 
-RUNG_SHARE = 0.03
-"""Of the longest rung, the most that all choices together may take: half for threads, a quarter for attention at each of two lengths."""
+THREADS_SHARE, ATTENTION_SHARE, COMPILING_SHARE = 0.004, 0.003, 0.01
+"""Of the longest rung, the most that each choice may take; attention at each of two lengths. With what calibration measures beside them it
+is 3 % (`train/calibrate.py`)."""
 CLEARLY = 0.97
 """Time of another way, as a multiple of the usual one's, from which on it is taken."""
 LEAST_TURNS, MOST_TURNS = 3, 15
@@ -43,14 +45,17 @@ FORMAT = 1
 Step = Callable[[], object]
 
 
-def choose_products(config: RunConfig, passport: Passport, clock: Clock, cache: Path, rung_seconds: float) -> int:
+def choose_products(
+    config: RunConfig, passport: Passport, clock: Clock, cache: Path, rung_seconds: float, usual: int = 0
+) -> int:
     """Length of the longest sequences whose attention plain products compute faster than the fused kernel, whole or cut; 0 if none.
 
     Args:
         config: a run as most will be, whose sequences, precision and device count.
         rung_seconds: the longest rung.
+        usual: the answer where there is no time to measure.
     """
-    length, seconds = config.model.context_length, min(MOST_SECONDS, RUNG_SHARE / 4 * rung_seconds)
+    length, seconds = config.model.context_length, min(MOST_SECONDS, ATTENTION_SHARE * rung_seconds)
 
     def measure() -> int | None:
         faster = 0
@@ -71,7 +76,7 @@ def choose_products(config: RunConfig, passport: Passport, clock: Clock, cache: 
         config.precision,
         config.matmul,
     ]
-    return _remembered(cache, [passport.id, *asked], measure, usual=0)
+    return _remembered(cache, [passport.id, *asked], measure, usual)
 
 
 def choose_threads(shape: ModelConfig, passport: Passport, clock: Clock, cache: Path, rung_seconds: float) -> int:
@@ -81,7 +86,7 @@ def choose_threads(shape: ModelConfig, passport: Passport, clock: Clock, cache: 
         shape: a model as most will be.
         rung_seconds: the longest rung.
     """
-    seconds = min(MOST_SECONDS, RUNG_SHARE / 2 * rung_seconds)
+    seconds = min(MOST_SECONDS, THREADS_SHARE * rung_seconds)
 
     def measure() -> int | None:
         best = passport.threads
@@ -98,6 +103,41 @@ def choose_threads(shape: ModelConfig, passport: Passport, clock: Clock, cache: 
         return _remembered(cache, [passport.id, "threads", asdict(shape)], measure, usual=passport.threads)
     finally:
         torch.set_num_threads(passport.threads)
+
+
+def choose_compilation(
+    config: RunConfig, passport: Passport, clock: Clock, cache: Path, rung_seconds: float, wanted: Compilation
+) -> Compilation:
+    """What compiling gains and takes: tried where there is time for it, or what is expected, `wanted`.
+
+    Args:
+        config: a run as most will be.
+        rung_seconds: the longest rung.
+    """
+    seconds = min(MOST_SECONDS, COMPILING_SHARE * rung_seconds - wanted.seconds)
+    if seconds <= 0 or (sequences := _affordable(config, passport, seconds)) < 1:
+        return wanted
+    path = cache / "choices" / f"{digest([FORMAT, passport.id, 'compiling', as_dict(config)])}.json"
+    if path.exists():
+        return Compilation(**read_json(path)["answer"])
+    found = _compiled_against_plain(config, int(sequences), clock, seconds)
+    if found is None:
+        return wanted
+    write_json(path, {"asked": ["compiling", as_dict(config)], "answer": asdict(found)})
+    return found
+
+
+def _compiled_against_plain(config: RunConfig, sequences: int, clock: Clock, seconds: float) -> Compilation | None:
+    _, plain = _step_of(config, sequences)
+    _, compiled = _step_of(replace(config, compile=True), sequences)
+    started = clock.now()
+    try:
+        compiled()
+    except torch._dynamo.exc.TorchDynamoException:
+        return NOTHING_GAINED
+    taken = clock.now() - started
+    ratio = _in_turns(plain, compiled, clock, seconds)
+    return None if ratio is None else Compilation(1 / ratio, taken)
 
 
 def _remembered(cache: Path, asked: list[Any], measure: Callable[[], int | None], usual: int) -> int:

@@ -97,6 +97,8 @@ class RunConfig:
     """Length of the longest sequences (tokens) that are trained with attention by plain products, others by the fused kernel."""
     compile: bool = False
     """Whether the blocks are compiled (`torch.compile`); the seconds are charged."""
+    compile_or_fail: bool = False
+    """Whether a run ends where compiling does not work; otherwise it goes on without, and says so."""
     cuda_graphs: bool = False
     """Whether compiled blocks are recorded as CUDA graphs; without effect on a CPU."""
     checkpoint_activations: bool = False

@@ -6,6 +6,7 @@ decides nothing, and a run that was stopped and resumed equals one that was not,
 """
 
 import copy
+import gc
 import math
 import statistics
 from collections import deque
@@ -33,12 +34,13 @@ from budgetlm.model.size import flops_per_token
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
+from budgetlm.train.collector import collector_held
 from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
 from budgetlm.train.energy import EnergyMeter
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
 from budgetlm.train.optim import average_into, set_decay, set_momentum, set_training
-from budgetlm.train.pace import SECONDS_BETWEEN_FAILURES, Pace, best_interval
+from budgetlm.train.pace import EVALUATION_SHARE, SECONDS_BETWEEN_FAILURES, Pace, best_interval
 from budgetlm.train.parallel.team import ALONE, Team
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
@@ -47,8 +49,8 @@ from budgetlm.train.trunk import can_begin_at, trunk_of, trunk_share
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
-EVALUATION_SHARE = 0.02
-"""Share of a run that evaluations on the way may take, the last one apart."""
+COLLECTED_EVERY = 100
+"""Steps after which garbage is collected: the same ones on all devices of a team, so that none waits for another's."""
 MEASURED_BY = 0.25
 """Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
 HOPELESS_NATS = 1.5
@@ -119,7 +121,12 @@ def train(
         ConfigError: compilation is wanted and does not work here.
     """
     began = meter.clock.now() if began is None else began
-    return _Run(config, label, tokens, meter, checkpoints, spent_seconds, began, reserve, team).go(on_point, should_stop)
+    with collector_held():
+        run = _Run(config, label, tokens, meter, checkpoints, spent_seconds, began, reserve, team)
+        try:
+            return run.go(on_point, should_stop)
+        finally:
+            run.stepper.meanwhile = None  # they would hold each other, and all that they hold, until garbage is collected
 
 
 def _network(config: RunConfig) -> LanguageModel:
@@ -235,6 +242,8 @@ class _Run:
                 self._rehearse_compression()
             if self._checkpoint_is_due():
                 self._save()
+            if self.steps_here % COLLECTED_EVERY == 0:
+                gc.collect()
         if self.checkpoints and state == "interrupted":
             self._save()
         bpb = full = None
@@ -285,10 +294,8 @@ class _Run:
             try:
                 loss = self.stepper.step(rows, lr)
             except torch._dynamo.exc.TorchDynamoException as error:
-                raise ConfigError(
-                    f"torch.compile does not work here: {str(error).strip().splitlines()[0]}. Set `train.compile` to "
-                    "`off`, or install a C compiler."
-                ) from error
+                self._do_not_compile(error)
+                loss = self.stepper.step(rows, lr)
             self.compressor.after_step()
             done = self.position
             self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
@@ -302,6 +309,14 @@ class _Run:
         if not compiling:
             self.pace.stepped(seconds, len(rows), tokens)
         return loss
+
+    def _do_not_compile(self, error: Exception) -> None:
+        """Go on without compiled blocks, unless they are insisted on."""
+        why = f"torch.compile does not work here: {str(error).strip().splitlines()[0]}"
+        if self.config.compile_or_fail:
+            raise ConfigError(f"{why}. Set `train.compile` to `off`, or install a C compiler.") from error
+        self.notes.append(f"{why}; the run goes on without it")
+        self.stepper.do_not_compile()
 
     def _rows(self, position: int, count: int) -> np.ndarray:
         """The sequences of a step: those that were taken ahead, if they are the right ones."""
@@ -365,9 +380,8 @@ class _Run:
         """Bits per byte at a few even places of a run that is long enough to afford it."""
         if self.config.steps:
             return None
-        affordable = min(
-            10, int(EVALUATION_SHARE * self.config.seconds / max(1e-9, self.pace.evaluation(len(self.windows))))
-        )
+        left = EVALUATION_SHARE * self.config.seconds - self.pace.evaluations_at_the_end()
+        affordable = min(10, max(0, int(left / max(1e-9, self.pace.evaluation(len(self.windows))))))
         due = int(self._progress() * (affordable + 1))
         if self.evaluations_done is None:  # a resumed run does not make up for those before it
             self.evaluations_done = due

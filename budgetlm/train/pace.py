@@ -11,6 +11,8 @@ from budgetlm.model.footprint import saved_bytes
 from budgetlm.model.size import parameters
 from budgetlm.train.config import RunConfig
 
+EVALUATION_SHARE = 0.02
+"""Share of a run that all of its evaluations together may take, those at its end included."""
 EVALUATION_RESERVE = 1.15
 """What an evaluation is kept back for, as a multiple of the slowest of the latest."""
 STEP_RESERVE = 1.1
@@ -99,10 +101,13 @@ class Pace:
             return EVALUATION_RESERVE * max(self._window) * windows
         return 0.5 * windows * (statistics.median(self._sequence) if self._sequence else 0.0)
 
+    def evaluations_at_the_end(self) -> float:
+        """What all evaluations after the last step will take."""
+        return self._slowdown * self.evaluation(self._windows) + self.evaluation(self._dense_windows)
+
     def training_ends(self) -> float:
         """Seconds into the run when the last step must be done for what follows to fit before its end."""
-        after = self._slowdown * self.evaluation(self._windows) + self.evaluation(self._dense_windows)
-        return max(0.0, self._ends - after - EVALUATION_RESERVE * self.compress_seconds)
+        return max(0.0, self._ends - self.evaluations_at_the_end() - EVALUATION_RESERVE * self.compress_seconds)
 
     def still_fits(self, elapsed: float, windows: int) -> bool:
         """Whether an evaluation, whose time was kept back, ends before the run's end at the best speed that was seen of late."""

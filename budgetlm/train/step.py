@@ -58,6 +58,7 @@ class Stepper:
     def __init__(self, config: RunConfig, network: LanguageModel, team: Team = ALONE) -> None:
         self.config, self.network, self.team = config, network, team
         set_matmul(config.matmul, config.device)
+        self.compiles = config.compile and team.compiles
         self.optimizers = build_optimizers(network, config.optimizer, bf16_is_fast=config.bf16_is_fast)
         self.renew()
 
@@ -78,13 +79,19 @@ class Stepper:
             self._trained = self._halves.network if self._halves else network
         self._trained.model.checkpoint_activations = config.checkpoint_activations
         self._trained.model.attend_by_products(config.products_up_to)
-        if config.compile and self.team.compiles and not rounds:
+        if self.compiles and not rounds:
             self._trained.model.compile_blocks(cuda_graphs=config.cuda_graphs)
         if (
             config.cuda_graphs
         ):  # a graph's own gradients are overwritten when it runs again: they are added to these, which stay
             for weight in self._weights:
                 weight.grad = torch.zeros_like(weight)
+
+    def do_not_compile(self) -> None:
+        """From now on, compute by the blocks as they are; what a step that was broken off has left is forgotten."""
+        self.compiles, self._trained.model.compiled = False, []
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def step(self, rows: np.ndarray, lr: float) -> float:
         """Train on sequences of token ids, int64, shape (B, L + 1), of which this member of the team reads its part.

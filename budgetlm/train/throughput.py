@@ -14,6 +14,7 @@ import numpy as np
 
 from budgetlm.compress.apply import Compression
 from budgetlm.model.size import ModelConfig, block_matrices, end_products, flops_per_token, parameters
+from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Precision
 
 PRIOR_WEIGHT = 0.2
@@ -43,15 +44,17 @@ class Work(NamedTuple):
     """Floating-point operations of Muon."""
 
 
-def _prior(device: str, floor: float) -> Work:
+def _prior(device: str, floor: float, precision: Precision) -> Work:
     """Prices to begin with, in seconds; `floor` is what a floating-point operation takes at the measured ceiling.
 
-    Those of a CPU are what 32 shapes on one core of an AMD EPYC gave (tests/benchmarks/bench_oracle.py). Those of a GPU are
-    reckoned, not measured: about 10 bytes an element at 200 operations in the time of a byte, and 75 kernels of 5
-    microseconds for a block.
+    Those of a CPU are what 32 shapes on one core of an AMD EPYC gave (tests/benchmarks/bench_oracle.py), in fp32 on one without units for bf16
+    and in bf16 on one with: there all that is no product takes longer beside them. Those of a GPU are reckoned, not measured: about 10 bytes an
+    element at 200 operations in the time of a byte, and 75 kernels of 5 microseconds for a block.
     """
     if device == "cuda":
         return Work(1.2 * floor, 2000 * floor, 20 * floor, 3000 * floor, 4e-4, 1e-3, 6000 * floor, 2000 * floor, 1.5 * floor)
+    if precision != "fp32":
+        return Work(floor, 1500 * floor, 150 * floor, 1050 * floor, 2.3e-3, 4e-4, 500 * floor, 250 * floor, 1.4 * floor)
     return Work(floor, 600 * floor, 150 * floor, 800 * floor, 1.2e-3, 4e-4, 500 * floor, 300 * floor, 1.1 * floor)
 
 
@@ -84,6 +87,8 @@ class Calibration:
     """What the measurement cost; 0 when it was remembered."""
     products_up_to: int = 0
     """Length of the longest sequences whose attention plain products compute faster than the fused kernel."""
+    compilation: Compilation = EXPECTED["cpu"]
+    """What compiling gains and takes: tried, or as expected."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +100,19 @@ class SpeedModel:
     """Seconds of a floating-point operation at the device's ceiling: no shape is believed to pass it."""
 
     @classmethod
-    def fit(cls, points: Sequence[SpeedPoint], ceiling_gflops: float, device: str = "cpu") -> "SpeedModel":
+    def fit(
+        cls, points: Sequence[SpeedPoint], ceiling_gflops: float, device: str = "cpu", precision: Precision = "fp32"
+    ) -> "SpeedModel":
         """Fit the prices to measurements by relative error.
 
         Args:
-            ceiling_gflops: speed of a large matrix product in the precision used, of which the prior is made.
+            ceiling_gflops: speed of a large matrix product in that precision, of which the prior is made.
+            precision: what is trained in.
         """
         from scipy.optimize import nnls  # here, for it takes longer to load than all else that a command needs at once
 
         floor = 1 / (ceiling_gflops * 1e9)
-        prior = np.array(_prior(device, floor))
+        prior = np.array(_prior(device, floor, precision))
         work = [
             np.array(work_of(p.model, p.batch_tokens, p.micro_batch_tokens, p.optimizer, p.checkpoint_activations))
             for p in points

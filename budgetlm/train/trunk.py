@@ -12,7 +12,15 @@ from budgetlm.train.config import RunConfig, as_dict
 
 FALL = ("cooldown", "cooldown_shape", "floor")
 """What of a schedule matters only once the trunk has ended."""
-MEANS = ("micro_batch_sequences", "checkpoint_activations", "compact_heap", "compile", "eval_tokens", "full_eval_tokens")
+MEANS = (
+    "micro_batch_sequences",
+    "checkpoint_activations",
+    "compact_heap",
+    "compile",
+    "compile_or_fail",
+    "eval_tokens",
+    "full_eval_tokens",
+)
 """What changes how a run is computed or measured, not what is computed."""
 
 

@@ -23,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torch import nn
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.config import study_config
@@ -31,10 +32,11 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.search.study import prepare
 from budgetlm.train import loop
-from budgetlm.train.config import Label, RunConfig
+from budgetlm.train.config import Label, Precision, RunConfig
 from budgetlm.train.heap import set_heap
 from budgetlm.train.schedule import PIECES
 from budgetlm.watch import Watcher
+from tests.benchmarks.precision import add_precision, computed_in, precision_of
 from tests.benchmarks.variants import BASE, VARIANTS, Variant
 
 LABEL = Label(run="bench", kind="rung", trial=0, rung=0, recipe={}, target_seconds=1.0)
@@ -56,12 +58,24 @@ def network_of(variant: Variant, config: RunConfig, seed: int) -> LanguageModel:
     return network
 
 
-def step_of(variant: Variant, text: str, pieces: int = 1):
+def config_of(variant: Variant, precision: Precision) -> RunConfig:
+    """The run that a variant makes of the base."""
+    return computed_in(variant.config(BASE), precision)
+
+
+def stepper_of(config: RunConfig, network: nn.Module) -> loop.Stepper:
+    """Steps of a network by the loss of its own, as in the loop."""
+    stepper = loop.Stepper(config, network)
+    stepper.loss = lambda trained, ids, targets: trained.loss(ids, targets)
+    return stepper
+
+
+def step_of(variant: Variant, text: str, precision: Precision, pieces: int = 1):
     """A function that makes a step, and how many tokens that is."""
-    config = variant.config(BASE)
+    config = config_of(variant, precision)
     tokens = tokens_of(text, config.model.vocab_size)
     rows = Batches(tokens.split("train"), config.model.context_length, 0).take(0, config.batch_sequences)
-    stepper = loop.Stepper(config, network_of(variant, config, 0))
+    stepper = stepper_of(config, network_of(variant, config, 0))
     stepper.pieces = pieces
 
     def step() -> float:
@@ -72,15 +86,16 @@ def step_of(variant: Variant, text: str, pieces: int = 1):
     return step, config.batch_tokens
 
 
-def time_ratio(variant: Variant, text: str) -> float:
+def time_ratio(variant: Variant, text: str, precision: Precision) -> float:
     """Seconds a token, as a multiple of the base's."""
     short = variant.config(BASE).schedule.short_sequences
-    return sum(share * _paired(variant, text, pieces) for share, pieces in ((1 - short, 1), (short, PIECES)) if share)
+    parts = ((1 - short, 1), (short, PIECES))
+    return sum(share * _paired(variant, text, precision, pieces) for share, pieces in parts if share)
 
 
-def _paired(variant: Variant, text: str, pieces: int) -> float:
-    base, base_tokens = step_of(BY_NAME["base"], text)
-    other, tokens = step_of(variant, text, pieces)
+def _paired(variant: Variant, text: str, precision: Precision, pieces: int) -> float:
+    base, base_tokens = step_of(BY_NAME["base"], text, precision)
+    other, tokens = step_of(variant, text, precision, pieces)
     for step in (base, other, base, other):
         step()
     ratios = []
@@ -93,9 +108,9 @@ def _paired(variant: Variant, text: str, pieces: int) -> float:
     return statistics.median(ratios)
 
 
-def bits(variant: Variant, text: str, tokens: float, ratio: float, seed: int) -> tuple[float, float]:
+def bits(variant: Variant, text: str, tokens: float, ratio: float, seed: int, precision: Precision) -> tuple[float, float]:
     """Bits per byte after what takes the time of so many of the base's tokens; and processor seconds."""
-    config = variant.config(BASE)
+    config = config_of(variant, precision)
     steps = max(1, round(tokens / ratio / config.batch_tokens))
     config = replace(config, steps=steps, seed=seed)
     build_variant = mock.patch.object(loop, "build", side_effect=lambda *_, **__: network_of(variant, config, seed))
@@ -105,13 +120,14 @@ def bits(variant: Variant, text: str, tokens: float, ratio: float, seed: int) ->
     return record.bpb or float("nan"), time.thread_time() - before
 
 
-def measure(name: str, text: str, tokens: float, ratio: float | None, seed: int) -> dict:
+def measure(name: str, text: str, tokens: float, ratio: float | None, seed: int, precision: Precision) -> dict:
     torch.set_num_threads(1)
     set_heap("cpu")
     variant = BY_NAME[name]
-    ratio = ratio or (1.0 if variant.same_step else time_ratio(variant, text))
-    bpb, seconds = bits(variant, text, tokens, ratio, seed)
-    return {"name": name, "text": text, "tokens": tokens, "ratio": ratio, "seed": seed, "bpb": bpb, "seconds": seconds}
+    ratio = ratio or (1.0 if variant.same_step else time_ratio(variant, text, precision))
+    bpb, seconds = bits(variant, text, tokens, ratio, seed, precision)
+    facts = {"ratio": ratio, "bpb": bpb, "seconds": seconds, "precision": precision}
+    return {"name": name, "text": text, "tokens": tokens, "seed": seed, **facts}
 
 
 def _on_a_core(cores) -> None:
@@ -129,6 +145,11 @@ def pool() -> ProcessPoolExecutor:
 
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def precision_in(result: dict) -> str:
+    """What a run was computed in; of results from before that was a choice, fp32."""
+    return result.get("precision", "fp32")
 
 
 def base_bits(results: list[dict], text: str, tokens: float) -> list[float]:
@@ -155,7 +176,11 @@ def hopeless(results: list[dict], name: str, options: argparse.Namespace, index:
 
 def work(options: argparse.Namespace) -> None:
     """Run what is not in the results yet, on all processors that this process may use."""
-    results = read(options.results)
+    results, precision = read(options.results), precision_of(options.precision)
+    if others := {precision_in(r) for r in results} - {precision}:
+        raise SystemExit(
+            f"{options.results} holds runs in {', '.join(others)}, which are not to be compared with {precision}. Give another file, or --precision."
+        )
     done = {(r["name"], r["text"], r["tokens"], r["seed"]) for r in results}
     names = [v.name for v in VARIANTS if not options.variants or v.name in options.variants or v.name == "base"]
     for text in options.texts:
@@ -168,7 +193,8 @@ def work(options: argparse.Namespace) -> None:
                 ratios = {r["name"]: r["ratio"] for r in results}
                 seeds = {name: range(options.base_seeds if name == "base" else options.seeds) for name in hopeful}
                 wanted = [(name, text, tokens, ratios.get(name), seed) for name in hopeful for seed in seeds[name]]
-                futures = [workers.submit(measure, *each) for each in wanted if (*each[:3], each[4]) not in done]
+                left = [each for each in wanted if (*each[:3], each[4]) not in done]
+                futures = [workers.submit(measure, *each, precision) for each in left]
                 for future in as_completed(futures):
                     results.append(future.result())
                     with options.results.open("a") as file:
@@ -188,7 +214,8 @@ def table(results: list[dict]) -> None:
                     f"base, {Path(text).name}, {tokens:,.0f} tokens: {statistics.fmean(base):.4f}{spread} (n = {len(base)})"
                 )
     cells = [(tokens, text) for tokens in horizons for text in texts]
-    print("gain in bits per byte x 1000 at equal time; seconds a token against the base's")
+    computed = ", ".join(sorted({precision_in(r) for r in results}))
+    print(f"gain in bits per byte x 1000 at equal time, in {computed}; seconds a token against the base's")
     print(f"{'':>58}" + "".join(f"{Path(text).name[:8]:>9} {tokens / 1e6:.2g}M" for tokens, text in cells) + "   seconds")
     names = [name for name in dict.fromkeys(r["name"] for r in results) if name != "base"]
 
@@ -223,6 +250,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="only these; all if left out")
     parser.add_argument("--base-seeds", type=int, default=3)
     parser.add_argument("--hopeless", type=float, default=0.03)
+    add_precision(parser)
     run(parser, work, table)
 
 

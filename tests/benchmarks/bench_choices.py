@@ -20,6 +20,7 @@ from budgetlm.model.size import ModelConfig
 from budgetlm.passport import take_passport
 from budgetlm.train.choices import _fewer_threads, _plain_run, _products_against_fused, choose_products, choose_threads
 from budgetlm.train.schedule import PIECES
+from tests.benchmarks.precision import add_precision, computed_in, precision_of
 
 VOCABULARY, CONTEXT = 4_096, 256
 RUNGS = (15.0, 60.0, 600.0)
@@ -37,15 +38,16 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each comparison")
     parser.add_argument("--shapes", nargs="+", default=["2x64", "4x128", "6x256"], help="depth x width")
+    add_precision(parser)
     options = parser.parse_args()
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
-    passport = take_passport("cpu")
-    print(passport.summary(), flush=True)
+    passport, precision = take_passport("cpu"), precision_of(options.precision)
+    print(f"{passport.summary()}; attention in {precision}", flush=True)
     for shape in options.shapes:
         depth, width = map(int, shape.split("x"))
         model = ModelConfig(vocab_size=VOCABULARY, depth=depth, width=width, context_length=CONTEXT)
-        run = replace(_plain_run(model), compile=options.compile)
+        run = replace(computed_in(_plain_run(model), precision), compile=options.compile)
         torch.set_num_threads(1)
         ratios = [_products_against_fused(run, passport, ThreadClock(), options.seconds, pieces) for pieces in (1, PIECES)]
         says = ", ".join(f"{CONTEXT // p}: {r:.3f}" if r else "-" for p, r in zip((1, PIECES), ratios, strict=True))

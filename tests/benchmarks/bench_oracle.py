@@ -6,7 +6,7 @@ seconds of this thread's CPU time, which waiting for a processor that others use
 same, and the median over rounds of the median step is taken. The models are fitted to one shape in four, small to large, and judged on
 the rest.
 
-    python -m tests.benchmarks.bench_oracle [measurements.json] [--seed 2]     # judges them again where the file exists
+    python -m tests.benchmarks.bench_oracle [measurements.json] [--seed 2] [--precision fp32]     # judges them again where the file exists
 """
 
 import argparse
@@ -32,10 +32,11 @@ from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.passport import take_passport
 from budgetlm.records import CurvePoint
 from budgetlm.search.plan import memory_model
-from budgetlm.train.config import OptimizerConfig, RunConfig, as_dict, run_config_from
+from budgetlm.train.config import OptimizerConfig, Precision, RunConfig, as_dict, run_config_from
 from budgetlm.train.loop import Label, train
 from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory
 from budgetlm.train.throughput import SpeedModel, SpeedPoint
+from tests.benchmarks.precision import add_precision, computed_in, precision_of
 
 SHAPES, CALIBRATED_ONE_IN = 32, 4
 ROUNDS, STEPS = 3, 4
@@ -43,7 +44,7 @@ MOST_STEP_FLOPS = 16e9
 VOCABULARIES = (512, 2048, 4096, 8192, 16384)
 
 
-def shapes(seed: int) -> list[RunConfig]:
+def shapes(seed: int, precision: Precision) -> list[RunConfig]:
     """Varied runs, the same every time, none of which takes long."""
     chance, found = random.Random(seed), list[RunConfig]()
     while len(found) < SHAPES:
@@ -65,7 +66,7 @@ def shapes(seed: int) -> list[RunConfig]:
             checkpoint_activations=chance.random() < 0.4,
         )
         if config.batch_tokens * flops_per_token(model) <= MOST_STEP_FLOPS:
-            found.append(config)
+            found.append(computed_in(config, precision))
     return sorted(found, key=lambda config: run_memory(config).peak)
 
 
@@ -114,10 +115,10 @@ def predicted_speed(model: SpeedModel, config: RunConfig) -> float:
     )
 
 
-def ceiling() -> float:
-    """GFLOP/s of a large fp32 matrix product on this thread."""
+def ceiling(precision: Precision) -> float:
+    """GFLOP/s of a large matrix product on this thread."""
     with mock.patch("budgetlm.passport.time", SimpleNamespace(monotonic=time.thread_time, perf_counter=time.thread_time)):
-        return max(take_passport("cpu").fp32_gflops for _ in range(5))
+        return max(take_passport("cpu").ceiling_gflops(precision) for _ in range(5))
 
 
 def title(config: RunConfig) -> str:
@@ -138,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("measurements", nargs="?", type=Path)
     parser.add_argument("--seed", type=int, default=1, help="of the shapes; the priors were chosen on those of seed 0")
+    add_precision(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if (kept := options.measurements) and kept.exists():
@@ -145,12 +147,13 @@ def main() -> None:
         rows = [(run_config_from(r["config"]), statistics.median(r["speeds"]), r["peak"]) for r in known["rows"]]
         judge(*(list(column) for column in zip(*rows, strict=True)), known["gflops"])
         return
-    configs = shapes(options.seed)
+    precision = in_own_process(precision_of, options.precision)
+    configs = shapes(options.seed, precision)
     speeds: list[list[float]] = [[] for _ in configs]
     peaks = [0] * len(configs)
     with tempfile.TemporaryDirectory() as folder:
         tokens = {size: random_tokens(Path(folder) / str(size), size) for size in VOCABULARIES}
-        gflops = in_own_process(ceiling)
+        gflops = in_own_process(ceiling, precision)
         for number in range(ROUNDS):
             for index, config in enumerate(configs):
                 # An evaluation of one full pass belongs to the peak, and is not needed for speed.
@@ -170,8 +173,9 @@ def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflop
     rows = list(zip(configs, speeds, peaks, strict=True))
     known = rows[CALIBRATED_ONE_IN // 2 :: CALIBRATED_ONE_IN]
     memory = memory_model([MemoryPoint(run_memory(c), peak) for c, _, peak in known], "cpu")
-    speed = SpeedModel.fit([speed_point(c, s) for c, s, _ in known], gflops)
-    bare_memory, bare_speed = MemoryModel(), SpeedModel.fit([], gflops)
+    precision = configs[0].precision
+    speed = SpeedModel.fit([speed_point(c, s) for c, s, _ in known], gflops, precision=precision)
+    bare_memory, bare_speed = MemoryModel(), SpeedModel.fit([], gflops, precision=precision)
     print(f"{'shape, micro-batch, passes':52} {'peak MiB, predicted, error':>30} {'tokens/s, predicted, error':>30}")
     table = []
     for config, true_speed, peak in (row for row in rows if row not in known):
@@ -190,7 +194,7 @@ def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflop
         )
     names = ("memory, fitted", "memory, formula alone", "tokens/s, fitted", "tokens/s, from the ceiling alone")
     print(
-        f"\nfitted to {len(known)} shapes, judged on {len(table)} others, {ROUNDS} rounds; memory above what torch itself holds"
+        f"\nfitted to {len(known)} shapes, judged on {len(table)} others, {ROUNDS} rounds, in {configs[0].precision}; memory above what torch itself holds"
     )
     for name, pairs in zip(names, zip(*table, strict=True), strict=True):
         print(f"{name:34} {errors(list(pairs))}")

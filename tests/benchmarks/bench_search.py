@@ -96,7 +96,7 @@ class Contest:
         passport = take_passport("cpu", self.cache)
 
         def measure(shapes, optimizers):
-            return calibrate(shapes, passport, optimizers, self.clock, self.cache, budget_seconds=self.budget)
+            return calibrate(shapes, passport, optimizers, self.clock, self.cache, rung_seconds=self.budget)
 
         return make_plan(self.study(target, 16 * target), passport, self.tokens, measure)[0]
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 POLL_SECONDS = 0.02
 LONGEST_WAIT = 300.0
+MEASURED = ("calibrations", "choices", "ceilings")
+"""Folders of the cache in which a machine's measurements are remembered."""
 
 
 def first_step(folder: Path, cache: Path, options: argparse.Namespace) -> tuple[float, float]:
@@ -59,7 +61,8 @@ def main() -> None:
         first_step(folder, cache, options)  # prepares the text
         rows: dict[str, list[tuple[float, float]]] = {"first": [], "again": []}
         for _ in range(options.repeats):
-            shutil.rmtree(cache / "calibrations", ignore_errors=True)
+            for kept in MEASURED:
+                shutil.rmtree(cache / kept, ignore_errors=True)
             for measured in rows.values():
                 measured.append(first_step(folder, cache, options))
     for kind, values in rows.items():

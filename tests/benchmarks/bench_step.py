@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from budgetlm.model import norm, size, transformer
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import build
-from budgetlm.train.config import OptimizerConfig, RunConfig
+from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
 from budgetlm.train.step import Stepper, warm_up
+from tests.benchmarks.precision import add_precision, computed_in, precision_of
 
 SHAPES = ((2, 64, 1024), (4, 128, 2048), (6, 256, 4096))
 """Depth, width, vocabulary."""
@@ -56,12 +57,13 @@ def small_heads() -> Iterator[None]:
     size.body_parameters.cache_clear()
 
 
-def stepper(shape: tuple[int, int, int], **changes: int) -> Callable[[], float]:
+def stepper(shape: tuple[int, int, int], precision: Precision, **changes: int) -> Callable[[], float]:
     """A function that makes a step and says how long it took."""
     depth, width, vocabulary = shape
     model = ModelConfig(vocab_size=vocabulary, depth=depth, width=width, context_length=CONTEXT, **changes)
     settings = {"batch_sequences": SEQUENCES, "micro_batch_sequences": SEQUENCES, "steps": 1}
-    one = Stepper(RunConfig(model=model, optimizer=OptimizerConfig(), **settings), build(model, 0))
+    config = computed_in(RunConfig(model=model, optimizer=OptimizerConfig(), **settings), precision)
+    one = Stepper(config, build(model, 0))
     rows = np.random.default_rng(0).integers(vocabulary, size=(SEQUENCES, CONTEXT + 1))
 
     def step() -> float:
@@ -99,14 +101,15 @@ def compare(name: str, ours: Callable[[], float], other: Callable[[], float], pa
     )
 
 
-def heaps(shape: tuple[int, int, int], rounds: int) -> None:
+def heaps(shape: tuple[int, int, int], rounds: int, precision: Precision) -> None:
     """Seconds of a step and the most resident memory under each heap."""
     modes = ["as it is", "keeping what is freed"] + (["tcmalloc preloaded"] if TCMALLOC.exists() else [])
     found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     for _ in range(rounds):
         for mode in modes:
             environment = {**os.environ, **({"LD_PRELOAD": str(TCMALLOC)} if mode.startswith("tcmalloc") else {})}
-            command = [sys.executable, "-m", "tests.benchmarks.bench_step", "--heap", mode, *map(str, shape)]
+            command = [sys.executable, "-m", "tests.benchmarks.bench_step", "--precision", precision]
+            command += ["--heap", mode, *map(str, shape)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             found[mode].append(tuple(json.loads(done.stdout)))
     for mode, values in found.items():
@@ -114,13 +117,13 @@ def heaps(shape: tuple[int, int, int], rounds: int) -> None:
         print(f"  heap, {mode:32} {seconds:.3f} s, {resident / 2**20:,.0f} MiB, n = {rounds} processes of 5 steps")
 
 
-def one_heap(mode: str, shape: tuple[int, int, int]) -> None:
+def one_heap(mode: str, shape: tuple[int, int, int], precision: Precision) -> None:
     """Inside a process of its own."""
     import resource
 
     if mode == "keeping what is freed":
         set_heap("cpu")
-    step = stepper(shape)
+    step = stepper(shape, precision)
     seconds = statistics.median(step() for _ in range(5))
     print(json.dumps([seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 
@@ -130,26 +133,28 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=15)
     options.add_argument("--rounds", type=int, default=5, help="processes for each heap")
     options.add_argument("--heap", nargs=4, help=argparse.SUPPRESS)
+    add_precision(options)
     given = options.parse_args()
     torch.set_num_threads(1)
     warm_up()
+    precision = precision_of(given.precision)
     if given.heap:
         depth, width, vocabulary = map(int, given.heap[1:])
-        return one_heap(given.heap[0], (depth, width, vocabulary))
+        return one_heap(given.heap[0], (depth, width, vocabulary), precision)
     for shape in SHAPES:
         print(
-            f"depth {shape[0]} x width {shape[1]}, vocabulary {shape[2]:,}, {SEQUENCES * CONTEXT:,} tokens a step",
+            f"depth {shape[0]} x width {shape[1]}, vocabulary {shape[2]:,}, {SEQUENCES * CONTEXT:,} tokens a step, {precision}",
             flush=True,
         )
-        heaps(shape, given.rounds)
+        heaps(shape, given.rounds, precision)
         set_heap("cpu")
-        step = stepper(shape)
+        step = stepper(shape, precision)
         compare("head and loss together", step, patched(step, transformer, "head_loss", all_logits), given.pairs)
         compare("RMSNorm with fewer sweeps", step, patched(step, norm.Norm, "forward", pytorchs_norm), given.pairs)
         with small_heads():
-            old = stepper(shape)
+            old = stepper(shape, precision)
         compare("heads near 64", step, old, given.pairs)
-        compare("attention within documents", stepper(shape, document_end=0), step, given.pairs)
+        compare("attention within documents", stepper(shape, precision, document_end=0), step, given.pairs)
     return None
 
 

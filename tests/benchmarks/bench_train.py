@@ -2,8 +2,8 @@
 
 Every mode is a process of its own. All of a shape's are started one after the other, each up to its first step; then they take
 turns, a burst of steps each, while the others wait. Tokens within 30 seconds and 5 minutes follow by arithmetic: steady speed times what
-the start leaves of the horizon. The micro-batch is chosen in the first mode of each side, out of 1,024 and 4,096 tokens, and serves
-its other modes. Packages of the peers are installed beside the environment that runs this, in one of their own for each; what cannot
+the start leaves of the horizon. The micro-batch is chosen in the first mode of each side and precision, out of 1,024 and 4,096 tokens, and
+serves its other modes. Packages of the peers are installed beside the environment that runs this, in one of their own for each; what cannot
 be installed is left out, with a line.
 
     python -m tests.benchmarks.bench_train results.jsonl      # on one thread; pin it to a core that nobody else uses
@@ -66,6 +66,8 @@ class Mode:
     medium: bool = False
     bf16: bool = False
     """Whether it trains under bf16 autocast."""
+    products: bool = False
+    """Whether attention is by plain products, as calibration has it where they are faster; budgetlm alone."""
     trainer: bool = False
     """Whether the loop is transformers' `Trainer`."""
 
@@ -74,6 +76,7 @@ MODES = [
     Mode(name="budgetlm", side="budgetlm"),
     Mode(name="budgetlm, tcmalloc", side="budgetlm", tcmalloc=True),
     Mode(name="budgetlm, compiled", side="budgetlm", compiled=True),
+    Mode(name="budgetlm, compiled, tcmalloc", side="budgetlm", compiled=True, tcmalloc=True),
     Mode(name="nanoGPT style", side="nanogpt"),
     Mode(name="nanoGPT style, tcmalloc", side="nanogpt", tcmalloc=True),
     Mode(name="nanoGPT style, compiled", side="nanogpt", compiled=True),
@@ -85,9 +88,18 @@ MODES = [
     Mode(name="transformers Llama, compiled", side="llama", package="accelerate", compiled=True),
     Mode(name="litgpt", side="litgpt", package="litgpt"),
 ]
-BF16_MODES = [replace(mode, name=f"{mode.name}, bf16", bf16=True) for mode in MODES if not mode.medium]
-OURS = [mode.name for mode in MODES + BF16_MODES if mode.side == "budgetlm"]
 FP32_RECIPE = "nanoGPT style"
+BF16_MODES = [
+    *(mode for mode in MODES if mode.medium or mode.name in ("budgetlm", FP32_RECIPE)),
+    Mode(name="budgetlm, fused attention, bf16", side="budgetlm", bf16=True),
+    *(
+        replace(mode, name=f"{mode.name}, bf16", bf16=True, products=mode.side == "budgetlm")
+        for mode in MODES
+        if not mode.medium
+    ),
+]
+"""Where bf16 is fast. Attention is then by products, which is what calibration has chosen wherever it was."""
+OURS = [mode.name for mode in MODES + BF16_MODES if mode.side == "budgetlm"]
 
 
 # --- in the process of a mode -----------------------------------------------------------------------------------------
@@ -146,7 +158,7 @@ def be(mode: Mode, model: ModelConfig, turns: Turns, threads: int) -> None:
         turns.flops_per_token = trainers.flops_per_token(network, model)
         with tempfile.TemporaryDirectory() as folder:
             trainers.run_hugging_face_trainer(network, SEQUENCES, turns.micro, mode.bf16, sample, turns.after_step, folder)
-    trainer = getattr(trainers, mode.side)(model, mode.compiled, mode.bf16)
+    trainer = getattr(trainers, mode.side)(model, mode.compiled, mode.bf16, *[mode.products] * (mode.side == "budgetlm"))
     turns.flops_per_token = trainers.flops_per_token(trainer.network, model)
     while True:
         trainer.step(sample(SEQUENCES), turns.micro)
@@ -298,12 +310,13 @@ def burst_steps(step_seconds: float) -> int:
 
 def start(model: ModelConfig, modes: list[tuple[Mode, str]]) -> Iterator[Racer]:
     """Every mode, one after the other, with the micro-batch of its side."""
-    micros: dict[str, int] = {}
+    micros: dict[tuple[str, bool], int] = {}
     for mode, python in modes:
         try:
-            racer = Racer(mode, model, python, micros.get(mode.side, MICRO_BATCHES[-1]))
-            if mode.side not in micros and not mode.trainer:
-                racer.micro = micros[mode.side] = tuned(racer)
+            kind = mode.side, mode.bf16
+            racer = Racer(mode, model, python, micros.get(kind, MICRO_BATCHES[-1]))
+            if kind not in micros and not mode.trainer:
+                racer.micro = micros[kind] = tuned(racer)
         except Gone as error:
             print(f"left out: {mode.name}, since its process ended: {error}")
             continue
@@ -386,12 +399,12 @@ def ratio(own: Result, peer: Result, horizon: float) -> str:
 # --- two at once ------------------------------------------------------------------------------------------------------
 
 
-def two_at_once(models: list[ModelConfig], rounds: int) -> None:
+def two_at_once(mode: Mode, models: list[ModelConfig], rounds: int) -> None:
     """Two trainings on one thread each, side by side, against one training on two threads."""
     print(f"{'':44}{'one on two threads':>27}{'two on one each':>27}{'ratio':>21}    tokens/s, n = {rounds}")
     for model in models:
-        pair = [Racer(MODES[0], model, sys.executable, MICRO_BATCHES[0]) for _ in range(2)]
-        alone = Racer(MODES[0], model, sys.executable, MICRO_BATCHES[0], threads=2)
+        pair = [Racer(mode, model, sys.executable, MICRO_BATCHES[0]) for _ in range(2)]
+        alone = Racer(mode, model, sys.executable, MICRO_BATCHES[0], threads=2)
         for racer in (pair[0], alone):
             racer.micro = tuned(racer)
         pair[1].micro = pair[0].micro
@@ -432,13 +445,14 @@ def main() -> None:
         be(Mode(**mode), ModelConfig(**model), Turns(launched, micro), threads)
     Racer.clock = options.clock
     models = [TINY] if options.tiny else QUICK if options.quick else SHAPES
-    if options.two_at_once:
-        two_at_once([TINY] if options.tiny else SHAPES[:3], options.rounds)
-        return
     fp32, bf16 = ceilings()
-    verdict = "so every mode is run in bf16 too" if bf16 > fp32 else "so bf16 modes are left out"
+    verdict = "so modes are in bf16 but for three" if bf16 > fp32 else "so bf16 modes are left out"
     print(f"matrix products on one thread: {fp32:.0f} GFLOP/s in fp32, {bf16:.1f} in bf16; {verdict}")
-    every = MODES + (BF16_MODES if bf16 > fp32 else [])
+    every = BF16_MODES if bf16 > fp32 else MODES
+    if options.two_at_once:
+        plain = next(mode for mode in reversed(every) if mode.name in ("budgetlm", "budgetlm, bf16"))
+        two_at_once(plain, [TINY] if options.tiny else SHAPES[:3], options.rounds)
+        return
     wanted = [mode for mode in every if mode.name in (options.modes or [mode.name])]
     modes = possible(wanted, options.peers)
     for model in models:

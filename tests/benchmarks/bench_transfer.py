@@ -88,7 +88,7 @@ def settle(folder: Path, seconds: float, text: str) -> Plan:
 
     def measure(shapes, optimizers):
         with TemporaryDirectory() as cache:
-            return calibrate(shapes, passport, optimizers, ProcessorClock(), Path(cache), budget_seconds=1000 * seconds)
+            return calibrate(shapes, passport, optimizers, ProcessorClock(), Path(cache), rung_seconds=1000 * seconds)
 
     tokens = tokens_of(text, suited_vocabulary(seconds, passport))
     folder.mkdir(parents=True, exist_ok=True)

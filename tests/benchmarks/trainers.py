@@ -44,7 +44,7 @@ def passes(rows: np.ndarray, micro: int) -> Iterator[np.ndarray]:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def budgetlm(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
+def budgetlm(model: ModelConfig, compiled: bool, bf16: bool, products: bool = False) -> Trainer:
     """The step of a run, on the heap of a run."""
     from budgetlm.model.transformer import build
     from budgetlm.train.config import OptimizerConfig, RunConfig
@@ -54,6 +54,7 @@ def budgetlm(model: ModelConfig, compiled: bool, bf16: bool) -> Trainer:
     set_heap("cpu")
     optimizer = OptimizerConfig(name="adamw", peak_lr=LR, weight_decay=DECAY, clip=CLIP)
     how = {"compile": compiled, "precision": "bf16" if bf16 else "fp32", "bf16_is_fast": bf16}
+    how["products_up_to"] = model.context_length if products else 0
     config = RunConfig(model=model, optimizer=optimizer, steps=1, batch_sequences=1, micro_batch_sequences=1, **how)
     stepper = Stepper(config, build(model, 0))
 

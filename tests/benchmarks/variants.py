@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from budgetlm.model.documents import Documents
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.train.config import OptimizerConfig, RunConfig
@@ -161,6 +162,30 @@ def skips(network: LanguageModel) -> None:
         block.forward = forward
 
 
+def last_tokens_only(count: int) -> Callable[[LanguageModel], None]:
+    """A token sees so many before it, itself included, in all but every third block (sliding windows; Gemma 2, arXiv:2408.00118).
+
+    By a mask, which costs what it hides: what a kernel that skips it would save is not in its time.
+    """
+
+    def change(network: LanguageModel) -> None:
+        for number, block in enumerate(network.model.layers):
+            if number % 3 == 2:
+                continue
+            plain = block.self_attn.forward
+
+            def forward(x: Tensor, cos: Tensor, sin: Tensor, _documents: Documents | None = None, plain=plain) -> Tensor:
+                length, kind = x.shape[1], x.device.type
+                dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+                seen = torch.ones(length, length, dtype=torch.bool).tril_().triu_(1 - count)
+                mask = torch.zeros(length, length, dtype=dtype).masked_fill_(~seen, -torch.inf)
+                return plain(x, cos, sin, Documents(mask_B1LL=mask[None, None]))
+
+            block.self_attn.forward = forward
+
+    return change
+
+
 def value_embeddings(network: LanguageModel) -> None:
     """Every block adds a vector of each token's own to its values (modded-nanogpt; arXiv:2410.17897 is near)."""
     ids: list[Tensor] = []
@@ -224,6 +249,7 @@ VARIANTS = [
     Variant("projections at random", network=projections_at_random, same_step=True),
     Variant("logits capped at 15", network=soft_cap),
     Variant("skips as in a U-net", network=skips),
+    Variant("the last 64 tokens alone in two blocks of three", network=last_tokens_only(64)),
     Variant("value embeddings", network=value_embeddings),
     optimizer("weight decay 0.3", weight_decay=0.3),
     schedule("decay falls to 0", weight_decay_schedule="linear"),

@@ -178,3 +178,43 @@ print(json.dumps([next(stream)[0] for _ in range(600)]))
     with local_hub() as hub:
         assert read(hub, tmp_path, first) == WANTED[:600]
         assert read(hub, tmp_path) == WANTED
+
+
+LABELLED = [{"text": f"{'tree' if k % 2 else 'stone'} word {k}", "label": k % 2, "when": k} for k in range(400)]
+EXAMPLES = """
+from budgetlm.data.labelled import read_examples
+hub.PART_CHARS = 2_000
+
+
+def examples(label):
+    return read_examples("classify", DataConfig(source="hf:someone/texts"), label, cache)
+
+
+try:
+    examples("stars")
+except Exception as error:
+    print(error, file=sys.stderr)
+print(json.dumps([[example.text, *example.labels] for example in examples("label")]))
+"""
+
+
+def labelled_hub(**settings):
+    """A Hub whose data set has labels in two files."""
+    files = {
+        f"data/train-{k}.jsonl": b"".join(json.dumps(row).encode() + b"\n" for row in LABELLED[200 * k :][:200])
+        for k in range(2)
+    }
+    return local_hub(files=files, **settings)
+
+
+def test_labelled_rows_are_kept_with_the_columns_that_are_read_and_a_broken_reading_is_gone_on_with(tmp_path):
+    with labelled_hub(drops={"data/train-1.jsonl": list(EVER)}) as hub:
+        failed = hub.python(EXAMPLES, tmp_path)
+        assert "row 1 of hf:someone/texts has no column 'stars'. Its columns are: label, text, when." in failed.stderr
+        assert "200 rows have come and are kept: repeat the command to go on." in failed.stderr
+        hub.drops.clear()
+        assert read(hub, tmp_path, EXAMPLES) == [[row["text"], str(row["label"])] for row in LABELLED]
+    rows = [json.loads(row) for path in parts(tmp_path) for row in pq.read_table(path)["text"].to_pylist()]
+    assert [row for row in rows if row.keys() == {"text", "label"}] == [
+        {k: row[k] for k in ("text", "label")} for row in LABELLED
+    ]

@@ -176,6 +176,24 @@ def test_activations_are_checkpointed_only_where_one_sequence_does_not_fit_other
     assert memory_violation(LONG, TARGET, tight) <= 0
 
 
+def test_checkpointing_is_done_where_it_is_asked_for_and_never_where_it_is_forbidden(world):
+    products = dataclasses.replace(world, products_up_to=64)
+    config = at_target(RECIPE, TARGET, dataclasses.replace(products, checkpoint_activations="on"))
+    assert (config.checkpoint_activations, config.compact_heap, config.products_length) == (True, False, 0)
+    one = peak(at_target(LONG, TARGET, world), world, micro_batch_sequences=1)
+    thrifty = peak(at_target(LONG, TARGET, world), world, micro_batch_sequences=1, checkpoint_activations=True)
+    tight = with_room_for((one + thrifty) / 2, world, share=0.9)
+    assert at_target(LONG, TARGET, tight).checkpoint_activations
+    assert memory_violation(LONG, TARGET, tight) < 0
+    forbidden = dataclasses.replace(tight, checkpoint_activations="off")
+    with pytest.raises(ConfigError, match="set `train.checkpoint_activations` to `auto`, or raise `train.memory_gb`"):
+        at_target(LONG, TARGET, forbidden)
+    assert memory_violation(LONG, TARGET, forbidden) > 0
+    roomier = dataclasses.replace(with_room_for(1.01 * one, world, share=0.9), checkpoint_activations="off")
+    config = at_target(LONG, TARGET, roomier)
+    assert (config.checkpoint_activations, config.compact_heap) == (False, True)
+
+
 def test_attention_by_products_is_reckoned_with_and_left_where_memory_is_short(world):
     world = dataclasses.replace(world, context_length=512, micro_batch_tokens=8192, vocab_size=320, eval_tokens=512)
     plain, products = world, dataclasses.replace(world, products_up_to=512)

@@ -1,12 +1,20 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from budgetlm.budget.clock import Clock, Meter
+from budgetlm.errors import ConfigError
 from budgetlm.recipe.oracle import expected_speed
 from budgetlm.recipe.scale import miniature
 from budgetlm.records import read_records
 from budgetlm.search.plan import load_plan
+from budgetlm.train import compilation
 from budgetlm.train.compilation import EXPECTED, Compilation
+from budgetlm.train.loop import Label, train
+from tests.conftest import tiny_run
+
+LABEL = Label(run="x", kind="rung", trial=3, rung=1, recipe={"depth": 2}, target_seconds=9.0, passport="here")
 
 
 def test_a_run_is_compiled_if_it_gets_more_done_that_way_and_not_on_a_cpu_where_nothing_is_gained():
@@ -45,5 +53,40 @@ def test_a_study_learns_from_its_compiled_runs(searched):
     )
     learnt = plan.learning([replace(record, steps=9)] * 5 + [fast] * 5).world.compilation
     assert learnt.gain > 1.5
-    assert learnt.seconds < EXPECTED["cpu"].seconds
-    assert plan.learning([replace(record, steps=9)] * 5).world.compilation == EXPECTED["cpu"]
+    assert learnt.seconds < plan.world.compilation.seconds
+    assert plan.learning([replace(record, steps=9)] * 5).world.compilation == plan.world.compilation
+
+
+def test_compiling_is_expected_to_pay_on_a_cpu_only_where_bf16_is_fast_and_there_is_a_compiler(monkeypatch):
+    monkeypatch.setattr(compilation, "compiler", lambda: "/usr/bin/c++")
+    assert not compilation.expected("cpu", "fp32").pays(1e9)
+    assert compilation.expected("cpu", "bf16").pays(300.0)
+    monkeypatch.setattr(compilation, "compiler", lambda: "")
+    assert not compilation.expected("cpu", "bf16").pays(1e9)
+
+
+def test_only_attention_is_compiled_by_itself(searched):
+    world = replace(load_plan(searched.folder).world, compile="auto", compilation=Compilation(gain=2.0, seconds=0.0))
+    assert world.compiles(10.0, "attention")
+    assert not world.compiles(10.0, "lstm")
+    assert replace(world, compile="on").compiles(10.0, "lstm")
+
+
+@pytest.mark.parametrize("insists", [False, True])
+def test_a_run_goes_on_where_compiling_does_not_work_unless_that_is_insisted_on(tokens, monkeypatch, insists):
+    def broken(*_, **__):
+        def fail(*_):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler\nmore")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    config = replace(tiny_run(steps=3), compile=True, compile_or_fail=insists)
+    if insists:
+        with pytest.raises(ConfigError, match="torch.compile does not work here: no compiler. Set `train.compile` to `off`"):
+            train(config, LABEL, tokens, Meter(Clock()))
+        return
+    trained = train(config, LABEL, tokens, Meter(Clock()))
+    plain = train(replace(config, compile=False), LABEL, tokens, Meter(Clock()))
+    assert trained.notes == ["torch.compile does not work here: no compiler; the run goes on without it"]
+    assert trained.record.bpb == plain.record.bpb

@@ -80,6 +80,15 @@ def test_so_is_one_that_goes_on_close_to_its_end(tokens, config, clock, monkeypa
     assert clock.seconds <= 3.0
 
 
+@pytest.mark.parametrize("full_eval_tokens", [0, 256])
+def test_all_evaluations_of_a_run_together_take_a_fiftieth_of_it_at_most(tokens, config, clock, full_eval_tokens):
+    points = []
+    run = config(seconds=2.5, eval_tokens=128, full_eval_tokens=full_eval_tokens)
+    record = train(run, LABEL, tokens, Meter(clock), on_point=points.append).record
+    assert sum(point.bpb is not None for point in points) > 2
+    assert 0.01 * run.seconds < record.by_purpose["evaluate"] <= 0.02 * run.seconds
+
+
 def test_a_deadline_shorter_than_a_step_is_overspent_by_one_step_at_most(tokens, config, clock):
     record = train(config(seconds=1e-4), LABEL, tokens, Meter(clock)).record
     assert record.steps == 1

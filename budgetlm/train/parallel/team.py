@@ -4,6 +4,7 @@ All members run the same loop on the same clock, so that they decide alike witho
 between the moments that they agree on (`train/parallel/members.py`). What differs is which sequences a member reads, and what it holds of the weights.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -43,8 +44,9 @@ class Team:
             total: sequences of a step, or of an evaluation, of all members.
             micro_batch: most in one forward pass.
         """
-        starts = range(0, total, micro_batch)
-        return [(slice(start, start + micro_batch), (min(total, start + micro_batch) - start) / total) for start in starts]
+        count = -(-total // micro_batch)  # of about equal size, so that none is so small that it is compiled anew
+        bounds = [total * part // count for part in range(count + 1)]
+        return [(slice(start, end), (end - start) / total) for start, end in itertools.pairwise(bounds)]
 
     def clip(self, weights: Sequence[nn.Parameter], longest: float) -> Tensor:
         """Make the gradients those of all members, and no longer than this. Returns their norm before."""
