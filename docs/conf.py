@@ -1,6 +1,15 @@
 """How the site is made of these pages: `make docs`."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import commands
+
 from budgetlm import __version__
+
+commands.write()
 
 project, author = "budgetlm", "the budgetlm developers"
 release = __version__
