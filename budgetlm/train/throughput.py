@@ -17,7 +17,7 @@ from budgetlm.model.size import ModelConfig, block_matrices, end_products, flops
 from budgetlm.train.compilation import EXPECTED, Compilation
 from budgetlm.train.config import Precision
 
-PRIOR_WEIGHT = 0.2
+PRIOR_WEIGHT = 0.4
 """How much a guessed price counts beside a measurement, which counts 1."""
 
 
@@ -30,6 +30,8 @@ class Work(NamedTuple):
     """Numbers that the blocks read or write beside them: norms, rotations, activations, residuals."""
     scores: float
     """Attention scores."""
+    scores_again: float
+    """The same of checkpointed blocks, where they are never by plain products and computed twice forwards."""
     words: float
     """Scores of the vocabulary, through softmax and loss."""
     passes: float
@@ -42,6 +44,8 @@ class Work(NamedTuple):
     """Parameters whose gradient is written, once a pass."""
     orthogonal: float
     """Floating-point operations of Muon."""
+    matrices: float
+    """Matrices that Muon makes orthogonal, once a step: what that takes however small they are."""
 
 
 def _prior(device: str, floor: float, precision: Precision) -> Work:
@@ -52,10 +56,46 @@ def _prior(device: str, floor: float, precision: Precision) -> Work:
     element at 200 operations in the time of a byte, and 75 kernels of 5 microseconds for a block.
     """
     if device == "cuda":
-        return Work(1.2 * floor, 2000 * floor, 20 * floor, 3000 * floor, 4e-4, 1e-3, 6000 * floor, 2000 * floor, 1.5 * floor)
-    if precision != "fp32":
-        return Work(floor, 1500 * floor, 150 * floor, 1050 * floor, 2.3e-3, 4e-4, 500 * floor, 250 * floor, 1.4 * floor)
-    return Work(floor, 600 * floor, 150 * floor, 800 * floor, 1.2e-3, 4e-4, 500 * floor, 300 * floor, 1.1 * floor)
+        return Work(
+            products=1.2 * floor,
+            elements=2000 * floor,
+            scores=20 * floor,
+            scores_again=20 * floor,
+            words=3000 * floor,
+            passes=4e-4,
+            steps=1e-3,
+            updates=6000 * floor,
+            gradients=2000 * floor,
+            orthogonal=1.5 * floor,
+            matrices=1e-4,
+        )
+    if precision == "fp32":
+        return Work(
+            products=floor,
+            elements=600 * floor,
+            scores=150 * floor,
+            scores_again=150 * floor,
+            words=800 * floor,
+            passes=1.2e-3,
+            steps=4e-4,
+            updates=500 * floor,
+            gradients=300 * floor,
+            orthogonal=1.1 * floor,
+            matrices=2.1e-4,
+        )
+    return Work(
+        products=0.8 * floor,
+        elements=930 * floor,
+        scores=100 * floor,
+        scores_again=1300 * floor,
+        words=1130 * floor,
+        passes=1.2e-3,
+        steps=4e-4,
+        updates=680 * floor,
+        gradients=320 * floor,
+        orthogonal=0.8 * floor,
+        matrices=2.1e-4,
+    )
 
 
 UPDATE = {"adamax": 2.2, "nadam": 3.1, "adafactor": 4.8, "schedulefree": 2.9}
@@ -171,20 +211,24 @@ def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, 
     micro = max(1.0, min(batch_tokens, micro_batch_tokens))
     blocks = model.depth * (4 / 3 if checkpointed else 1.0)
     head, count = 6 * end_products(model), parameters(model)
-    updated, orthogonal = UPDATE.get(optimizer, 1.0) * count, 0.0
+    scores = blocks * model.heads * model.context_length * (model.mixer == "attention")
+    updated, orthogonal, matrices = UPDATE.get(optimizer, 1.0) * count, 0.0, 0
     if optimizer == "muon":
         # Five Newton-Schulz steps on an (a, b) matrix, a <= b: each 4·a²·b + 2·a³ operations.
         shapes = [(min(s), max(s)) for s in block_matrices(model)]
+        matrices = model.blocks * len(shapes)
         orthogonal = model.blocks * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes)
         updated += model.blocks * sum(a * b for a, b in shapes)
     return Work(
         products=head + (flops_per_token(model) - head) * blocks / model.depth,
         elements=blocks * (10 * model.width + 4 * model.hidden),
-        scores=blocks * model.heads * model.context_length * (model.mixer == "attention"),
+        scores=0.0 if checkpointed else scores,
+        scores_again=scores if checkpointed else 0.0,
         words=model.vocab_size * (model.mask_rate if model.encodes else 1.0),
         passes=(blocks + 1) / micro,
         steps=1 / batch_tokens,
         updates=updated / batch_tokens,
         gradients=count / micro,
         orthogonal=orthogonal / batch_tokens,
+        matrices=matrices / batch_tokens,
     )
