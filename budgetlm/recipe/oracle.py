@@ -85,9 +85,15 @@ def expected_tokens(recipe: Recipe, model: ModelConfig, batch_tokens: float, sec
     mean_batch = batch_tokens * mean_batch_share(recipe.batch_ramp)
     speed = _speed(model, mean_batch, micro, recipe.optimizer, again, compression_of(recipe, world), world)
     training = seconds - world.eval_tokens / (3 * speed) - START_SECONDS
-    if world.compiles(seconds, recipe.mixer):
+    if compiles(recipe, seconds, world):
         speed, training = speed * world.compilation.gain, training - world.compilation.seconds
     return max(0.5 * seconds, training) * speed
+
+
+def compiles(recipe: Recipe, seconds: float, world: World) -> bool:
+    """Whether a run of the recipe is compiled (`World.compiles`)."""
+    usual = recipe.mixer == "attention" and not compression_of(recipe, world).changes_training
+    return world.compiles(seconds, usual=usual)
 
 
 def reach(recipe: Recipe, target_seconds: float, world: World) -> dict[str, float]:

@@ -24,6 +24,7 @@ from budgetlm.errors import ConfigError
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, body_parameters, compute_parameters, parameters, round_width
 from budgetlm.recipe.oracle import (
     averaging_time,
+    compiles,
     compression_of,
     expected_peak_bytes,
     expected_tokens,
@@ -178,7 +179,7 @@ def truncated(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
         ConfigError: the recipe is impossible, or would not fit the device's memory.
     """
     whole = at_target(recipe, target_seconds, world, seed)
-    return replace(whole, seconds=seconds, compile=world.compiles(seconds, recipe.mixer))
+    return replace(whole, seconds=seconds, compile=compiles(recipe, seconds, world))
 
 
 def epochs_at_target(recipe: Recipe, target_seconds: float, world: World) -> float:
@@ -222,7 +223,7 @@ def _run_config(
         matmul=world.matmul,
         products_up_to=0 if thrift.checkpoint_activations else world.products_up_to,
         bf16_is_fast=world.bf16_is_fast,
-        compile=world.compiles(seconds, recipe.mixer),
+        compile=compiles(recipe, seconds, world),
         compile_or_fail=world.must_compile,
         cuda_graphs=world.compile == "graphs",
         compression=compression_of(recipe, world),

@@ -66,10 +66,9 @@ class World:
         """Whether runs are compiled whether it pays or not."""
         return self.compile in ("on", "graphs")
 
-    def compiles(self, run_seconds: float, mixer: str = "attention") -> bool:
-        """Whether a run of this length is compiled; of other mixers than attention it is not known what that would gain."""
-        pays = self.compile == "auto" and mixer == "attention" and self.compilation.pays(run_seconds)
-        return self.must_compile or pays
+    def compiles(self, run_seconds: float, *, usual: bool = True) -> bool:
+        """Whether a run of this length is compiled; of other mixers than attention, and of what changes on the way, it is not known what that would gain."""
+        return self.must_compile or (usual and self.compile == "auto" and self.compilation.pays(run_seconds))
 
     shards: int = 1
     """Devices that a run's weights, gradients and optimizer state are spread over."""

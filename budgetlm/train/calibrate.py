@@ -29,7 +29,7 @@ MICRO_BATCH_TOKENS = (1_024, 4_096, 16_384, 65_536)
 USUAL_MICRO_BATCH = {"cpu": 4_096, "cuda": 16_384}
 """What is taken where there is no time to try others. On a CPU also the most."""
 SECONDS_A_MEASUREMENT = 0.25
-WAYS_SHARE, SPEEDS_SHARE = 0.004, 0.006
+WAYS_SHARE, SPEEDS_SHARE = 0.003, 0.005
 """Of the longest rung, the most that may go to measuring which precision and micro-batch are fastest, and then to the speeds of shapes."""
 MEASUREMENTS = 6
 """As many as there may be of each, about."""

@@ -26,7 +26,7 @@ from budgetlm.train.heap import set_heap
 from budgetlm.train.schedule import PIECES
 from budgetlm.train.step import Stepper
 
-THREADS_SHARE, ATTENTION_SHARE, COMPILING_SHARE = 0.004, 0.003, 0.01
+THREADS_SHARE, ATTENTION_SHARE, COMPILING_SHARE = 0.004, 0.003, 0.012
 """Of the longest rung, the most that each choice may take; attention at each of two lengths. With what calibration measures beside them it
 is 3 % (`train/calibrate.py`)."""
 CLEARLY = 0.97

@@ -5,7 +5,7 @@ import torch
 
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.errors import ConfigError
-from budgetlm.recipe.oracle import expected_speed
+from budgetlm.recipe.oracle import compiles, expected_speed
 from budgetlm.recipe.scale import miniature
 from budgetlm.records import read_records
 from budgetlm.search.plan import load_plan
@@ -65,11 +65,13 @@ def test_compiling_is_expected_to_pay_on_a_cpu_only_where_bf16_is_fast_and_there
     assert not compilation.expected("cpu", "bf16").pays(1e9)
 
 
-def test_only_attention_is_compiled_by_itself(searched):
-    world = replace(load_plan(searched.folder).world, compile="auto", compilation=Compilation(gain=2.0, seconds=0.0))
-    assert world.compiles(10.0, "attention")
-    assert not world.compiles(10.0, "lstm")
-    assert replace(world, compile="on").compiles(10.0, "lstm")
+def test_what_has_another_mixer_or_changes_on_the_way_is_compiled_only_if_that_is_asked_for(searched):
+    plan = load_plan(searched.folder)
+    world = replace(plan.world, compile="auto", compilation=Compilation(gain=2.0, seconds=0.0))
+    assert compiles(plan.default, 10.0, world)
+    for changes in ({"mixer": "lstm"}, {"compression": "shrink-hidden"}):
+        assert not compiles(replace(plan.default, **changes), 10.0, world)
+        assert compiles(replace(plan.default, **changes), 10.0, replace(world, compile="on"))
 
 
 @pytest.mark.parametrize("insists", [False, True])
