@@ -97,7 +97,7 @@ def test_a_run_learns_and_goes_on_from_its_checkpoint_as_if_it_had_not_been_cut(
 
 def test_cuda_graphs_are_asked_of_the_compiler_and_gradients_stay_where_they_are(monkeypatch):
     asked, begun = [], []
-    monkeypatch.setattr(torch, "compile", lambda function, mode=None: asked.append(mode) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None, dynamic=None: asked.append(mode) or function)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
     rows = np.asarray(TOKENS_BL)
 
