@@ -143,6 +143,7 @@ def training_memory(
     products_length: int = 0,
     beside: int = 0,
     shards: int = 1,
+    device: str = "cpu",
 ) -> TrainingMemory:
     """What training holds from the second step on.
 
@@ -156,13 +157,14 @@ def training_memory(
         averaged: whether a second set of weights holds their average.
         products_length: length of the longest sequences whose attention is computed by plain products; 0 for none.
         beside: bytes that are held all the time beside the model and its optimizer.
+        device: `cpu` or `cuda`, whose loss in bf16 is another (`model/loss.py`).
         shards: devices that weights, gradients and optimizer state are spread over (`train/parallel/fsdp.py`); it is one's that is counted.
     """
     facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
     state = optimizer_state_bytes(model, optimizer) + beside
-    moments = _moments_of_a_pass(*facts, state)
+    moments = _moments_of_a_pass(*facts, state, device)
     rounding = "bf16" if precision == "bf16-master" else precision  # an evaluation rounds the fp32 weights
-    moments += _moments_of_an_evaluation(model, micro_batch_sequences, rounding, state)
+    moments += _moments_of_an_evaluation(model, micro_batch_sequences, rounding, state, device)
     weights = FP32 * parameters(model)
     moments.append(Moment(weights, weights, state, 0, 0, _update_bytes(model, optimizer, muon_in_bf16)))
     if averaged:
@@ -218,6 +220,7 @@ def _moments_of_a_pass(
     accumulates: bool,
     products_length: int,
     state: int,
+    device: str,
 ) -> list[Moment]:
     """The moments of a forward and backward pass at which memory may be fullest."""
     tokens = sequences * model.context_length
@@ -241,7 +244,7 @@ def _moments_of_a_pass(
     before = weights if accumulates else 0
     made_early = 0
     if chunk := _chunk_bytes(
-        model, predicted, precision
+        model, predicted, precision, device
     ):  # the gradients of the head and of its input are made in the forward pass
         forward, backward, made_early = chunk + features_gradient, features_gradient, head
         head_copy -= rounded * model.vocab_size * model.embedding_width
@@ -268,7 +271,9 @@ def _moments_of_a_pass(
     ]
 
 
-def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, precision: str, state: int) -> list[Moment]:
+def _moments_of_an_evaluation(
+    model: ModelConfig, micro_batch_sequences: int, precision: str, state: int, device: str
+) -> list[Moment]:
     """The moments of a forward pass without gradients at which memory may be fullest."""
     sequences = evaluation_sequences(model, micro_batch_sequences)
     tokens, mask = sequences * model.context_length, document_mask_bytes(model, sequences, precision)
@@ -276,7 +281,7 @@ def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, pr
     weights, residual = FP32 * parameters(model), FP32 * tokens * model.width
     copies = block_copy_bytes(model, precision) + rounded * end_products(model)
     swiglu = 3 * residual + 3 * c * tokens * model.hidden  # the SiLU, the other half, their product
-    rows = min(LOGIT_ROWS, tokens) if precision == "fp32" else tokens
+    rows = min(LOGIT_ROWS, tokens) if precision == "fp32" or device == "cpu" else tokens
     logits = (2 * FP32 + rounded) * rows * model.vocab_size  # and the logarithms of probabilities
     return [
         Moment(weights, 0, state, mask + copies + swiglu, 0),
@@ -284,13 +289,18 @@ def _moments_of_an_evaluation(model: ModelConfig, micro_batch_sequences: int, pr
     ]
 
 
-def _chunk_bytes(model: ModelConfig, tokens: int, precision: str) -> int:
+def _chunk_bytes(model: ModelConfig, tokens: int, precision: str, device: str) -> int:
     """Bytes of the logits, and what is made of them, that the loss holds at once where it goes in chunks; 0 where it does not.
 
     Source: `LinearCrossEntropyOptions`, `aspect_ratio:2` (torch/nn/modules/linear_cross_entropy_options.py).
     """
     if precision == "fp32":
         return 2 * FP32 * min(LOGIT_ROWS, tokens) * model.vocab_size
+    if (
+        device == "cpu"
+    ):  # and another copy of them, the head's rounded copy, what a chunk adds to its gradient, and the features and theirs
+        head = model.vocab_size * model.embedding_width
+        return BF16 * (3 * min(LOGIT_ROWS, tokens) * model.vocab_size + 2 * head + 2 * tokens * model.embedding_width)
     if FP32 * tokens * model.vocab_size <= LOGIT_BYTES_BEFORE_CHUNKING:
         return 0
     rows = -(-tokens // -(-model.vocab_size // model.width))

@@ -243,6 +243,7 @@ def _pass_bytes(
         products_length=products_length,
         beside=beside,
         shards=world.shards,
+        device=world.device,
     )
     return _priced(counted, thrift.compact_heap, world)
 

@@ -76,6 +76,7 @@ def run_memory(config: RunConfig, shards: int = 1) -> TrainingMemory:
         products_length=config.products_length,
         beside=extra_bytes(config.model, config.compression),
         shards=shards,
+        device=config.device,
     )
 
 

@@ -57,8 +57,21 @@ def test_a_target_held_for_impossible_costs_a_finite_loss_and_a_broken_model_is_
     assert math.isnan(head_loss(features * math.nan, weight, torch.tensor([1])).item())
 
 
-def test_under_autocast_it_is_pytorchs_function(case):
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_under_autocast_its_products_are_in_bf16_and_all_else_is_as_exact_as_pytorchs(case, precision):
     features, weight, target = case
+    features = features.detach().to(precision).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = head_loss(features.bfloat16(), weight, target)
-    assert loss.item() == pytest.approx(F.cross_entropy(features @ weight.T, target).item(), rel=0.02)
+        loss = head_loss(features, weight, target)
+        theirs = F.linear_cross_entropy(features, weight, target)
+        each = head_loss(features, weight, target, reduction="none")
+    exact = torch.autograd.grad(F.cross_entropy(features.float() @ weight.T, target), (features, weight))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-3)
+    assert each.mean().item() == pytest.approx(theirs.item(), rel=1e-3)
+    pairs = zip(
+        torch.autograd.grad(loss, (features, weight)), torch.autograd.grad(theirs, (features, weight)), exact, strict=True
+    )
+    for ours, pytorchs, true in pairs:
+        assert ours.dtype == true.dtype
+        assert (ours - true).float().norm() <= 1.1 * (pytorchs - true).float().norm()

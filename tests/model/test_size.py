@@ -92,11 +92,9 @@ def test_counted_activations_are_those_that_autograd_keeps(model, precision):
     ends = embedding_activation_bytes(model, precision) + loss_activation_bytes(model, precision)
     a_token = model.depth * block_activation_bytes(model, precision) + ends
     head, ids = model.vocab_size * model.embedding_width, 8
-    # In fp32 the loss keeps the gradients that it has made, that of the features in the place of the features.
-    in_fp32 = FP32 * head
-    copies = BF16 * end_products(model) + block_copy_bytes(model, precision)
-    in_bf16 = tokens.numel() * FP32 * model.vocab_size + copies + 4
-    of_the_loss = in_fp32 if precision == "fp32" else in_bf16
+    # The loss keeps the gradients that it has made, that of the features in the place of the features.
+    copies = BF16 * (end_products(model) - head) + block_copy_bytes(model, precision)
+    of_the_loss = FP32 * head + (copies if precision == "bf16" else 0)
     mask = document_mask_bytes(model, len(tokens), precision)
     assert sum(s.nbytes() for s in kept.values()) == tokens.numel() * (a_token + ids) + of_the_loss + mask
 
