@@ -110,8 +110,10 @@ def test_the_help_that_is_seen_says_what_it_is_for_and_ends_with_examples_that_a
 
 
 def test_a_shell_completes_commands_and_options(tmp_path):
-    program = tmp_path / "budgetlm"
-    program.write_text(f"#!{sys.executable}\nfrom budgetlm.cli import main\nmain()\n")
+    program, inside = tmp_path / "budgetlm", tmp_path / "inside" / "budgetlm"
+    inside.parent.mkdir()
+    inside.write_text("from budgetlm.cli import main\nmain()\n")
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{inside}" "$@"\n')  # either path may have a space in it
     program.chmod(0o755)
     asks = ["budgetlm fin", "budgetlm final --in", "budgetlm status --"]
     words = "".join(

@@ -1,5 +1,6 @@
 """The density of the surface's parameters given the runs: a few that are sampled, and given those a linear model."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -253,11 +254,20 @@ def _determined(precision: np.ndarray, pull: np.ndarray) -> tuple[np.ndarray, np
     bordered[:, size, size] = np.finfo(float).max  # large enough for any pull; only the corner of the factor knows it
     try:
         root = np.linalg.cholesky(bordered)
-    except np.linalg.LinAlgError:  # rounding has left one of them not quite positive
-        solved = np.linalg.solve(precision, pull[..., None])[..., 0]
-        return np.linalg.slogdet(precision)[1], (pull * solved).sum(axis=1)
+    except np.linalg.LinAlgError:
+        return _determined_one_by_one(precision, pull)
     determinant: np.ndarray = 2 * np.log(np.einsum("dff->df", root)[:, :size]).sum(axis=1)
     return determinant, (root[:, size, :size] ** 2).sum(axis=1)
+
+
+def _determined_one_by_one(precision: np.ndarray, pull: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same where rounding has left one of them not quite positive. What is singular as far as numbers go has an infinite determinant: it is not believed at all."""
+    determinant, explained = np.full(len(pull), np.inf), np.zeros(len(pull))
+    for number in np.flatnonzero(np.isfinite(precision).all(axis=(1, 2))):
+        with suppress(np.linalg.LinAlgError):
+            explained[number] = pull[number] @ np.linalg.solve(precision[number], pull[number])
+            determinant[number] = np.linalg.slogdet(precision[number])[1]
+    return determinant, explained
 
 
 def _lent(effects: np.ndarray, model: Model) -> np.ndarray:
