@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from budgetlm.budget.clock import Clock
 from budgetlm.files import digest, read_json, write_json
@@ -21,6 +20,7 @@ from budgetlm.train.choices import CLEARLY, UTILISATION, choose_compilation, cho
 from budgetlm.train.compilation import Compilation, expected
 from budgetlm.train.config import PRECISIONS, Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
+from budgetlm.train.memory import is_want_of_memory
 from budgetlm.train.step import Stepper
 from budgetlm.train.throughput import Calibration, SpeedPoint
 
@@ -211,8 +211,8 @@ def _measure(config: RunConfig, clock: Clock, seconds: float) -> float:
             before = clock.now()
             stepper.step(rows, lr=1e-4)
             times.append(max(1e-9, clock.now() - before))
-    except (MemoryError, RuntimeError) as error:  # PyTorch has a name of its own for it on a GPU only
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if is_want_of_memory(error):
             return 0.0
         raise
     return rows[:, :-1].size / float(np.median(times))

@@ -25,6 +25,16 @@ PRIOR_WEIGHT = 0.2
 """How much the prior counts beside a measurement, which counts 1."""
 
 
+SAID_OF_IT = ("allocate memory", "not enough memory", "out of memory", "could not create a primitive")
+"""What PyTorch says where memory runs out, the last of it its library of matrix products, which then has no room to work in."""
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out. PyTorch has a name of its own for that on a GPU only."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error) for words in SAID_OF_IT)
+
+
 @dataclass(frozen=True)
 class MemoryPoint:
     """A measured peak, and what the formula counts for that run."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from budgetlm.budget.clock import Meter, Purpose
 from budgetlm.errors import BudgetlmError, CheckpointError, ConfigError
 from budgetlm.records import CurvePoint
+from budgetlm.train.memory import is_want_of_memory
 
 GRACE_SECONDS, MOST_TIMES = 5.0, 1.5
 """A job may be so much longer than so many times what it was to be, before it is ended by force."""
@@ -121,8 +122,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure("configuration", text)
     if isinstance(error, BudgetlmError):
         return Failure("study", text)
-    short_of_memory = ("can't allocate memory", "not enough memory", "out of memory")
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(t in text for t in short_of_memory):
+    if is_want_of_memory(error):
         return Failure("memory", f"out of memory: {text.splitlines()[0] if text else name}")
     if name == "AcceleratorError" or "CUDA error" in text:
         return Failure("device", tail)
