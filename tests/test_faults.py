@@ -141,7 +141,7 @@ def test_two_workers_share_one_budget_and_a_second_search_is_sent_away_unnoticed
 
 
 def test_in_a_space_most_of_which_is_too_large_for_the_memory_no_run_fails_for_want_of_it(search):
-    process = search(hours=90 / 3600, memory_gb=0.06, width="{ low = 16, high = 784, step = 128 }")
+    process = search(hours=90 / 3600, memory_gb=0.06, width="{ low = 16, high = 784, step = 384 }")
 
     def trials(state):
         if not (STUDY / "study.db").exists():
@@ -156,7 +156,7 @@ def test_in_a_space_most_of_which_is_too_large_for_the_memory_no_run_fails_for_w
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     charged = ledger_of("small").balance().charged_seconds
-    finished(search(hours=(charged + 4) / 3600, memory_gb=0.06, width="{ low = 16, high = 784, step = 128 }"))
+    finished(search(hours=(charged + 4) / 3600, memory_gb=0.06, width="{ low = 16, high = 784, step = 384 }"))
     records = read_records(STUDY)
     assert {r.state for r in records if r.cause != "stopped"} == {"done"}
     assert not set(trials(optuna.trial.TrialState.PRUNED)) & {r.trial for r in records}

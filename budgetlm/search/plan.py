@@ -45,7 +45,15 @@ from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.compilation import Compilation, expected
 from budgetlm.train.config import PRECISIONS, Precision, run_config_from
-from budgetlm.train.memory import HEAP_PRICES, MemoryModel, MemoryPoint, run_memory
+from budgetlm.train.memory import (
+    HEAP_PRICES,
+    HEAP_PRICES_IN_BF16,
+    OVERHEAD_IN_BF16,
+    USUAL_OVERHEAD,
+    MemoryModel,
+    MemoryPoint,
+    run_memory,
+)
 from budgetlm.train.pace import EVALUATION_SHARE
 from budgetlm.train.throughput import Calibration, SpeedModel, SpeedPoint, Work, learnt_paces
 
@@ -113,6 +121,7 @@ class Plan:
         memory = memory_model(
             [MemoryPoint(run_memory(c), r.peak_bytes) for r, c in runs if r.peak_bytes > 0 and not c.compact_heap],
             self.world.device,
+            self.world.precision,
         )
         world = replace(self.world, speed=speed, memory=memory)
         compiled = [
@@ -169,9 +178,12 @@ def memory_of(config: StudyConfig, passport: Passport) -> int:
     return int(config.train.memory_gb * 1e9) or passport.memory_bytes // sharing
 
 
-def memory_model(points: Sequence[MemoryPoint], device: str) -> MemoryModel:
+def memory_model(points: Sequence[MemoryPoint], device: str, precision: str) -> MemoryModel:
     """The memory model of a device, from what runs were measured to need."""
-    return MemoryModel.fit(points, HEAP_PRICES) if device == "cpu" else MemoryModel.fit(points)
+    if device != "cpu":
+        return MemoryModel.fit(points)
+    usual = (HEAP_PRICES, USUAL_OVERHEAD) if precision == "fp32" else (HEAP_PRICES_IN_BF16, OVERHEAD_IN_BF16)
+    return MemoryModel.fit(points, *usual)
 
 
 def suited_vocabulary(target_seconds: float, passport: Passport) -> int:
@@ -300,7 +312,7 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         memory_bytes=memory_of(config, passport),
         clip=config.train.clip,
         speed=_speed_model(measured.points, passport, measured.precision),
-        memory=memory_model([], passport.device),
+        memory=memory_model([], passport.device, measured.precision),
         compilation=measured.compilation,
         matmul=config.train.matmul,
         checkpoint_activations=config.train.checkpoint_activations,

@@ -172,7 +172,7 @@ def main() -> None:
 def judge(configs: list[RunConfig], speeds: list[float], peaks: list[int], gflops: float) -> None:
     rows = list(zip(configs, speeds, peaks, strict=True))
     known = rows[CALIBRATED_ONE_IN // 2 :: CALIBRATED_ONE_IN]
-    memory = memory_model([MemoryPoint(run_memory(c), peak) for c, _, peak in known], "cpu")
+    memory = memory_model([MemoryPoint(run_memory(c), peak) for c, _, peak in known], "cpu", configs[0].precision)
     precision = configs[0].precision
     speed = SpeedModel.fit([speed_point(c, s) for c, s, _ in known], gflops, precision=precision)
     bare_memory, bare_speed = MemoryModel(), SpeedModel.fit([], gflops, precision=precision)
