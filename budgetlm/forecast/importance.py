@@ -59,8 +59,10 @@ def importance_draws(
             break
         points, log_proposal = _propose(points, np.exp(power * ratios - logsumexp(power * ratios)), turn, size)
     last = kept[-2:] if untempered == enough else kept[-1:]
-    ratios = np.concatenate([ratios for _, ratios in last])
-    return Draws(np.concatenate([points for points, _ in last]), np.exp(ratios - logsumexp(ratios)))
+    points, ratios = (np.concatenate(parts) for parts in zip(*last, strict=True))
+    believed = np.isfinite(ratios)  # all, but where rounding has left one that nothing can be solved for
+    points, ratios = points[believed], ratios[believed]
+    return Draws(points, np.exp(ratios - logsumexp(ratios)))
 
 
 def _propose(points: np.ndarray, weights: np.ndarray, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -105,8 +105,8 @@ class Surface:
         own = (np.einsum("dns,ns->dn", gain, shared) + 1) * noise**2
         weighed = through @ covariance
         relative, weighed_apart = (part - part.mean(axis=1, keepdims=True) for part in (through, weighed))
-        spreads = np.sqrt(own + np.einsum("dnf,dnf->dn", weighed, through))
-        apart = np.sqrt(own + np.einsum("dnf,dnf->dn", weighed_apart, relative))
+        spreads = np.sqrt(np.maximum(0, own + np.einsum("dnf,dnf->dn", weighed, through)))
+        apart = np.sqrt(np.maximum(0, own + np.einsum("dnf,dnf->dn", weighed_apart, relative)))
         beyond = BEYOND * parameters.factor[:, None] * np.linalg.norm(_beyond(self.frame, points), axis=1)
         return Mixture(parameters.floor, means, spreads, apart, beyond)
 
