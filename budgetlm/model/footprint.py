@@ -292,7 +292,7 @@ def _moments_of_an_evaluation(
 def _chunk_bytes(model: ModelConfig, tokens: int, precision: str, device: str) -> int:
     """Bytes of the logits, and what is made of them, that the loss holds at once where it goes in chunks; 0 where it does not.
 
-    Source: `LinearCrossEntropyOptions`, `aspect_ratio:2` (torch/nn/modules/linear_cross_entropy_options.py).
+    Source for a GPU: `LinearCrossEntropyOptions`, `aspect_ratio:2` (torch/nn/modules/linear_cross_entropy_options.py).
     """
     if precision == "fp32":
         return 2 * FP32 * min(LOGIT_ROWS, tokens) * model.vocab_size
