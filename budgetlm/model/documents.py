@@ -8,7 +8,7 @@ Nothing here was run on a GPU by us; the kernel that is used there is stood in f
 Shapes: B batch, L length, H query heads, K key/value heads, S head size, N documents, T = B·L tokens.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,10 +82,10 @@ def attend(
     if not causal:
         assert documents is None
         if by_products:
-            return _attend_by_products(q_BHLS, k_BKLS, v_BKLS, q_BHLS.new_zeros(1))
+            return _attend_by_products(q_BHLS, k_BKLS, v_BKLS, None, causal=False)
         return F.scaled_dot_product_attention(q_BHLS, k_BKLS, v_BKLS, enable_gqa=grouped)
     if by_products and (documents is None or documents.starts_N1 is None):
-        return _attend_by_products(q_BHLS, k_BKLS, v_BKLS, documents.mask_B1LL if documents else None)
+        return _attend_by_products(q_BHLS, k_BKLS, v_BKLS, documents.mask_B1LL if documents else None, causal=True)
     if documents is None:
         return F.scaled_dot_product_attention(q_BHLS, k_BKLS, v_BKLS, is_causal=True, enable_gqa=grouped)
     if documents.starts_N1 is None:
@@ -94,16 +94,47 @@ def attend(
     return _attend_packed(q_BHLS, k_BKLS, v_BKLS, documents.starts_N1)
 
 
-def _attend_by_products(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, mask_B1LL: Tensor | None) -> Tensor:
-    """Scores, softmax and their product with the values, one after the other. R = L · H / K rows of queries to each key/value head."""
+def _attend_by_products(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, mask_B1LL: Tensor | None, *, causal: bool) -> Tensor:
+    """Scores, softmax and their product with the values. G = B · K key/value heads, R = L · H / K rows of queries to each."""
     B, H, L, S = q_BHLS.shape
-    if mask_B1LL is None:
-        mask_B1LL = torch.full((L, L), -torch.inf, dtype=q_BHLS.dtype, device=q_BHLS.device).triu_(1)
-    q_BKRS = (q_BHLS * S**-0.5).reshape(B, k_BKLS.shape[1], -1, S)
-    scores_BHLL = (q_BKRS @ k_BKLS.mT).view(B, H, L, L).add_(mask_B1LL)
-    weights_BKRL = scores_BHLL.softmax(-1, dtype=v_BKLS.dtype).view(B, k_BKLS.shape[1], -1, L)
-    mixed_BHLS: Tensor = (weights_BKRL @ v_BKLS).view(B, H, L, S)
-    return mixed_BHLS
+    q_GRS = q_BHLS.reshape(B * k_BKLS.shape[1], -1, S)
+    k_GLS, v_GLS = (x_BKLS.reshape(-1, L, S) for x_BKLS in (k_BKLS, v_BKLS))
+    mask_RL = None
+    if causal and mask_B1LL is None:
+        mask_LL = torch.full((L, L), -torch.inf, dtype=q_GRS.dtype, device=q_GRS.device).triu_(1)
+        mask_RL = mask_LL.repeat(q_GRS.shape[1] // L, 1)
+    mixed_GRS: Tensor = _Products.apply(q_GRS, k_GLS, v_GLS, mask_RL, mask_B1LL)  # type: ignore[no-untyped-call]
+    return mixed_GRS.view(B, H, L, S)
+
+
+class _Products(torch.autograd.Function):
+    """Attention that is scaled and masked within its products, and keeps the weights of all pairs for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_GRS: Tensor, k_GLS: Tensor, v_GLS: Tensor, mask_RL: Tensor | None, mask_B1LL: Tensor | None
+    ) -> Tensor:
+        """Softmax of scaled scores, times the values."""
+        begin, scale = (q_GRS.new_zeros(1) if mask_RL is None else mask_RL), q_GRS.shape[-1] ** -0.5
+        scores_GRL = torch.baddbmm(begin, q_GRS, k_GLS.mT, beta=0 if mask_RL is None else 1, alpha=scale)
+        if mask_B1LL is not None:
+            scores_GRL.view(len(mask_B1LL), -1, *mask_B1LL.shape[2:]).add_(mask_B1LL)
+        weights_GRL = scores_GRL.softmax(-1, dtype=v_GLS.dtype)
+        ctx.save_for_backward(q_GRS, k_GLS, v_GLS, weights_GRL)
+        return weights_GRL @ v_GLS
+
+    @staticmethod
+    def backward(ctx: Any, gradient_GRS: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Through values, softmax and scores."""
+        q_GRS, k_GLS, v_GLS, weights_GRL = ctx.saved_tensors
+        to_weights_GRL = gradient_GRS @ v_GLS.mT
+        to_v_GLS = weights_GRL.mT @ gradient_GRS
+        to_scores_GRL = torch.ops.aten._softmax_backward_data(to_weights_GRL, weights_GRL, -1, weights_GRL.dtype)
+        scaled = {"beta": 0, "alpha": q_GRS.shape[-1] ** -0.5}
+        begin = q_GRS.new_zeros(1)
+        to_q_GRS = torch.baddbmm(begin, to_scores_GRL, k_GLS, **scaled)
+        to_k_GLS = torch.baddbmm(begin, to_scores_GRL.mT, q_GRS, **scaled)
+        return to_q_GRS, to_k_GLS, to_v_GLS, None, None
 
 
 def _attend_packed(q_BHLS: Tensor, k_BKLS: Tensor, v_BKLS: Tensor, starts_N1: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class EncoderAttention(nn.Module):
         B, L, _ = x_BLD.shape
         q_BHLS, k_BHLS, v_BHLS = self.qkv_proj(x_BLD).view(B, L, 3, -1, self.head_size).transpose(1, 3).unbind(2)
         by_products = self.products_up_to >= L and x_BLD.requires_grad
-        q_BHLS, k_BHLS = rotate(q_BHLS, cos_LS, sin_LS), rotate(k_BHLS, cos_LS, sin_LS)
+        q_BHLS, k_BHLS = (rotate(x, cos_LS, sin_LS, head_by_head=by_products) for x in (q_BHLS, k_BHLS))
         mixed_BHLS = attend(q_BHLS, k_BHLS, v_BHLS, None, by_products=by_products, causal=False)
         out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
         return out_BLD

@@ -74,39 +74,33 @@ def block_activation_bytes(model: ModelConfig, precision: str, products_length: 
     """Bytes that autograd keeps of one block for one token of a forward pass.
 
     In the order of the forward pass, W width, K key/value width, F hidden: each of the two norms the scaled input and one
-    scale, PyTorch's (in bf16) the input as well; what goes into the matrices (a copy for each matrix where it has to be rounded
-    to bf16 first); queries and keys before their norm (in bf16), scaled, and after the rotation; values; the attention's output
+    scale; what goes into the matrices; queries and keys scaled, with a scale each, and after the rotation; values; the attention's output
     and the logarithm of its sum for each head; and of the SwiGLU layer gate, its SiLU, the other half, and their product. Attention by
     products over `products_length` tokens keeps the weights of all of them in place of that logarithm.
 
-    Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep up to 8 bytes of W each less.
+    Held exactly to what autograd keeps on a CPU. A GPU's fused norms keep the input in place of the scaled one, in bf16 2 bytes of W more each.
     """
     if model.unusual:
         return kinds.block_activation_bytes(model, precision, products_length)
-    c, inputs, kept_by_a_norm = (FP32, 2, 1) if precision == "fp32" else (BF16, 5, 2)
+    c = FP32 if precision == "fp32" else BF16
     width, hidden, kv_width, queries = model.width, model.hidden, model.kv_heads * model.head_size, model.query_width
-    norms = 2 * FP32 * (kept_by_a_norm * width + 1) + inputs * c * width
-    heads = FP32 * (kept_by_a_norm * (queries + kv_width) + model.heads + model.kv_heads)
+    norms = 2 * (2 * c * width + FP32)
+    heads = c * (queries + kv_width) + FP32 * (model.heads + model.kv_heads)
     weights = model.heads * (c * products_length or FP32)
     return norms + heads + weights + 2 * c * (queries + kv_width) + 4 * c * hidden
 
 
 def block_copy_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes of the bf16 copies of all blocks' weights that autocast makes and autograd keeps; the matrices may be in bf16 already.
-
-    Of a matrix there is one however many layers share it, of the norms of queries and keys one each time.
-    """
-    matrices = 0 if precision == "bf16-master" else model.blocks * sum(a * b for a, b in block_matrices(model))
-    return 0 if precision == "fp32" else BF16 * (matrices + 2 * model.depth * model.head_size)
+    """Bytes of the bf16 copies of all blocks' matrices that autocast makes and autograd keeps: one of each, however many layers share it."""
+    return BF16 * model.blocks * sum(a * b for a, b in block_matrices(model)) if precision in ("bf16", "fp8") else 0
 
 
 def loss_activation_bytes(model: ModelConfig, precision: str) -> int:
     """Bytes that autograd keeps for one token between the last block and the logits: the last norm, what comes out, and what a factor makes of it."""
     if model.encodes:
         return kinds.encoder_loss_activation_bytes(model, precision)
-    if precision == "fp32":
-        return FP32 * (2 * model.width + 1 + model.embedding_rank)
-    return FP32 * (2 * model.width + 1) + BF16 * (model.width + model.embedding_rank)
+    c = FP32 if precision == "fp32" else BF16
+    return c * (2 * model.width + model.embedding_rank) + FP32
 
 
 def embedding_activation_bytes(model: ModelConfig, precision: str) -> int:
@@ -117,7 +111,7 @@ def embedding_activation_bytes(model: ModelConfig, precision: str) -> int:
     if model.encodes:
         return 0
     factor = (FP32 if precision == "fp32" else BF16) * model.embedding_rank
-    return factor + model.norm_embedding * FP32 * ((1 if precision == "fp32" else 2) * model.width + 1)
+    return factor + model.norm_embedding * FP32 * (model.width + 1)
 
 
 def document_mask_bytes(model: ModelConfig, sequences: int, precision: str) -> int:
@@ -280,7 +274,9 @@ def _moments_of_an_evaluation(
     c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
     weights, residual = FP32 * parameters(model), FP32 * tokens * model.width
     copies = block_copy_bytes(model, precision) + rounded * end_products(model)
-    swiglu = 3 * residual + 3 * c * tokens * model.hidden  # the SiLU, the other half, their product
+    swiglu = 2 * residual + c * tokens * (
+        model.width + 3 * model.hidden
+    )  # what goes in, the SiLU, the other half, their product
     rows = min(LOGIT_ROWS, tokens) if precision == "fp32" or device == "cpu" else tokens
     logits = (2 * FP32 + rounded) * rows * model.vocab_size  # and the logarithms of probabilities
     return [

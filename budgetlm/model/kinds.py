@@ -77,10 +77,7 @@ def block_activation_bytes(model: "ModelConfig", precision: str, products_length
     if model.encodes:
         weights = model.heads * (c * products_length or FP32)
         return 2 * FP32 * (width + 2) + c * (8 * width + 4 * hidden) + weights
-    kept_by_a_norm, inputs = (1, 1) if precision == "fp32" else (2, 2)
-    norms = 2 * FP32 * (kept_by_a_norm * width + 1) + c * width  # what goes into the MLP, or a copy for each matrix
-    if precision != "fp32":
-        norms += c * width * inputs
+    norms = 2 * (c * width + FP32) + c * width  # and what goes into the MLP
     mlp = 4 * c * hidden
     if model.mixer == "lstm":
         return norms + c * width + c * LSTM_KEPT * state_size(model) + mlp

@@ -19,7 +19,7 @@ from budgetlm.model.documents import Documents, attend, find_documents
 from budgetlm.model.encoder import EncoderBlock, LayerNorm, PredictionHead, hidden_targets, visible
 from budgetlm.model.loss import HeadLoss, head_loss
 from budgetlm.model.mixers import MIXER_MODULES
-from budgetlm.model.norm import HeadNorm, Norm
+from budgetlm.model.norm import ExactNorm, Norm
 from budgetlm.model.rotary import rotary_tables, rotate
 from budgetlm.model.size import ModelConfig
 
@@ -41,8 +41,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(model.width, kv_width, bias=False)
         self.v_proj = nn.Linear(model.width, kv_width, bias=False)
         self.o_proj = nn.Linear(model.query_width, model.width, bias=False)
-        self.q_norm = HeadNorm(model.head_size, eps=1e-6)
-        self.k_norm = HeadNorm(model.head_size, eps=1e-6)
+        self.q_norm = Norm(model.head_size, eps=1e-6)
+        self.k_norm = Norm(model.head_size, eps=1e-6)
 
     def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, documents: Documents | None = None) -> Tensor:
         """Mix each position with those before it, of its own document where they are given: (B, L, D) -> (B, L, D)."""
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         k_BKLS = self.k_norm(self.k_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         v_BKLS = self.v_proj(x_BLD).view(B, L, -1, size).transpose(1, 2)
         by_products = self.products_up_to >= L and torch.is_grad_enabled()
-        q_BHLS, k_BKLS = rotate(q_BHLS, cos_LS, sin_LS), rotate(k_BKLS, cos_LS, sin_LS)
+        q_BHLS, k_BKLS = (rotate(x, cos_LS, sin_LS, head_by_head=by_products) for x in (q_BHLS, k_BKLS))
         mixed_BHLS = attend(q_BHLS, k_BKLS, v_BKLS, documents, by_products=by_products)
         out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
         return out_BLD
@@ -126,7 +126,7 @@ class Trunk(nn.Module):
             self.embed_norm, self.norm = LayerNorm(model), LayerNorm(model)
             self.layers = nn.ModuleList(EncoderBlock(model, first=number == 0) for number in range(model.depth))
         else:
-            self.embed_norm = Norm(model.width, eps=1e-6) if model.norm_embedding else None
+            self.embed_norm = ExactNorm(model.width, eps=1e-6) if model.norm_embedding else None
             self.layers = nn.ModuleList(Block(model) for _ in range(model.blocks))
             self.norm = Norm(model.width, eps=1e-6)
         self.compiled: list[Callable[..., Tensor]] = []

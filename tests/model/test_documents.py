@@ -149,3 +149,19 @@ def test_compiled_blocks_keep_within_documents_too(monkeypatch):
             loss.backward()
     for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("sees", ["all", "what came before", "its document"])
+def test_attention_by_products_has_the_values_and_gradients_of_pytorchs(kv_heads, sees):
+    chance = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 6, 3), (2, kv_heads, 6, 3), (2, kv_heads, 6, 3))
+    inputs = [torch.randn(shape, generator=chance, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    found = find_documents(torch.tensor([[1, 2, END, 3, 4, 5], [1, END, END, 3, 4, 5]]), END, torch.float64, 3)
+    within = found if sees == "its document" else None
+
+    def mixed(*qkv, by_products=True):
+        return documents.attend(*qkv, within, by_products=by_products, causal=sees != "all")
+
+    assert torch.allclose(mixed(*inputs), mixed(*inputs, by_products=False))
+    assert torch.autograd.gradcheck(mixed, inputs)

@@ -86,7 +86,9 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(precisio
 @pytest.mark.parametrize("again", [False, True])
 def test_attention_by_products_trains_the_same_up_to_its_length_and_leaves_evaluation_alone(monkeypatch, changes, again):
     lengths, products = [], documents._attend_by_products
-    monkeypatch.setattr(documents, "_attend_by_products", lambda q, *rest: lengths.append(q.shape[2]) or products(q, *rest))
+    monkeypatch.setattr(
+        documents, "_attend_by_products", lambda q, *rest, **how: lengths.append(q.shape[2]) or products(q, *rest, **how)
+    )
 
     def gradients(up_to: int, tokens_BL):
         network = trained_looking(tiny_model(**changes))
