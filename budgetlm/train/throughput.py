@@ -84,17 +84,17 @@ def _prior(device: str, floor: float, precision: Precision) -> Work:
             matrices=2.1e-4,
         )
     return Work(
-        products=0.8 * floor,
-        elements=930 * floor,
-        scores=100 * floor,
-        scores_again=1300 * floor,
-        words=1130 * floor,
-        passes=1.2e-3,
+        products=0.5 * floor,
+        elements=890 * floor,
+        scores=70 * floor,
+        scores_again=2800 * floor,
+        words=900 * floor,
+        passes=1.5e-3,
         steps=4e-4,
         updates=680 * floor,
-        gradients=320 * floor,
-        orthogonal=0.8 * floor,
-        matrices=2.1e-4,
+        gradients=510 * floor,
+        orthogonal=floor,
+        matrices=1.8e-4,
     )
 
 
