@@ -1,6 +1,6 @@
 """What each choice in a training step is worth: a whole step with it and without, on one thread, in processor time.
 
-Loss, norm, head size and attention within documents are compared in one process, a step of one kind after a step of the other, in
+Loss, norm, rotation, attention, head size and attention within documents are compared in one process, a step of one kind after a step of the other, in
 alternating order; heaps in processes of their own, in turns. The ratio is the median over pairs; below 1, what is named is faster.
 
     python -m tests.benchmarks.bench_step --pairs 15
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from budgetlm.model import norm, size, transformer
+from budgetlm.model import documents, norm, size, transformer
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import build
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig
@@ -42,8 +42,22 @@ def all_logits(features, weight, target, reduction="mean"):
 
 
 def pytorchs_norm(self, x):
-    """RMSNorm of PyTorch's array operations."""
-    return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+    """RMSNorm of PyTorch's array operations, rounded by each product that reads it."""
+    return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def plain_rotation(x_BHLS, cos_LS, sin_LS, **_layout):
+    """Turned heads of PyTorch's array operations."""
+    left, right = x_BHLS.chunk(2, dim=-1)
+    return (x_BHLS * cos_LS + torch.cat([-right, left], dim=-1) * sin_LS).to(x_BHLS.dtype)
+
+
+def plain_products(q_BHLS, k_BHLS, v_BHLS, *_mask, **_causal):
+    """Attention of PyTorch's array operations, which remember what they need for their gradients each by itself."""
+    length, size = q_BHLS.shape[2:]
+    mask_LL = torch.full((length, length), -torch.inf, dtype=q_BHLS.dtype).triu_(1)
+    scores_BHLL = ((q_BHLS * size**-0.5) @ k_BHLS.mT).add_(mask_LL)
+    return scores_BHLL.softmax(-1, dtype=v_BHLS.dtype) @ v_BHLS
 
 
 @contextmanager
@@ -62,6 +76,7 @@ def stepper(shape: tuple[int, int, int], precision: Precision, **changes: int) -
     depth, width, vocabulary = shape
     model = ModelConfig(vocab_size=vocabulary, depth=depth, width=width, context_length=CONTEXT, **changes)
     settings = {"batch_sequences": SEQUENCES, "micro_batch_sequences": SEQUENCES, "steps": 1}
+    settings |= {} if precision == "fp32" else {"products_up_to": CONTEXT}  # as calibration chooses
     config = computed_in(RunConfig(model=model, optimizer=OptimizerConfig(), **settings), precision)
     one = Stepper(config, build(model, 0))
     rows = np.random.default_rng(0).integers(vocabulary, size=(SEQUENCES, CONTEXT + 1))
@@ -150,7 +165,16 @@ def main() -> None:
         set_heap("cpu")
         step = stepper(shape, precision)
         compare("head and loss together", step, patched(step, transformer, "head_loss", all_logits), given.pairs)
-        compare("RMSNorm with fewer sweeps", step, patched(step, norm.Norm, "forward", pytorchs_norm), given.pairs)
+        others = {
+            "RMSNorm with fewer sweeps": (norm.Norm, "forward", pytorchs_norm),
+            "rotation with fewer sweeps": (transformer, "rotate", plain_rotation),
+            "products with their own gradients": (documents, "_attend_by_products", plain_products),
+        }
+        without_all = step
+        for name, where in others.items():
+            compare(name, step, patched(step, *where), given.pairs)
+            without_all = patched(without_all, *where)
+        compare("these three together", step, without_all, given.pairs)
         with small_heads():
             old = stepper(shape, precision)
         compare("heads near 64", step, old, given.pairs)
