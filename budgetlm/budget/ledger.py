@@ -11,7 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import Column, Connection, Engine, Float, Integer, MetaData, ScalarSelect, String, Table, case, func, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    ScalarSelect,
+    String,
+    Table,
+    case,
+    func,
+    inspect,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError
 
@@ -119,6 +133,20 @@ def read_ledger(address: str, scope: str = "") -> "Ledger":
     except DatabaseError as error:
         raise database.unusable(engine, error) from error
     return Ledger(engine, scope)
+
+
+def has_account(address: str, scope: str = "", account: str = SEARCH) -> bool:
+    """Whether a database knows of an account.
+
+    Raises:
+        StudyError: there is no database, or it cannot be reached.
+    """
+    engine = database.open_for_reading(address)
+    try:
+        there = inspect(engine).has_table(_ACCOUNTS.name)
+    except DatabaseError as error:
+        raise database.unusable(engine, error) from error
+    return there and account in Ledger(engine, scope).accounts()
 
 
 class Ledger:

@@ -97,6 +97,12 @@ def search(
 
 def worker(
     study: NameOption = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="How this machine reaches the study's database, where that is not as its file says: postgresql+psycopg://user@host/database."
+        ),
+    ] = None,
     wait_minutes: Annotated[float, typer.Option(help="For a search that has not begun.", min=0)] = 10.0,
 ) -> None:
     """Lend a running search another device, and lead it when nobody does.
@@ -104,7 +110,7 @@ def worker(
     As many as there are devices, on every machine that sees the study's folder and reaches its database (`search --storage`). Each
     gets one GPU by CUDA_VISIBLE_DEVICES.
 
-    budgetlm worker --study mine        budgetlm search --study mine --hours 24 || budgetlm worker --study mine
+    budgetlm worker --study mine        budgetlm worker --study mine --storage postgresql+psycopg://me@db.example/budgetlm
     """
     from budgetlm.budget.clock import Clock
     from budgetlm.files import checked_name
@@ -114,7 +120,7 @@ def worker(
     name = checked_name(study or "default")
     watcher = make_watcher()
     try:
-        lent = join(name, cache_folder(), Clock(), watcher, wait_seconds=60 * wait_minutes)
+        lent = join(name, cache_folder(), Clock(), watcher, storage=storage or "", wait_seconds=60 * wait_minutes)
     finally:
         watcher.close()
     typer.echo(f"study {name}: this worker has done {lent.jobs} runs for others; {lent.because}")

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from budgetlm.budget.clock import Clock, duration
-from budgetlm.config import STUDIES, STUDY_FILE, StudyConfig, read_study_file
+from budgetlm.budget.database import check_storage
+from budgetlm.budget.ledger import has_account
+from budgetlm.config import DATABASE, STUDIES, STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import SearchRunning, StudyError
@@ -48,6 +50,7 @@ def join(
     clock: Clock,
     watcher: Watcher,
     *,
+    storage: str = "",
     wait_seconds: float = 600.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Lent:
@@ -55,12 +58,16 @@ def join(
 
     Args:
         name: of the study, whose folder every worker must see; so must they its database.
+        storage: address by which this machine reaches the database, where that is another than the study's file says.
         wait_seconds: for a search that has not begun.
 
     Raises:
-        StudyError: no search began, or this is another machine, or has other data, than the study was begun with.
+        StudyError: no search began, or this is another machine, or has other data, than the study was begun with; or the database is not the study's.
+        ConfigError: the storage is no address of a database.
     """
+    check_storage(storage)
     config, plan = _begun(name, wait_seconds, sleep, watcher)
+    reached = _reached(config, storage)
     keep_compiled(cache)
     start_server(PRELOAD, config.train.allocator)
     passport = identify(pick_device(config.train.device, plan.passport.threads))
@@ -75,7 +82,7 @@ def join(
 
     while True:
         with stop, rest_being_read(config.data, cache, tokens, watcher.note), closing(hire(config, clock, stop)) as workers:
-            board = Board(config.database, name, patience=0.0)
+            board = Board(reached.database, name, patience=0.0)
             watcher.note(f"worker    lends study {name!r} a hand: {plan.passport.summary()}")
             attendance = Attendance(board, workers, _reader(tokens), clock, stop, sleep)
             end = attendance.attend()
@@ -83,11 +90,11 @@ def join(
         jobs += attendance.jobs
         if end != "leaderless":
             return Lent(jobs, attendance.because or "asked to stop", stop.exit_code)
-        if state_of(config) in OVER:
-            return Lent(jobs, f"the search is {state_of(config)}", 0)
+        if (state := state_of(reached)) in OVER:
+            return Lent(jobs, f"the search is {state}", 0)
         try:
             watcher.note("worker    nobody leads the search, so this process does")
-            result = search(config, cache, clock, watcher, hire)
+            result = search(config, cache, clock, watcher, hire, reached=reached)
         except SearchRunning:  # somebody was faster, or is preparing
             sleep(1.0)
             continue
@@ -110,6 +117,27 @@ def _begun(name: str, wait_seconds: float, sleep: Callable[[float], None], watch
             watcher.note(f"worker    waits for the search of study {name!r} to begin")
         sleep(1.0)
         waited += 1.0
+
+
+def _reached(config: StudyConfig, storage: str) -> StudyConfig:
+    """The study as this machine reaches its database.
+
+    Raises:
+        StudyError: the database knows nothing of the study: its budget would be spent a second time.
+    """
+    if not storage:
+        return config
+    if not config.search.storage:
+        raise StudyError(
+            f"the database of study {config.name!r} is the file {config.folder / DATABASE}, and no server's. Leave `--storage` out."
+        )
+    reached = replace(config, search=replace(config.search, storage=storage))
+    if not has_account(reached.database, reached.scope):
+        raise StudyError(
+            f"the database at {storage} knows no study {config.name!r}. Give the address of the one in which its search was begun: on the machine "
+            f"that began it that was {config.search.storage}."
+        )
+    return reached
 
 
 def _reader(tokens: Tokens) -> Callable[[Mapping[str, Any]], Job]:

@@ -80,13 +80,21 @@ class SearchResult:
 
 
 def search(
-    config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire | None = None, *, lends: bool = True
+    config: StudyConfig,
+    cache: Path,
+    clock: Clock,
+    watcher: Watcher,
+    hire: Hire | None = None,
+    *,
+    lends: bool = True,
+    reached: StudyConfig | None = None,
 ) -> SearchResult:
     """Search under a budget, beginning or continuing the study of this name.
 
     Args:
         hire: makes the workers; processes on the study's devices if left out.
         lends: whether other processes may lend it a hand (`budgetlm worker`); not where they could not do what is done here.
+        reached: the same study with the address by which this machine reaches its database, where that is another than others use.
 
     Raises:
         SearchRunning: another search is at it.
@@ -112,7 +120,7 @@ def search(
             f"{config.name}`, stop it with Ctrl-C, or name another study."
         ) from None
     try:
-        return _search(config, cache, clock, watcher, hire or processes, lends)
+        return _search(config, cache, clock, watcher, hire or processes, lends, reached or config)
     finally:
         watcher.close()
         lock.release()
@@ -177,10 +185,12 @@ def prepare(config: StudyConfig, vocab_size: int, cache: Path, watcher: Watcher)
     return tokens
 
 
-def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire, lends: bool) -> SearchResult:
+def _search(
+    config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hire: Hire, lends: bool, reached: StudyConfig
+) -> SearchResult:
     folder = config.folder
     plan = load_plan(folder)
-    ledger = open_ledger(config.database, config.scope)
+    ledger = open_ledger(reached.database, reached.scope)
     for lease, seconds in ledger.release_the_dead(time.sleep):
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
@@ -205,13 +215,13 @@ def _search(config: StudyConfig, cache: Path, clock: Clock, watcher: Watcher, hi
             config.search.stop_early,
         )
         objectives, before_runs = config.search.objectives, len(site.records())
-        storage = open_storage(config.database)
+        storage = open_storage(reached.database)
         trials = Trials(storage, config.name, plan.space, config.search.seed, objectives=objectives)
         with stop, rest_being_read(config.data, cache, tokens, watcher.note):
             if not lends:
                 because = Scheduler(site, trials, workers).run()
             else:
-                with Lead(config, ledger, clock) as lead:
+                with Lead(reached, ledger, clock) as lead:
                     because = Scheduler(site, trials, lead.crew(workers)).run()
                     lead.end("" if stop.exit_code == RESUME_ME else because)
     ledger.stop(SEARCH, because)
