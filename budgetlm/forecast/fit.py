@@ -105,7 +105,9 @@ def fit(records: Sequence[RunRecord], target_seconds: float) -> dict[int, Foreca
 
 
 class Forecaster:
-    """Forecasts a study again and again: every fit begins where the one before ended, which makes it several times as fast.
+    """Forecasts a study again and again: every fit begins where the one before ended, which makes it many times as fast.
+
+    As long as the runs that have ended since tell little that is new, it has draws of that fit with other weights.
 
     Args:
         target_seconds: the horizon.
@@ -114,6 +116,7 @@ class Forecaster:
     def __init__(self, target_seconds: float) -> None:
         self._target_seconds = target_seconds
         self._known: Draws | None = None
+        self._kept: Draws | None = None
         self._axes = 0
 
     def fit(self, records: Sequence[RunRecord]) -> dict[int, Forecast]:
@@ -141,9 +144,11 @@ class Forecaster:
         points = Points(scales.of_runs, np.concatenate([knobs[trial], doses], axis=1))
         loss = np.array([r.bpb for r in runs], dtype=float)
         fitted = partial(fit_surface, points, loss, kinds, _prior(runs, scales.axes), Errors.of_trials(trial, u))
-        known = self._known if self._known and self._axes == scales.axes else fitted(size=SIZE).draws
-        surface = fitted(size=SIZE, like=known)
-        self._known, self._axes = surface.draws, scales.axes
+        if self._axes != scales.axes:
+            self._known, self._kept, self._axes = fitted(size=SIZE).draws, None, scales.axes
+        surface = fitted(size=SIZE, like=self._known, kept=self._kept)
+        if self._kept is None or surface.draws.points is not self._kept.points:
+            self._known, self._kept = surface.draws, surface.draws.sample(COMPONENTS)
         return Fitted(surface, scales, self._target_seconds, numbers, recipes, knobs, final_doses)
 
 
@@ -239,8 +244,7 @@ def _prior(runs: Sequence[RunRecord], axes: int) -> Prior:
 
 
 def _forecasts(mixture: Mixture) -> list[Forecast]:
-    weights = np.full(len(mixture.floors), 1 / len(mixture.floors))
-    widths = np.minimum(np.hypot(mixture.spreads, mixture.beyond), WIDEST)
+    weights, widths = mixture.weights, np.minimum(np.hypot(mixture.spreads, mixture.beyond), WIDEST)
     expected = weights @ (mixture.floors[:, None] + np.exp(mixture.means + widths**2 / 2))
     columns = zip(mixture.means.T, mixture.spreads.T, mixture.apart.T, mixture.beyond.T, expected.tolist(), strict=True)
     return [Forecast(weights, mixture.floors, *column) for column in columns]

@@ -12,6 +12,8 @@ ENOUGH = 3
 """Rounds that need no tempering."""
 HEALTHY = 0.1
 """The share of its points, by effective number, that a round must keep; where the density is narrower than the proposal it is tempered so far."""
+CARRIED = 0.5
+"""Of their effective number points must keep this share to be weighed for another density again."""
 FREEDOM = 6
 """Degrees of freedom of the proposals: their tails are heavier than those of what they look for."""
 
@@ -22,11 +24,33 @@ class Draws:
 
     points: np.ndarray  # (n, dimensions)
     weights: np.ndarray  # (n,), summing to 1
+    log_density: np.ndarray  # (n,) there, when they were weighed
 
     @property
     def effective(self) -> float:
         """How many equally weighted points these are worth."""
         return float(1 / np.sum(self.weights**2))
+
+    def sample(self, count: int) -> "Draws":
+        """About so many of them, each as often as its weight says: as it is where they are no more than that already."""
+        if len(self.weights) <= count:
+            return self
+        order = np.argsort(-self.weights, kind="stable")
+        even = np.searchsorted(np.cumsum(self.weights[order]), (np.arange(count) + 0.5) / count)
+        which, times = np.unique(order[np.minimum(even, len(order) - 1)], return_counts=True)
+        return Draws(self.points[which], times / count, self.log_density[which])
+
+    def carried(self, log_density: Callable[[np.ndarray], np.ndarray]) -> "Draws | None":
+        """The same points weighed for a density that has changed since; None where too few of them are likely under it.
+
+        What runs have ended since tells little of the parameters beside all runs before, so a few points do for many fits (Chopin 2002, "A sequential
+        particle filter method for static models").
+        """
+        with np.errstate(divide="ignore"):
+            logs = np.log(self.weights) + log_density(self.points) - self.log_density
+        weights = np.exp(logs - logsumexp(logs))
+        now = Draws(self.points, weights, self.log_density)
+        return now if now.effective >= CARRIED * self.effective else None
 
 
 def importance_draws(
@@ -48,21 +72,22 @@ def importance_draws(
     log_proposal = norm.logpdf(points).sum(axis=1)
     if like:
         points, log_proposal = _propose(like.points, like.weights, MOST_ROUNDS, size)
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     untempered, enough = 0, 1 if like else ENOUGH
     for turn in range(MOST_ROUNDS):
-        ratios = log_density(points) - log_proposal
+        densities = log_density(points)
+        ratios = densities - log_proposal
         power = _temper(ratios)
         untempered += power == 1.0
-        kept.append((points, ratios))
+        kept.append((points, ratios, densities))
         if untempered == enough:
             break
         points, log_proposal = _propose(points, np.exp(power * ratios - logsumexp(power * ratios)), turn, size)
     last = kept[-2:] if untempered == enough else kept[-1:]
-    points, ratios = (np.concatenate(parts) for parts in zip(*last, strict=True))
+    points, ratios, densities = (np.concatenate(parts) for parts in zip(*last, strict=True))
     believed = np.isfinite(ratios)  # all, but where rounding has left one that nothing can be solved for
-    points, ratios = points[believed], ratios[believed]
-    return Draws(points, np.exp(ratios - logsumexp(ratios)))
+    ratios = ratios[believed]
+    return Draws(points[believed], np.exp(ratios - logsumexp(ratios)), densities[believed])
 
 
 def _propose(points: np.ndarray, weights: np.ndarray, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:

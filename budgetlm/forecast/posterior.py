@@ -1,7 +1,7 @@
 """The density of the surface's parameters given the runs: a few that are sampled, and given those a linear model."""
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,8 +34,6 @@ MOST_ROWS = 1200
 """Runs that the nonlinear parameters are sampled from; the linear ones know all."""
 FARTHEST = 8.0
 """Parameters this many of their prior's standard deviations away are impossible: so far out, digits are lost."""
-MOST_NUMBERS = 2**21
-"""That are worked on at once, where there are many groups."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Model:
     """The least loss seen, of which E is a share."""
     typical: float
     """A loss near the dearest runs: errors relative to it are carried over to log(loss - E)."""
+    _solved: "list[tuple[np.ndarray, Parameters, Solved]]" = field(default_factory=list, repr=False, compare=False)
 
     @property
     def dimensions(self) -> int:
@@ -89,7 +88,12 @@ class Model:
         order = np.argsort(self.scales.sum(axis=1), kind="stable")
         rows = np.sort(order[np.linspace(0, len(order) - 1, MOST_ROWS).astype(int)])
         return replace(
-            self, loss=self.loss[rows], errors=self.errors.of_rows(rows), scales=self.scales[rows], x=self.x[rows]
+            self,
+            loss=self.loss[rows],
+            errors=self.errors.of_rows(rows),
+            scales=self.scales[rows],
+            x=self.x[rows],
+            _solved=[],
         )
 
     def unpack(self, z: np.ndarray) -> Parameters:
@@ -114,10 +118,17 @@ class Model:
         ratios[:, width > 0] *= np.exp(width[width > 0] * z[:, 2 * axes + 6 :])
         return Parameters(floor, exponents, balance, starved, factor, noise, law_bumps, knob_bumps, bowl, ratios)
 
+    def at(self, z: np.ndarray) -> "tuple[Parameters, Solved]":
+        """The parameters of draws, and the linear model for them. Kept for those that were asked for last: a fit asks how likely they are, and then what they foretell."""
+        if not (self._solved and self._solved[0][0] is z):
+            parameters = self.unpack(np.clip(z, -FARTHEST, FARTHEST))
+            self._solved[:] = [(z, parameters, solve(self, parameters))]
+        return self._solved[0][1:]
+
     def log_density(self, z: np.ndarray) -> np.ndarray:
         """Logarithm of prior times likelihood, up to a constant, (n,)."""
-        parameters = self.unpack(np.clip(z, -FARTHEST, FARTHEST))
-        density: np.ndarray = solve(self, parameters).evidence - 0.5 * (z**2).sum(axis=1)
+        parameters, solved = self.at(z)
+        density: np.ndarray = solved.evidence - 0.5 * (z**2).sum(axis=1)
         if self.prior.floor:
             density -= 0.5 * ((parameters.floor - self.prior.floor[0]) / self.prior.floor[1]) ** 2
         if self.prior.fall:
@@ -131,7 +142,7 @@ class Model:
         parameters = self.unpack(z[None])
         left = _responses(self, parameters)[:, 0] - self.x @ solve(self, parameters).means[0]
         sigma = float(parameters.noise[0] * parameters.factor[0])
-        return replace(self, errors=self.errors.discounted(left / sigma, parameters.ratios[0]))
+        return replace(self, errors=self.errors.discounted(left / sigma, parameters.ratios[0]), _solved=[])
 
     @cached_property
     def gram(self) -> np.ndarray:
@@ -146,15 +157,18 @@ class Model:
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """Sums over the groups of a kind of products of those, (kinds · effects · effects, features · features)."""
+        """Sums over the groups of a kind of products of those, (kinds · pairs of effects, pairs of features); of each pair once, for what is made of them is symmetric."""
         kinds, kind = self.errors.kinds
-        features, effects = self.shared.shape[2], self.shared.shape[1]
-        total = np.empty((len(kinds), effects, effects, features, features))
-        for one in range(len(kinds)):
-            rows = self.shared[kind == one]
-            flat = rows.reshape(len(rows), -1)
-            total[one] = (flat.T @ flat).reshape(effects, features, effects, features).transpose(0, 2, 1, 3)
-        return total.reshape(-1, features * features)
+        order, (one, other) = np.argsort(kind, kind="stable"), half(self.shared.shape[2])
+        starts = np.searchsorted(kind[order], np.arange(len(kinds)))
+        sums = []
+        for r, s in zip(*half(self.shared.shape[1]), strict=True):
+            first, second = self.shared[order, r], self.shared[order, s]
+            products = first[:, one] * second[:, other]
+            if r != s:
+                products += second[:, one] * first[:, other]
+            sums.append(np.add.reduceat(products, starts, axis=0))
+        return np.stack(sums, axis=1).reshape(-1, len(one))
 
 
 @dataclass(frozen=True)
@@ -272,17 +286,16 @@ def _determined_one_by_one(precision: np.ndarray, pull: np.ndarray) -> tuple[np.
 
 def _lent(effects: np.ndarray, model: Model) -> np.ndarray:
     """What of the features' products the groups' effects explain away, (draws, features, features)."""
-    shared, (kinds, kind) = model.shared, model.errors.kinds
-    if len(kinds) * shared.shape[1] <= len(kind):  # as in a study, whose trials have climbed a few kinds of ladders
-        lent: np.ndarray = (effects.reshape(len(effects), -1) @ model.pairs).reshape(-1, *model.gram.shape)
-        return lent
-    flat = shared.reshape(-1, shared.shape[2])
-    at_once = max(1, MOST_NUMBERS // flat.size)
-    parts = [
-        np.matmul(flat.T, np.einsum("dgrs,gsf->dgrf", some[:, kind], shared).reshape(-1, *flat.shape))
-        for some in (effects[at : at + at_once] for at in range(0, len(effects), at_once))
-    ]
-    return np.concatenate(parts)
+    size, (r, s) = len(model.gram), half(model.shared.shape[1])
+    place, (one, other) = np.empty((size, size), dtype=int), half(size)
+    place[one, other] = place[other, one] = np.arange(len(one))
+    lent: np.ndarray = np.take(effects[..., r, s].reshape(len(effects), -1) @ model.pairs, place, axis=1)
+    return lent
+
+
+def half(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a symmetric matrix's elements, each of which it has once."""
+    return np.triu_indices(size)
 
 
 def _log_determinant(matrices: np.ndarray) -> np.ndarray:

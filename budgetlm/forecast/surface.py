@@ -32,6 +32,8 @@ SPACING = 2.5
 class Mixture:
     """What points would reach: shifted log-normals, one for each draw of the model's parameters."""
 
+    weights: np.ndarray
+    """Of the components, (components,), summing to 1."""
     floors: np.ndarray
     """E of each component, (components,)."""
     means: np.ndarray
@@ -89,12 +91,10 @@ class Surface:
             points: n of them.
             groups: (n,), of each.
             shared: (n, effects), regressors of what it has in common with its group.
-            count: components.
+            count: components at most.
         """
-        order = np.argsort(-self.draws.weights, kind="stable")
-        chosen = order[np.searchsorted(np.cumsum(self.draws.weights[order]), (np.arange(count) + 0.5) / count)]
-        parameters = self.model.unpack(self.draws.points[chosen])
-        solved = solve(self.model, parameters)
+        chosen = self.draws.sample(count)
+        parameters, solved = self.model.at(chosen.points)
         covariance = np.linalg.inv(solved.precision)
         noise = (parameters.noise * parameters.factor)[:, None]
         x = self.features(points)
@@ -103,12 +103,14 @@ class Surface:
         seen = np.einsum("dns,dns->dn", gain, solved.seen[:, groups])
         means = parameters.law(self.frame.scales(points)) + seen + np.einsum("dnf,df->dn", through, solved.means)
         own = (np.einsum("dns,ns->dn", gain, shared) + 1) * noise**2
-        weighed = through @ covariance
-        relative, weighed_apart = (part - part.mean(axis=1, keepdims=True) for part in (through, weighed))
-        spreads = np.sqrt(np.maximum(0, own + np.einsum("dnf,dnf->dn", weighed, through)))
-        apart = np.sqrt(np.maximum(0, own + np.einsum("dnf,dnf->dn", weighed_apart, relative)))
+        weighed, middle = through @ covariance, through.mean(axis=1)
+        unsure = np.einsum("dnf,dnf->dn", weighed, through)
+        to_middle = np.einsum("dnf,df->dn", weighed, middle)
+        of_middle = to_middle.mean(axis=1, keepdims=True)
+        spreads = np.sqrt(np.maximum(0, own + unsure))
+        apart = np.sqrt(np.maximum(0, own + unsure - 2 * to_middle + of_middle))
         beyond = BEYOND * parameters.factor[:, None] * np.linalg.norm(_beyond(self.frame, points), axis=1)
-        return Mixture(parameters.floor, means, spreads, apart, beyond)
+        return Mixture(chosen.weights, parameters.floor, means, spreads, apart, beyond)
 
     def features(self, points: Points) -> np.ndarray:
         """The regressors of `points`, shape (n, features)."""
@@ -125,6 +127,7 @@ def fit_surface(
     size: int = 512,
     sweeps: int = 0,
     like: Draws | None = None,
+    kept: Draws | None = None,
 ) -> Surface:
     """Fit the model.
 
@@ -138,6 +141,7 @@ def fit_surface(
         size: of the sample of parameters: time against smoothness.
         sweeps: fits after the first, each with less weight to the runs that the one before was far from.
         like: draws of a fit to much the same runs, to begin with.
+        kept: likewise, a few that are taken for those of this fit too, as long as they are likely enough.
     """
     errors = errors or Errors.of_scales(points.scales, loss)
     frame = make_frame(points, loss, errors.group, kinds, prior, around or points)
@@ -152,7 +156,8 @@ def fit_surface(
     typical = float(np.exp(np.average(np.log(loss), weights=level)))
     nodes = knob_bumps.root.shape[1] if knob_bumps else 0
     model = Model(frame, prior, loss, errors, frame.scales(points), x, nodes, float(loss.min()), typical)
-    draws = importance_draws(model.thinned().log_density, model.dimensions, size, like)
+    density = model.thinned().log_density
+    draws = (kept.carried(density) if kept else None) or importance_draws(density, model.dimensions, size, like)
     for _ in range(sweeps):
         model = model.discounted(draws.weights @ draws.points)
         draws = importance_draws(model.thinned().log_density, model.dimensions, size, draws)

@@ -26,7 +26,10 @@ def traits_of(
     known = recipes if known is None else known
     numbers, words = [], []
     for name in sorted(set().union(*known)):
-        values, wanted = ([recipe.get(name) for recipe in many] for many in (known, recipes))
+        values = [recipe.get(name) for recipe in known]
+        if values.count(values[0]) == len(values):  # most: told at once, for a search asks at the end of every run
+            continue
+        wanted = values if recipes is known else [recipe.get(name) for recipe in recipes]
         if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             unit, asked = (np.array([float(v) for v in many if v is not None]) for many in (values, wanted))
             if unit.min() > 0:

@@ -192,12 +192,12 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
     Two numbers for a parameter that one of Adam's kind trains (moments, or schedule-free's base weights and second moment), one
     for SGD's momentum and for a matrix that Muon trains; Adafactor keeps one for each row and each column of a matrix.
     """
-    matrices = [shape for shape in block_matrices(model) for _ in range(model.blocks)]
+    matrices = block_matrices(model)
     if optimizer == "adafactor":
         ends = end_matrices(model)
-        vectors = parameters(model) - sum(a * b for a, b in matrices + ends)
-        return FP32 * (sum(a + b for a, b in matrices + ends) + vectors)
-    once = {"sgd": parameters(model), "muon": sum(a * b for a, b in matrices)}.get(optimizer, 0)
+        vectors = parameters(model) - model.blocks * sum(a * b for a, b in matrices) - sum(a * b for a, b in ends)
+        return FP32 * (model.blocks * sum(a + b for a, b in matrices) + sum(a + b for a, b in ends) + vectors)
+    once = {"sgd": parameters(model), "muon": model.blocks * sum(a * b for a, b in matrices)}.get(optimizer, 0)
     return FP32 * (2 * parameters(model) - once)
 
 

@@ -16,6 +16,7 @@ the rest:
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from operator import itemgetter
 
@@ -252,25 +253,26 @@ def _batch(recipe: Recipe, share: float) -> float:
     return float(recipe.batch_tokens * share ** (BATCH_BY_TOKENS / 2))
 
 
-def _shapes(target: ModelConfig, share: float) -> Iterator[ModelConfig]:
-    """Shapes up to the target's, with an aspect not far from it; larger ones for more than the target's time.
+def _sizes(target: ModelConfig, share: float) -> Iterator[tuple[int, int]]:
+    """Depths and widths up to the target's, with an aspect not far from it; larger ones for more than the target's time."""
+    aspect, reach = target.width / target.depth, max(1.0, share ** (1 / 3))
+    step = WIDTH_STEP * (4 if target.width >= 512 else 1)
+    for depth in range(min(LEAST_DEPTH, target.depth), math.ceil(target.depth * reach) + 1):
+        for width in range(step, int(target.width * reach) + 1, step):
+            if 1 / MOST_ASPECT <= width / depth / aspect <= MOST_ASPECT:
+                yield depth, width
+
+
+def _shape(target: ModelConfig, depth: int, width: int) -> ModelConfig | None:
+    """The target's shape at another size; None where there is none.
 
     An embedding's rank keeps its share of the width, and as many layers in a row share a block as at the target.
     """
-    aspect, reach = target.width / target.depth, max(1.0, share ** (1 / 3))
-    for depth in range(min(LEAST_DEPTH, target.depth), math.ceil(target.depth * reach) + 1):
-        step = WIDTH_STEP * (4 if target.width >= 512 else 1)
-        for width in range(step, int(target.width * reach) + 1, step):
-            if 1 / MOST_ASPECT <= width / depth / aspect <= MOST_ASPECT:
-                groups, rank = (
-                    target.kv_groups,
-                    target.embedding_rank and round_width(target.embedding_rank * width / target.width),
-                )
-                try:
-                    yield replace(target, depth=depth, width=width, embedding_rank=rank)
-                except ConfigError:  # too few heads for the groups at this width
-                    if groups > 1:
-                        yield replace(target, depth=depth, width=width, embedding_rank=rank, kv_groups=1)
+    rank = target.embedding_rank and round_width(target.embedding_rank * width / target.width)
+    for groups in dict.fromkeys((target.kv_groups, 1)):
+        with suppress(ConfigError):  # too few heads for the groups at this width
+            return replace(target, depth=depth, width=width, embedding_rank=rank, kv_groups=groups)
+    return None
 
 
 def _nearest_shape(
@@ -281,10 +283,11 @@ def _nearest_shape(
     Taken by their aspects, so that most need not be weighed: what a shape's aspect alone puts it off is the least that it can be off.
     """
     best, least = None, math.inf
-    for away, shape in sorted(((_aspect_off(s, whole), s) for s in _shapes(whole, share)), key=itemgetter(0)):
+    for away, size in sorted(((_aspect_off(*size, whole), size) for size in _sizes(whole, share)), key=itemgetter(0)):
         if away >= least:
             break
-        if too_large(shape, recipe, world):  # a final may be longer than the target
+        shape = _shape(whole, *size)
+        if shape is None or too_large(shape, recipe, world):  # a final may be longer than the target
             continue
         if (off := away + _tokens_off(shape, kept, recipe, seconds, world)) < least:
             best, least = shape, off
@@ -292,9 +295,9 @@ def _nearest_shape(
     return best
 
 
-def _aspect_off(shape: ModelConfig, whole: ModelConfig) -> float:
+def _aspect_off(depth: int, width: int, whole: ModelConfig) -> float:
     """How far a shape's aspect is from the recipe's, as `_tokens_off` counts."""
-    return 0.5 * abs(math.log(shape.width / shape.depth * whole.depth / whole.width))
+    return 0.5 * abs(math.log(width / depth * whole.depth / whole.width))
 
 
 def _tokens_off(shape: ModelConfig, kept: float, recipe: Recipe, seconds: float, world: World) -> float:
