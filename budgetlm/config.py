@@ -20,7 +20,7 @@ from budgetlm.recipe.space import read_space, unknown_key
 from budgetlm.recipe.world import PROXIES, Proxy
 from budgetlm.records import OBJECTIVES
 from budgetlm.train.config import MATMULS, PRECISIONS, Matmul
-from budgetlm.train.parallel.kinds import KINDS
+from budgetlm.train.parallel.kinds import check_parallel
 
 STUDIES = Path("studies")
 """Where studies live, relative to the folder that a command is run in."""
@@ -99,10 +99,10 @@ class TrainSettings:
     final_devices: int = 1
     """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
     parallel: str = "auto"
-    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, or `auto` for `ddp` where the model fits one GPU, and on a CPU, and `fsdp`
+    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, `tp`, `pp`, `ddp,tp`, or `auto` for `ddp` where the model fits one GPU, and on a CPU, and `fsdp`
     where it does not."""
     offload: bool = False
-    """Whether parts of `fsdp` wait in the processor's memory while they are not computed with."""
+    """Whether the final's weights, gradients and optimizer state wait in the processor's memory while they are not computed with, as parts of `fsdp`; on one GPU, too."""
     threads: int = 0
     """CPU threads of a worker; 0 for what is measured to be fastest, at most its share of the cores (`train/choices.py`)."""
     checkpoint_seconds: float = 0.0
@@ -146,11 +146,11 @@ class TrainSettings:
             "attention": ("auto", "fused", "products"),
             "checkpoint_activations": ("auto", "on", "off"),
             "compile": ("auto", "on", "graphs", "off"),
-            "parallel": ("auto", *KINDS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
+        check_parallel(self.parallel, offload=self.offload)
         counts = (self.devices, self.final_devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens)
         if min(counts) < 0 or self.clip <= 0:
             raise ConfigError(

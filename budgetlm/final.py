@@ -30,13 +30,14 @@ from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
 from budgetlm.inherit import INIT, Given, check_vocabulary, given_to_final
 from budgetlm.interrupt import StopRequest
-from budgetlm.model.footprint import saved_bytes
+from budgetlm.model.footprint import host_bytes, saved_bytes
 from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
-from budgetlm.recipe.oracle import expected_speed, fits_in, team_worlds
+from budgetlm.recipe.oracle import Way, expected_speed, fits_in, team_ways
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target, reshaped
+from budgetlm.recipe.world import World
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.samples import write_samples
 from budgetlm.search.plan import Plan, load_plan
@@ -49,7 +50,7 @@ from budgetlm.train.loop import Checkpoints, train
 from budgetlm.train.model_folder import write_model
 from budgetlm.train.pace import DISK_BYTES_PER_SECOND
 from budgetlm.train.parallel.crew import Crew, crew_here, crew_on_ray
-from budgetlm.train.parallel.kinds import Kind, check_kind
+from budgetlm.train.parallel.kinds import check_kind, check_offload
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
 from budgetlm.workers.own import Training
@@ -248,6 +249,7 @@ class _Final:
         device = pick_device(self.study.train.device, threads_of(self.study, self.plan))
         self.crew = self._crew(device)
         self.devices = self.crew.count
+        self.together = self.devices > 1 or self.study.train.offload
         if self.plan.world.precision == "fp8":
             check_fp8(device)
         check_machine(self.plan, identify(device))
@@ -258,12 +260,12 @@ class _Final:
             self.given.keep(self.home / INIT, self.plan.world.context_length)
         if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
             self.watcher.note(repetition_warning("this final", epochs))
-        if self.devices == 1:
+        if not self.together:
             warm_up()
         keep_compiled(self.cache)
         curve_path(self.study.folder, self.name).parent.mkdir(parents=True, exist_ok=True)
         config = self._config()
-        train_it = self._train if self.devices == 1 else self._team(config, tokens)
+        train_it = self._team(config, tokens) if self.together else self._train
         self._keep_forecast(forecast, unknown)
         ledger = open_ledger(self.study.database, self.study.scope)
         ledger.release_the_dead(time.sleep)
@@ -372,26 +374,32 @@ class _Final:
         """The devices that train it.
 
         Raises:
-            ConfigError: there are not so many.
+            ConfigError: there are not so many, or nothing can wait beside them.
         """
         wanted = self.study.train
+        if wanted.offload:
+            check_offload(device)
         if wanted.engine == "ray" and wanted.final_devices != 1:
             return crew_on_ray(wanted.final_devices, device, wanted.ray_address, threads_of(self.study, self.plan))
         return crew_here(wanted.final_devices, device)
 
-    def _kind(self, config: RunConfig) -> Kind:
+    def _way(self, config: RunConfig) -> Way:
         """How several devices train it: as it is asked for, or the first way in which it fits."""
-        worlds = team_worlds(self.plan.world, self.devices, self.study.train.parallel)
-        return next((kind for kind, world in worlds.items() if fits_in(config, world)), list(worlds)[-1])
+        ways = self._ways(self.plan.world)
+        return next((way for way in ways if fits_in(config, way.world)), ways[-1])
+
+    def _ways(self, world: World) -> list[Way]:
+        wanted = self.study.train
+        return team_ways(world, self.devices, wanted.parallel, offload=wanted.offload)
 
     def _team(self, config: RunConfig, tokens: Tokens) -> "TrainIt":
-        """What trains on several devices together, once it is known that they can.
+        """What trains on several devices together, or on one beside which its weights wait, once it is known that they can.
 
         Raises:
             ConfigError: they cannot.
         """
-        kind = self._kind(config)
-        check_kind(config, kind, self.devices)
+        way = self._way(config)
+        check_kind(config, way.kind, self.devices, way.parts)
         if not tokens.complete:
             self.watcher.note(
                 "data      the rest of the source is read before training, so that all devices read the same text"
@@ -403,7 +411,7 @@ class _Final:
         def train_it(config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]) -> RunRecord:
             writing = saved_bytes(config.model, 0, exported=True) / DISK_BYTES_PER_SECOND
             task = Task(
-                kind=kind,
+                kind=way.kind,
                 config=config,
                 label=self._label(),
                 tokens=tokens,
@@ -414,12 +422,16 @@ class _Final:
                 launched=time.monotonic(),
                 threads=self.crew.threads,
                 offload=self.study.train.offload,
+                parts=way.parts,
                 hang_seconds=self.study.search.hang_seconds,
             )
+            groups = f" in groups of {way.parts}" if way.kind == "ddp,tp" else ""
             self.watcher.note(
-                f"devices   {self.devices}{self.crew.where}, {kind}: a second of theirs is charged as {self.devices}"
+                f"devices   {self.devices}{self.crew.where}, {way.kind}{groups}: a second of theirs is charged as {self.devices}"
             )
-            if config.compile and kind in ("fsdp", "tp"):
+            if self.study.train.offload:
+                self.watcher.note(f"devices   {host_bytes(config.model) / 1e9:,.2f} GB wait in the processor's memory")
+            if config.compile and way.kind not in ("ddp", "pp"):
                 self.watcher.note("devices   blocks are not compiled in this kind")
             self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
             record, notes = train_together(
@@ -474,9 +486,7 @@ class _Final:
         Raises:
             ConfigError: it does not fit.
         """
-        worlds = [plan.world]
-        if self.devices > 1:
-            worlds = list(team_worlds(plan.world, self.devices, self.study.train.parallel).values())
+        worlds = [way.world for way in self._ways(plan.world)] if self.together else [plan.world]
         for world in worlds[:-1]:
             with suppress(ConfigError):
                 return at_length(self.recipe, self.seconds, plan.target_seconds, world, seed=self.seed)

@@ -137,6 +137,7 @@ def training_memory(
     products_length: int = 0,
     beside: int = 0,
     shards: int = 1,
+    offload: bool = False,
     device: str = "cpu",
 ) -> TrainingMemory:
     """What training holds from the second step on.
@@ -153,6 +154,7 @@ def training_memory(
         beside: bytes that are held all the time beside the model and its optimizer.
         device: `cpu` or `cuda`, whose loss in bf16 is another (`model/loss.py`).
         shards: devices that weights, gradients and optimizer state are spread over (`train/parallel/fsdp.py`); it is one's that is counted.
+        offload: whether these wait in the processor's memory, which is not counted: only what is computed with just now is.
     """
     facts = (model, micro_batch_sequences, precision, checkpoint_activations, accumulates, products_length)
     state = optimizer_state_bytes(model, optimizer) + beside
@@ -166,23 +168,24 @@ def training_memory(
     if precision == "bf16-master":
         halves = BF16 * model.blocks * sum(a * b for a, b in block_matrices(model))
         moments = [moment._replace(weights=moment.weights + halves) for moment in moments]
-    moments = [_sharded(moment, model, shards) for moment in moments] if shards > 1 else moments
+    if shards > 1 or offload:
+        moments = [_sharded(moment, model, 0 if offload else 1 / shards) for moment in moments]
     apart = Moment(*map(max, zip(*moments, strict=True)))
     return TrainingMemory(max(moments, key=lambda moment: moment.peak), apart)
 
 
-def _sharded(moment: Moment, model: ModelConfig, shards: int) -> Moment:
+def _sharded(moment: Moment, model: ModelConfig, share: float) -> Moment:
     """What one of several devices holds at a moment, an estimate that was held against no GPU.
 
-    That is its parts of everything; embedding and head, whole all through a pass; two blocks, the one that is computed and the next, which is
+    That is its share of everything, none where that waits in the processor's memory; embedding and head, whole all through a pass; two blocks, the one that is computed and the next, which is
     gathered meanwhile; and of gradients those of embedding, head and one block.
     """
     block = FP32 * body_parameters(model) // model.blocks
     ends = FP32 * (parameters(model) - body_parameters(model))
     return moment._replace(
-        weights=moment.weights // shards + ends + 2 * block,
-        gradients=moment.gradients // shards + (ends + block if moment.gradients else 0),
-        optimizer=moment.optimizer // shards,
+        weights=int(share * moment.weights) + ends + 2 * block,
+        gradients=int(share * moment.gradients) + (ends + block if moment.gradients else 0),
+        optimizer=int(share * moment.optimizer),
     )
 
 
@@ -199,6 +202,11 @@ def optimizer_state_bytes(model: ModelConfig, optimizer: str) -> int:
         return FP32 * (model.blocks * sum(a + b for a, b in matrices) + sum(a + b for a, b in ends) + vectors)
     once = {"sgd": parameters(model), "muon": model.blocks * sum(a * b for a, b in matrices)}.get(optimizer, 0)
     return FP32 * (2 * parameters(model) - once)
+
+
+def host_bytes(model: ModelConfig) -> int:
+    """Bytes of the processors' memory in which weights, gradients and two moments wait beside devices (some optimizers keep fewer)."""
+    return 4 * FP32 * parameters(model)
 
 
 def saved_bytes(model: ModelConfig, checkpoints: int = 1, *, exported: bool = False, averaged: bool = False) -> int:

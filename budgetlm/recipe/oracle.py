@@ -1,7 +1,7 @@
 """What a recipe will take, before anything is paid for: time, memory, and what its artefact weighs."""
 
 from bisect import bisect_right
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from budgetlm.compress.apply import Compression, extra_bytes, shrunk
@@ -13,7 +13,7 @@ from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.world import Thrift, World
 from budgetlm.train.config import RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
-from budgetlm.train.parallel.kinds import BY_THEMSELVES, KINDS, Kind
+from budgetlm.train.parallel.kinds import BY_THEMSELVES, Kind
 from budgetlm.train.schedule import longest_up_to, mean_batch_share
 from budgetlm.train.throughput import paced
 
@@ -136,23 +136,44 @@ def _speed(
 
 def expected_peak_bytes(config: RunConfig, world: World) -> float:
     """Memory that a run needs at its fullest moment, by the memory model."""
-    return _priced(run_memory(config, world.shards), config.compact_heap, world)
+    return _priced(run_memory(config, world.shards, offload=world.offload), config.compact_heap, world)
 
 
-def team_worlds(world: World, devices: int, parallel: str) -> dict[Kind, World]:
-    """The ways in which so many devices may train together, the faster first, each with the world that one of them is in.
+@dataclass(frozen=True)
+class Way:
+    """A way in which several devices may train together."""
 
-    What is counted of `tp` and `pp` is that weights, gradients and optimizer state are divided evenly, as by `fsdp`. Processes on a CPU share its memory, and there parts were measured to take more of it than a whole does (docs/LOG.md): they are for trying out.
+    kind: Kind
+    world: World
+    """That one of them is in."""
+    parts: int = 1
+    """Devices that hold a network together."""
+
+
+def team_ways(world: World, devices: int, parallel: str, *, offload: bool = False) -> list[Way]:
+    """The ways in which so many devices may train together, the faster first.
+
+    What is counted of `tp` and `pp` is that weights, gradients and optimizer state are divided evenly, as by `fsdp`; `ddp,tp` divides them among as few as it can. Processes on a CPU share
+    its memory, and there parts were measured to take more of it than a whole does (docs/LOG.md): they are for trying out.
 
     Args:
         parallel: the one that is asked for, or `auto`.
+        offload: whether parts are to wait in the processor's memory, so that there are to be parts.
     """
-    if world.device == "cpu":
-        shared = replace(world, memory_bytes=world.memory_bytes // devices)
-        return {next((kind for kind in KINDS if kind == parallel), "ddp"): shared}
-    parts = replace(world, shards=devices)
-    ways: dict[Kind, World] = {"ddp": world, "fsdp": parts, "tp": parts, "pp": parts}
-    return {kind: way for kind, way in ways.items() if parallel == kind or (parallel == "auto" and kind in BY_THEMSELVES)}
+    one = replace(world, memory_bytes=world.memory_bytes // devices) if world.device == "cpu" else world
+    counted = one.device != "cpu"
+
+    def way(kind: Kind, parts: int) -> Way:
+        return Way(kind, replace(one, shards=parts if counted else 1, offload=offload and counted), parts)
+
+    groups = [parts for parts in range(2, devices) if devices % parts == 0]
+    ways = [
+        way("ddp", 1),
+        *(way("ddp,tp", parts) for parts in groups or [devices]),
+        *(way(kind, devices) for kind in ("fsdp", "tp", "pp")),
+    ]
+    itself = ("fsdp",) if offload else BY_THEMSELVES if counted else BY_THEMSELVES[:1]
+    return [each for each in ways if each.kind == parallel or (parallel == "auto" and each.kind in itself)]
 
 
 def fits_in(config: RunConfig, world: World) -> bool:
@@ -243,6 +264,7 @@ def _pass_bytes(
         products_length=products_length,
         beside=beside,
         shards=world.shards,
+        offload=world.offload,
         device=world.device,
     )
     return _priced(counted, thrift.compact_heap, world)

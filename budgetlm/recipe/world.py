@@ -72,6 +72,8 @@ class World:
 
     shards: int = 1
     """Devices that a run's weights, gradients and optimizer state are spread over."""
+    offload: bool = False
+    """Whether these wait in the processor's memory while they are not computed with."""
 
     @property
     def usable_bytes(self) -> float:

@@ -78,8 +78,8 @@ class MemoryModel:
         return float(np.dot(self.prices, _parts(counted))) + self.overhead_bytes
 
 
-def run_memory(config: RunConfig, shards: int = 1) -> TrainingMemory:
-    """What the formula counts for a run, or for one of so many devices that its state is spread over."""
+def run_memory(config: RunConfig, shards: int = 1, *, offload: bool = False) -> TrainingMemory:
+    """What the formula counts for a run, or for one of so many devices that its state is spread over, or that it waits beside."""
     return training_memory(
         config.model,
         micro_batch_sequences=min(config.micro_batch_sequences, config.batch_sequences),
@@ -92,6 +92,7 @@ def run_memory(config: RunConfig, shards: int = 1) -> TrainingMemory:
         products_length=config.products_length,
         beside=extra_bytes(config.model, config.compression),
         shards=shards,
+        offload=offload,
         device=config.device,
     )
 

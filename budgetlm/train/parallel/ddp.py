@@ -26,19 +26,23 @@ class DataParallel(Members):
 
     def clip(self, weights: Sequence[nn.Parameter], longest: float) -> Tensor:
         """Add up the members' gradients; the norm is that of the sum."""
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        waiting = [(bucket, *_begun(bucket)) for bucket in _buckets(gradients)]
-        for bucket, flat, work in waiting:
-            work.wait()
-            parts = torch.split(flat, [gradient.numel() for gradient in bucket])
-            torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)])
+        add_up([weight.grad for weight in weights if weight.grad is not None])
         return torch.nn.utils.clip_grad_norm_(weights, longest)
 
 
-def _begun(bucket: list[Tensor]) -> tuple[Tensor, dist.Work]:
+def add_up(gradients: list[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Put in the place of gradients their sums over the members of a group, all of them if left out."""
+    waiting = [(bucket, *_begun(bucket, group)) for bucket in _buckets(gradients)]
+    for bucket, flat, work in waiting:
+        work.wait()
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)])
+
+
+def _begun(bucket: list[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, dist.Work]:
     """The gradients of a bucket in one row, which is being added up."""
     flat = torch.cat([gradient.flatten() for gradient in bucket])
-    work = dist.all_reduce(flat, async_op=True)
+    work = dist.all_reduce(flat, group=group, async_op=True)
     assert work is not None
     return flat, work
 

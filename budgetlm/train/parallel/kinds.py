@@ -5,9 +5,10 @@ from typing import Literal, get_args
 from budgetlm.errors import ConfigError
 from budgetlm.train.config import RunConfig
 
-Kind = Literal["ddp", "fsdp", "tp", "pp"]
+Kind = Literal["ddp", "fsdp", "tp", "pp", "ddp,tp"]
 """`ddp`: every device holds the network, and reads its part of each batch; `fsdp`: it holds a part of weights, gradients and optimizer state, too; `tp`: it computes a
-part of every matrix product, of all of the batch; `pp`: it holds some of the blocks, and hands on what comes of them."""
+part of every matrix product, of all of the batch; `pp`: it holds some of the blocks, and hands on what comes of them; `ddp,tp`: a few devices together hold the network and
+compute it as in `tp`, and each few read their part of the batch as in `ddp`."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BY_THEMSELVES: tuple[Kind, ...] = ("ddp", "fsdp")
 """What `auto` chooses from. The others depend on how fast devices are joined, which nobody has measured."""
@@ -28,21 +29,74 @@ def check_devices(devices: int, there: int, says: str) -> None:
         raise ConfigError(f"{devices} devices are asked for, but {says}. Give `--devices {there}` or fewer.")
 
 
-def check_kind(config: RunConfig, kind: Kind, devices: int) -> None:
+def readers(kind: Kind, devices: int, parts: int) -> int:
+    """Devices that read other sequences than their neighbours, so that a batch is divided among so many.
+
+    Args:
+        parts: devices that hold one network together.
+    """
+    return {"ddp": devices, "fsdp": devices, "ddp,tp": devices // parts}.get(kind, 1)
+
+
+def check_parallel(parallel: str, *, offload: bool) -> None:
+    """Refuse a kind that there is not, or that leaves nothing to wait in the processor's memory.
+
+    Args:
+        parallel: what is asked for, `auto` included.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if parallel not in ("auto", *KINDS):
+        raise ConfigError(
+            f"train.parallel cannot be {parallel!r}. Use auto, ddp, fsdp, tp or pp; of two at once `ddp,tp` is there."
+        )
+    if offload and parallel not in ("auto", "fsdp"):
+        raise ConfigError(
+            f"`train.offload` is for the parts of `fsdp`, but `train.parallel` is `{parallel}`, whose weights stay where they are computed with. Use `fsdp` (or `auto`), or leave "
+            "`offload` out."
+        )
+
+
+def check_offload(device: str) -> None:
+    """Refuse to let weights wait in the processor's memory where that is where they are.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if device == "cpu":
+        raise ConfigError(
+            "`train.offload` lets weights wait in the processor's memory, but the device is the processor. Leave it out here."
+        )
+
+
+def check_kind(config: RunConfig, kind: Kind, devices: int, parts: int = 0) -> None:
     """Refuse what a kind cannot do with a run.
+
+    Args:
+        parts: devices that hold one network together; all of them if left out.
 
     Raises:
         ConfigError: the run is not for this kind, or not for so many devices; the message says why, and what to do.
     """
-    if kind in ("ddp", "fsdp") and config.batch_sequences < devices:
+    parts = parts or devices
+    if kind == "ddp,tp" and (devices % parts or parts < 2 or devices == parts):
         raise ConfigError(
-            f"a batch of {config.batch_sequences} sequences cannot be divided among {devices} devices. Give `--devices "
-            f"{config.batch_sequences}` or fewer, or another trial (`--trial N`) with a larger batch."
+            f"`ddp,tp` wants at least two groups of at least two devices each, but {devices} devices do not divide into such of {parts}. Give `--devices 4` or "
+            "another number that is no prime, or `--parallel ddp` or `tp` alone."
+        )
+    if config.batch_sequences < (read := readers(kind, devices, parts)):
+        raise ConfigError(
+            f"a batch of {config.batch_sequences} sequences cannot be divided among {read} devices. Give `--devices "
+            f"{config.batch_sequences * devices // read}` or fewer, or another trial (`--trial N`) with a larger batch."
         )
     if kind == "ddp":
         return
-    of_its_own = {"fsdp": _not_sharded, "tp": _not_by_tensors, "pp": _not_by_stages}[kind]
-    for why in (reason for reason in (*_not_in_parts(config), *of_its_own(config, devices)) if reason):
+    of_its_own = {"fsdp": _not_sharded, "tp": _not_by_tensors, "ddp,tp": _not_by_tensors, "pp": _not_by_stages}[kind]
+    for why in (reason for reason in (*_not_in_parts(config), *of_its_own(config, parts)) if reason):
         raise ConfigError(
             f"this final cannot be trained in parts (`{kind}`) by {devices} devices: {why}. Use `--parallel ddp`, if the model fits one device, or another trial."
         )

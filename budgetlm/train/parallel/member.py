@@ -63,6 +63,8 @@ class Task:
     """CPU threads of a member."""
     offload: bool = False
     """Whether parts of weights wait in the processor's memory."""
+    parts: int = 0
+    """Devices that hold the network together, where not all of them do."""
     hang_seconds: float
     """A member that the others wait for so long is given up."""
 
@@ -117,8 +119,10 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def make_team(kind: Kind, clock: Clock, asked: Callable[[], bool], device: str = "cpu", *, offload: bool = False) -> Members:
-    """The team of this kind, of the processes that have met; arguments as of `Members`, and of `Sharded`."""
+def make_team(
+    kind: Kind, clock: Clock, asked: Callable[[], bool], device: str = "cpu", *, offload: bool = False, parts: int = 0
+) -> Members:
+    """The team of this kind, of the processes that have met; arguments as of `Members`, `Sharded` and `TensorParallel`."""
     match kind:
         case "ddp":
             return DataParallel(clock, asked, device)
@@ -126,10 +130,10 @@ def make_team(kind: Kind, clock: Clock, asked: Callable[[], bool], device: str =
             from budgetlm.train.parallel.fsdp import Sharded
 
             return Sharded(clock, asked, device, offload=offload)
-        case "tp":
+        case "tp" | "ddp,tp":
             from budgetlm.train.parallel.tp import TensorParallel
 
-            return TensorParallel(clock, asked, device)
+            return TensorParallel(clock, asked, device, parts if kind == "ddp,tp" else 0)
         case "pp":
             from budgetlm.train.parallel.pp import Pipelined
 
@@ -144,7 +148,7 @@ def _train(task: Task, line: Voice) -> tuple[RunRecord, list[str]]:
         backend = "cpu:gloo,cuda:nccl"
     _join(backend, timedelta(seconds=task.hang_seconds))
     try:
-        team = make_team(task.kind, Clock(), line.asked, task.config.device, offload=task.offload)
+        team = make_team(task.kind, Clock(), line.asked, task.config.device, offload=task.offload, parts=task.parts)
         team.agree()
         used = team.heard(task.spent_seconds + team.size * (time.monotonic() - task.launched))
         if team.leads:

@@ -4,6 +4,9 @@ By PyTorch's DTensor: of a block's attention the heads are divided, of its MLP t
 twice back; embedding and head are divided by the vocabulary, and the loss is made of logits that no member has all of (`loss_parallel`). Norms are
 everybody's own. That is for members with a fast link: all read the same sequences, and wait for each other in every block.
 
+Or a few members together do so, and several such groups each read their part of a batch (`ddp,tp`): a mesh of two dimensions, of which the gradients are added up along
+the other one, as in `train/parallel/ddp.py`.
+
 Not run on a GPU by us. Sources: Shoeybi et al. 2019, Megatron-LM, section 3 (arXiv:1909.08053); PyTorch's documentation, `torch.distributed.tensor.parallel`.
 """
 
@@ -28,6 +31,7 @@ from budgetlm.budget.clock import Clock
 from budgetlm.model.footprint import LOGIT_ROWS
 from budgetlm.model.transformer import Attention, LanguageModel
 from budgetlm.train.config import RunConfig
+from budgetlm.train.parallel.ddp import add_up
 from budgetlm.train.parallel.parts import InParts
 from budgetlm.train.parallel.spread import is_spread
 
@@ -38,13 +42,20 @@ ROWS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 class TensorParallel(InParts):
-    """Every member holds a part of every matrix."""
+    """Every member holds a part of every matrix.
+
+    Args:
+        parts: how many members hold all of them together; all of them if left out.
+    """
 
     compiles = False
     """Compiled code would pass by what the members tell each other."""
 
-    def __init__(self, clock: Clock, asked: Callable[[], bool], device: str = "cpu") -> None:
-        super().__init__(clock, asked, device, readers=1)
+    def __init__(self, clock: Clock, asked: Callable[[], bool], device: str = "cpu", parts: int = 0) -> None:
+        groups = dist.get_world_size() // parts if parts else 1
+        super().__init__(clock, asked, device, readers=groups)
+        # Neighbours hold a network together: they are the ones with the fast link.
+        self._mesh = init_device_mesh(device, (groups, self.size // groups), mesh_dim_names=("groups", "parts"))
         self._by_heads: list[nn.Parameter] = []
         """Weights that all have, and of whose gradient each has its heads' part."""
 
@@ -52,7 +63,7 @@ class TensorParallel(InParts):
         """Cut the matrices into parts."""
         network.to(config.device)
         self._by_heads = []
-        mesh = init_device_mesh(config.device, (self.size,))
+        mesh = self._mesh["parts"]
         plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in COLUMNS}
         plan |= {name: RowwiseParallel() for name in ROWS}
         for block in network.model.layers:
@@ -65,14 +76,17 @@ class TensorParallel(InParts):
         network.head_loss = _Loss(mesh)
 
     def clip(self, weights: Sequence[nn.Parameter], longest: float) -> Tensor:
-        """Complete the gradients of which each member has a part; the norm is that of all parts of all gradients."""
+        """Add up the groups' gradients, and complete those of which each member has a part; the norm is that of all parts of all gradients."""
+        together = self._mesh.get_group("parts")
         for weight in self._by_heads:
-            dist.all_reduce(weight.grad)
+            dist.all_reduce(weight.grad, group=together)
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         parts = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
         wholes = [gradient for gradient in gradients if not is_spread(gradient)]
+        if self._readers > 1:
+            add_up([*parts, *wholes], self._mesh.get_group("groups"))
         square = torch.nn.utils.get_total_norm(parts).square()
-        dist.all_reduce(square)
+        dist.all_reduce(square, group=together)
         norm = (square + torch.nn.utils.get_total_norm(wholes).square()).sqrt()
         torch._foreach_mul_([*parts, *wholes], (longest / (norm + 1e-6)).clamp(max=1.0))
         return norm

@@ -1,4 +1,4 @@
-"""Two processes of the test's own, and what they do together: small runs of every kind."""
+"""Two or more processes of the test's own, and what they do together: small runs of every kind."""
 
 import itertools
 import uuid
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def together(function: Callable[..., Any], *arguments: Any, logs: Path, devices: int = 2) -> dict[int, Any]:
-    """What each of two processes returns."""
+    """What each of so many processes returns."""
     quieten()
     config = LaunchConfig(
         min_nodes=1,
@@ -95,6 +95,7 @@ class Run:
     folder: Path | None = None
     stop_after: int = 0
     offload: bool = False
+    parts: int = 0
 
 
 def runs(wanted: Sequence[Run], tokens: Tokens) -> list[Outcome | str]:
@@ -112,7 +113,7 @@ def runs(wanted: Sequence[Run], tokens: Tokens) -> list[Outcome | str]:
     taken = itertools.count()
     EnergyMeter.of = lambda _: EnergyMeter([Counter(lambda: float(next(taken)))], share=dist.get_rank())
     for run in wanted:
-        team = make_team(run.kind, clock, lambda: False, offload=run.offload)
+        team = make_team(run.kind, clock, lambda: False, offload=run.offload, parts=run.parts)
         team.agree()
         try:
             outcomes.append(trained(run.config, tokens, team, run.folder, run.stop_after))

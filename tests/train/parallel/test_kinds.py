@@ -4,10 +4,11 @@ from unittest import mock
 import pytest
 
 from budgetlm.compress.apply import Compression
+from budgetlm.config import TrainSettings
 from budgetlm.errors import ConfigError
 from budgetlm.final import final
-from budgetlm.model.footprint import training_memory
-from budgetlm.recipe.oracle import team_worlds
+from budgetlm.model.footprint import host_bytes, training_memory
+from budgetlm.recipe.oracle import team_ways
 from budgetlm.train.config import OptimizerConfig
 from budgetlm.train.parallel.crew import crew_here
 from budgetlm.train.parallel.kinds import KINDS, check_kind
@@ -100,23 +101,70 @@ def test_a_refused_final_is_charged_nothing(searched, cache, clock, monkeypatch,
     assert open_ledger(file_address(config.folder / "study.db")).accounts() == ["search"]
 
 
-def refuse(config, kind, devices):
+def refuse(config, kind, devices, parts):
     assert kind == "fsdp"
     raise ConfigError("not in parts")
 
 
-def test_parts_are_for_what_does_not_fit_a_gpu_and_on_a_cpu_only_if_asked_for(searched):
+def worlds(searched):
+    """That of a study on a CPU, and the same on a GPU."""
     from budgetlm.search.plan import load_plan
 
     cpu = load_plan(searched.folder).world
-    gpu = dataclasses.replace(cpu, device="cuda")
-    assert [list(team_worlds(world, 4, "auto")) for world in (gpu, cpu)] == [["ddp", "fsdp"], ["ddp"]]
-    assert list(team_worlds(gpu, 4, "ddp")) == ["ddp"]
+    return cpu, dataclasses.replace(cpu, device="cuda")
+
+
+def test_parts_are_for_what_does_not_fit_a_gpu_and_on_a_cpu_only_if_asked_for(searched):
+    cpu, gpu = worlds(searched)
+    assert [[way.kind for way in team_ways(world, 4, "auto")] for world in (gpu, cpu)] == [["ddp", "fsdp"], ["ddp"]]
     for world in (cpu, gpu):
         for kind in KINDS:
-            assert list(team_worlds(world, 4, kind)) == [kind]
-    assert team_worlds(gpu, 4, "fsdp")["fsdp"].shards == 4
-    assert team_worlds(cpu, 4, "auto")["ddp"].memory_bytes == cpu.memory_bytes // 4
+            assert [way.kind for way in team_ways(world, 4, kind)] == [kind]
+    assert [way.world.shards for way in team_ways(gpu, 4, "auto")] == [1, 4]
+    assert team_ways(cpu, 4, "auto")[0].world.memory_bytes == cpu.memory_bytes // 4
+
+
+def test_of_two_ways_at_once_the_one_with_the_fewest_parts_that_fits_is_taken(searched):
+    _, gpu = worlds(searched)
+    ways = team_ways(gpu, 8, "ddp,tp")
+    assert [(way.parts, way.world.shards) for way in ways] == [(2, 2), (4, 4)]
+    assert [way.parts for way in team_ways(gpu, 5, "ddp,tp")] == [5]
+    whole = tiny_run(steps=1, model=tiny_model(width=128), batch_sequences=4)
+    check_kind(whole, "ddp,tp", 8, 2)
+    with pytest.raises(ConfigError, match="at least two groups of at least two devices each, but 5 devices do not divide"):
+        check_kind(whole, "ddp,tp", 5, 5)
+    with pytest.raises(ConfigError, match="4 sequences cannot be divided among 6 devices. Give `--devices 8`"):
+        check_kind(whole, "ddp,tp", 12, 2)
+    with pytest.raises(ConfigError, match="its 2 key/value heads are not a multiple"):
+        check_kind(whole, "ddp,tp", 8, 4)
+
+
+def test_what_waits_in_the_processors_memory_takes_none_of_the_devices(searched):
+    cpu, gpu = worlds(searched)
+    assert [(way.kind, way.world.offload) for way in team_ways(gpu, 1, "auto", offload=True)] == [("fsdp", True)]
+    assert not team_ways(cpu, 2, "fsdp", offload=True)[0].world.offload
+    counts = {"micro_batch_sequences": 1, "optimizer": "adamw", "precision": "fp32"}
+    rest = {"checkpoint_activations": True, "accumulates": False, "shards": 4}
+    model = tiny_model(depth=12, width=512)
+    held, waits = (training_memory(model, **counts, **rest, offload=offload).peak for offload in (False, True))
+    assert host_bytes(model) / 4 / 2 < held - waits < host_bytes(model) / 4
+
+
+@pytest.mark.parametrize("kind", ["ddp", "tp", "pp", "ddp,tp"])
+def test_offload_is_refused_where_no_parts_wait(kind):
+    with pytest.raises(ConfigError, match=f"parts of `fsdp`, but `train.parallel` is `{kind}`.*leave `offload` out"):
+        TrainSettings(parallel=kind, offload=True)
+
+
+def test_ways_that_cannot_be_combined_are_refused_with_the_one_that_can():
+    with pytest.raises(ConfigError, match="train.parallel cannot be 'fsdp,tp'.*of two at once `ddp,tp`"):
+        TrainSettings(parallel="fsdp,tp")
+
+
+def test_a_processor_has_nowhere_to_offload_to(searched, cache, clock):
+    config = dataclasses.replace(searched, train=dataclasses.replace(searched.train, offload=True))
+    with pytest.raises(ConfigError, match="the device is the processor. Leave it out"):
+        final("tiny", cache, clock, Watcher(), config=config)
 
 
 def test_one_of_several_devices_holds_less():

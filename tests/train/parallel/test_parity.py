@@ -180,3 +180,17 @@ def test_the_leaders_record_has_what_all_members_took(gang):
     for outcomes in (gang[0], gang[1]):
         # The other member alone has a share; its counter was read when it began, at its first step and at the end.
         assert outcomes["ddp", "adamw"].joules == 2.0
+
+
+def test_groups_of_devices_that_divide_every_matrix_divide_the_batch(tokens, folders, tmp_path):
+    """Four devices in two groups go on with what one has begun, with batches of five sequences that do not divide."""
+    config = dataclasses.replace(BY_TENSORS["adamw"], steps=6)
+    trained(config, tokens, folder=folders / "of one", stop_after=3)
+    wanted = [Run("ddp,tp", config, folders / "of one", parts=2)]
+    (ours,) = together(runs, wanted, tokens, logs=tmp_path, devices=4)[0]
+    assert not isinstance(ours, str), ours
+    alone = trained(config, tokens)
+    assert ours.losses[-3:] == pytest.approx(alone.losses[-3:], rel=NOISE)
+    assert ours.bpb == pytest.approx(alone.bpb, rel=NOISE)
+    for name, weight in alone.weights.items():
+        torch.testing.assert_close(ours.weights[name], weight, atol=1e-3, rtol=0)
