@@ -180,7 +180,8 @@ def _smallest_of_equals(trials: Sequence[int], losses: Mapping[int, float], runs
     noise = measured_noise(runs)
     least = min(losses[n] for n in trials)
     equals = {n for n in trials if losses[n] <= least + (EQUAL * noise.spread if noise else 0.0)}
-    sizes = {r.trial: r.compute_parameters for r in runs if r.trial in equals and r.rung == _highest(runs)[r.trial]}
+    reached = _highest(runs)
+    sizes = {r.trial: r.compute_parameters for r in runs if r.trial in equals and r.rung == reached[r.trial]}
     return min(equals, key=lambda n: (sizes[n], losses[n]))
 
 

@@ -167,7 +167,7 @@ class Model:
             products = first[:, one] * second[:, other]
             if r != s:
                 products += second[:, one] * first[:, other]
-            sums.append(np.add.reduceat(products, starts, axis=0))
+            sums.append(products if len(starts) == len(order) else np.add.reduceat(products, starts, axis=0))
         return np.stack(sums, axis=1).reshape(-1, len(one))
 
 

@@ -39,7 +39,9 @@ class Outcome:
     joules: float
 
 
-def together(function: Callable[..., Any], *arguments: Any, logs: Path, devices: int = 2) -> dict[int, Any]:
+def together(
+    function: Callable[..., Any], *arguments: Any, logs: Path, devices: int = 2, start: str = "spawn"
+) -> dict[int, Any]:
     """What each of so many processes returns."""
     quieten()
     config = LaunchConfig(
@@ -51,6 +53,7 @@ def together(function: Callable[..., Any], *arguments: Any, logs: Path, devices:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        start_method=start,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
     )
     return elastic_launch(config, function)(*arguments)

@@ -187,7 +187,7 @@ def test_groups_of_devices_that_divide_every_matrix_divide_the_batch(tokens, fol
     config = dataclasses.replace(BY_TENSORS["adamw"], steps=6)
     trained(config, tokens, folder=folders / "of one", stop_after=3)
     wanted = [Run("ddp,tp", config, folders / "of one", parts=2)]
-    (ours,) = together(runs, wanted, tokens, logs=tmp_path, devices=4)[0]
+    (ours,) = together(runs, wanted, tokens, logs=tmp_path, devices=4, start="fork")[0]
     assert not isinstance(ours, str), ours
     alone = trained(config, tokens)
     assert ours.losses[-3:] == pytest.approx(alone.losses[-3:], rel=NOISE)
