@@ -194,3 +194,16 @@ def test_groups_of_devices_that_divide_every_matrix_divide_the_batch(tokens, fol
     assert ours.bpb == pytest.approx(alone.bpb, rel=NOISE)
     for name, weight in alone.weights.items():
         torch.testing.assert_close(ours.weights[name], weight, atol=1e-3, rtol=0)
+
+
+def test_parts_whose_members_are_killed_go_on_from_their_newest_checkpoint(tokens, folders, tmp_path):
+    """One of each pair of processes dies with no time for a word, first in `fsdp`, then in `tp`, and all begin again."""
+    config = dataclasses.replace(BY_TENSORS["adamw"], steps=4)
+    wanted = [Run(kind, config, folders / f"{kind} killed", dies_after=3) for kind in ("fsdp", "tp")]
+    returned = together(runs, wanted, tokens, logs=tmp_path, start="fork", restarts=2)
+    alone = trained(config, tokens)
+    by_tensors = returned[0][1]
+    assert 0 < len(by_tensors.losses) < len(alone.losses)  # it did not begin from nothing
+    for ours in returned[0]:
+        assert ours.steps == 4
+        assert ours.bpb == pytest.approx(alone.bpb, rel=NOISE)
