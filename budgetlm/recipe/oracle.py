@@ -1,11 +1,13 @@
 """What a recipe will take, before anything is paid for: time, memory, and what its artefact weighs."""
 
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from budgetlm.compress.apply import Compression, extra_bytes, shrunk
 from budgetlm.compress.layout import artefact_bytes
+from budgetlm.errors import ConfigError
 from budgetlm.model.footprint import TrainingMemory, training_memory
 from budgetlm.model.kinds import FP32
 from budgetlm.model.size import ModelConfig, compute_parameters
@@ -13,7 +15,7 @@ from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.world import Thrift, World
 from budgetlm.train.config import RunConfig
 from budgetlm.train.memory import MemoryModel, run_memory
-from budgetlm.train.parallel.kinds import BY_THEMSELVES, Kind
+from budgetlm.train.parallel.kinds import BY_THEMSELVES, Kind, check_kind
 from budgetlm.train.schedule import longest_up_to, mean_batch_share
 from budgetlm.train.throughput import paced
 
@@ -164,7 +166,10 @@ def team_ways(world: World, devices: int, parallel: str, *, offload: bool = Fals
     counted = one.device != "cpu"
 
     def way(kind: Kind, parts: int) -> Way:
-        return Way(kind, replace(one, shards=parts if counted else 1, offload=offload and counted), parts)
+        spread = replace(
+            one, shards=parts if counted else 1, offload=offload and counted, final_devices=1, final_offload=False
+        )
+        return Way(kind, spread, parts)
 
     groups = [parts for parts in range(2, devices) if devices % parts == 0]
     ways = [
@@ -174,6 +179,23 @@ def team_ways(world: World, devices: int, parallel: str, *, offload: bool = Fals
     ]
     itself = ("fsdp",) if offload else BY_THEMSELVES if counted else BY_THEMSELVES[:1]
     return [each for each in ways if each.kind == parallel or (parallel == "auto" and each.kind in itself)]
+
+
+def of_final(world: World, config: RunConfig | None = None) -> World:
+    """The world of one of the devices that are to train the study's final: spread over all of them as far as may be.
+
+    Args:
+        config: of the final, which may be of a kind that is not trained in parts; left out where that is not known.
+    """
+    if world.device == "cpu" or (world.final_devices == 1 and not world.final_offload):
+        return world
+    ways = team_ways(world, world.final_devices, world.final_parallel, offload=world.final_offload)
+    for way in reversed(ways):
+        with suppress(ConfigError):
+            if config:
+                check_kind(config, way.kind, world.final_devices, way.parts)
+            return way.world
+    return world
 
 
 def fits_in(config: RunConfig, world: World) -> bool:
@@ -206,7 +228,8 @@ def token_milliseconds(recipe: Recipe, world: World) -> float:
 
 
 def fits(model: ModelConfig, world: World) -> bool:
-    """Whether a shape can be trained at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
+    """Whether a shape can be a final's at all, one sequence at a time, by AdamW: no optimizer keeps more beside the weights."""
+    world = of_final(world)
     return _pass_bytes(model, 2, "adamw", False, 0, world.thrift[-1], 0, world, 1) <= world.usable_bytes
 
 

@@ -31,6 +31,7 @@ from budgetlm.recipe.oracle import (
     expected_tokens,
     forward_pass,
     model_of,
+    of_final,
     too_large,
     whole_sequences,
 )
@@ -56,6 +57,7 @@ MANY_EPOCHS = 4.0
 def least_bytes(recipe: Recipe, target_seconds: float, world: World) -> float:
     """Memory that the final needs, trained as thriftily as it may be: one sequence at a time, activations checkpointed if that helps."""
     config = replace(_unchecked(recipe, target_seconds, world), micro_batch_sequences=1)
+    world = of_final(world, config)
     thrifty = replace(config, compact_heap=world.thrift[-1].compact_heap, products_up_to=0)
     again = {way.checkpoint_activations for way in world.thrift}
     return min(expected_peak_bytes(replace(thrifty, checkpoint_activations=each), world) for each in again)
@@ -73,9 +75,12 @@ def at_target(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> Ru
     """The recipe itself, for its whole target of `seconds`.
 
     Raises:
-        ConfigError: the shape is impossible, or would not fit the device's memory.
+        ConfigError: the shape is impossible, or would not fit the memory of the devices that are to train it.
     """
-    return _checked(_unchecked(recipe, seconds, world, seed), recipe, world)
+    config = _unchecked(recipe, seconds, world, seed)
+    if (spread := of_final(world, config)) is not world:
+        config, world = _unchecked(recipe, seconds, spread, seed), spread
+    return _checked(config, recipe, world)
 
 
 def _unchecked(recipe: Recipe, seconds: float, world: World, seed: int = 0) -> RunConfig:
@@ -179,7 +184,9 @@ def truncated(recipe: Recipe, seconds: float, target_seconds: float, world: Worl
     Raises:
         ConfigError: the recipe is impossible, or would not fit the device's memory.
     """
-    whole = at_target(recipe, target_seconds, world, seed)
+    if seconds == target_seconds:
+        return at_target(recipe, seconds, world, seed)
+    whole = _checked(_unchecked(recipe, target_seconds, world, seed), recipe, world)  # a rung's is one device alone
     return replace(whole, seconds=seconds, compile=compiles(recipe, seconds, world))
 
 

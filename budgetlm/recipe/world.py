@@ -74,6 +74,11 @@ class World:
     """Devices that a run's weights, gradients and optimizer state are spread over."""
     offload: bool = False
     """Whether these wait in the processor's memory while they are not computed with."""
+    final_devices: int = 1
+    """Devices that are to train the study's final together, how (`train/parallel/kinds.py`, or `auto`), and whether with offload: where it is held in parts, it may be larger than one
+    device's memory, and a rung, which one device trains, may not."""
+    final_parallel: str = "auto"
+    final_offload: bool = False
 
     @property
     def usable_bytes(self) -> float:

@@ -23,7 +23,7 @@ from budgetlm.model.kinds import FP32
 from budgetlm.model.size import WIDTH_STEP, ModelConfig, compute_parameters, flops_per_token, round_width
 from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.limit import least_artefact_bytes, limited, too_small
-from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed
+from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed, of_final
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import at_rung
 from budgetlm.recipe.space import (
@@ -44,7 +44,7 @@ from budgetlm.records import RunRecord
 from budgetlm.search.ladder import plan_rungs
 from budgetlm.studies import PLAN, PLAN_TEXT
 from budgetlm.train.compilation import Compilation, expected
-from budgetlm.train.config import PRECISIONS, Precision, run_config_from
+from budgetlm.train.config import PRECISIONS, Precision, RunConfig, run_config_from
 from budgetlm.train.memory import (
     HEAP_PRICES,
     HEAP_PRICES_IN_BF16,
@@ -326,7 +326,18 @@ def world_of(config: StudyConfig, passport: Passport, tokens: Tokens, measured: 
         rope_theta=given.shape.rope_theta if given else World.rope_theta,
         teacher=config.train.teacher,
         teacher_parameters=teacher_parameters(config.train.teacher) if config.train.teacher else 0,
+        **final_team(config, passport.device),
     )
+
+
+def final_team(config: StudyConfig, device: str) -> dict[str, Any]:
+    """Who is to train the study's final, as a world has it. How many devices a Ray cluster has is not known before."""
+    gpus = len(visible_gpus()) if device == "cuda" and config.train.engine == "processes" else 1
+    return {
+        "final_devices": config.train.final_devices or max(1, gpus),
+        "final_parallel": config.train.parallel,
+        "final_offload": config.train.offload,
+    }
 
 
 def _document_end(config: StudyConfig, tokens: Tokens) -> int | None:
@@ -458,6 +469,11 @@ def _domain_from_dict(values: dict[str, Any]) -> Domain:
     return Range(**values) if kind == "Range" else Fixed(**values)
 
 
+def _world_of(seconds: float, config: RunConfig, plan: Plan) -> World:
+    """That of a device which trains a rung, or, of those that train it together, the target."""
+    return of_final(plan.world, config) if seconds == plan.target_seconds else plan.world
+
+
 def describe(plan: Plan) -> str:
     """A few lines for people: the machine, the ladder, the default recipe at each of its rungs."""
     world = plan.world
@@ -473,6 +489,6 @@ def describe(plan: Plan) -> str:
             f"{'target' if seconds == plan.target_seconds else 'rung':9} {seconds:8.1f} s: default recipe is depth "
             f"{config.model.depth} x width {config.model.width}, {tokens / 1e6:.2f} M tokens, "
             f"{tokens / compute_parameters(config.model):.0f} a parameter, {tokens * flops_per_token(config.model):.1e} FLOP, "
-            f"{expected_peak_bytes(config, world) / 2**30:.2f} GiB"
+            f"{expected_peak_bytes(config, _world_of(seconds, config, plan)) / 2**30:.2f} GiB"
         )
     return "\n".join(lines)

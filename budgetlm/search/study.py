@@ -39,6 +39,7 @@ from budgetlm.search.plan import (
     Plan,
     check_limit,
     describe,
+    final_team,
     load_plan,
     make_plan,
     memory_of,
@@ -51,6 +52,7 @@ from budgetlm.search.site import Site
 from budgetlm.search.trials import Trials, open_storage
 from budgetlm.studies import IMPORTANCE, LOCK, PLAN
 from budgetlm.train.compilation import keep_compiled
+from budgetlm.train.parallel.kinds import check_offload
 from budgetlm.watch import Watcher
 from budgetlm.workers.child import Place
 from budgetlm.workers.job import TRANSIENT, Ended, Failure, Job, Spent, Workers
@@ -241,12 +243,15 @@ def _settle(
     """The plan and the tokens of a study: looked at and measured the first time, held to what they were after that."""
     identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
     passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
+    if config.train.offload:  # told now, and not when the search is over
+        check_offload(passport.device)
     rungs = rungs_of(config, devices, plan.rungs if plan else ())
     if plan:
         check_machine(plan, passport)
         tokens = prepare(config, plan.world.vocab_size, cache, watcher)
         check_data(plan, tokens, config.name)
-        plan = dataclasses.replace(plan, rungs=rungs)
+        world = dataclasses.replace(plan.world, **final_team(config, passport.device))
+        plan = dataclasses.replace(plan, world=world, rungs=rungs)
     else:
         passport = alone.charged(dataclasses.replace(identify, measured=cache))
         passport = alone.threads(config, passport, cache, rungs[-1])

@@ -23,6 +23,7 @@ import optuna
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS, SEARCH, read_ledger
 from budgetlm.config import read_study_file
 from budgetlm.records import read_records
+from budgetlm.search.trials import open_storage
 from budgetlm.studies import open_config
 from tests.postgres import Server, server
 
@@ -39,6 +40,18 @@ threads = 1
 storage = "{storage}"
 stop_early = false
 """
+
+
+TELLINGS = """
+create table tellings (trial integer not null);
+create function note_telling() returns trigger language plpgsql as $$
+begin
+    if new.state in ('COMPLETE', 'PRUNED', 'FAIL') then insert into tellings values (new.trial_id); end if;
+    return new;
+end $$;
+create trigger tellings after update of state on trials for each row execute function note_telling();
+"""
+"""Has the server itself count how often Optuna is told of each trial, whoever tells, and whoever is killed."""
 
 
 class Cluster:
@@ -100,6 +113,19 @@ def torment(cluster: Cluster, database: Server, options: argparse.Namespace) -> 
     return kills, restarts
 
 
+def watch_tellings(storage: str) -> None:
+    """Have a server count tellings; Optuna's tables are made first."""
+    with open_storage(storage).engine.begin() as connection:
+        connection.exec_driver_sql(TELLINGS)
+
+
+def told_twice(storage: str) -> int:
+    """Trials that Optuna was told of more than once."""
+    with open_storage(storage).engine.connect() as connection:
+        twice = "select count(*) from (select trial from tellings group by trial having count(*) > 1) as twice"
+        return int(connection.exec_driver_sql(twice).scalar_one())
+
+
 def judge(folder: Path, study: str, workers: int) -> dict[str, float]:
     """What is wrong with a study that has come to its end; all should be 0."""
     with contextlib.chdir(folder):
@@ -137,11 +163,12 @@ def main() -> None:
     with server() as database:
         text = STUDY_FILE.format(hours=options.hours, storage=database.storage)
         (folder / "cluster.toml").write_text(text)
+        watch_tellings(database.storage)
         began = time.monotonic()
         cluster = Cluster(folder, options.workers)
         kills, restarts = torment(cluster, database, options)
         seconds = time.monotonic() - began
-        faults = judge(folder, "cluster", options.workers)
+        faults = judge(folder, "cluster", options.workers) | {"trials told twice": told_twice(database.storage)}
         balance = read_ledger(database.storage, "cluster").balance(SEARCH)
         records = read_records(folder / "studies/cluster")
     print(

@@ -9,6 +9,8 @@ from budgetlm.errors import ConfigError
 from budgetlm.final import final
 from budgetlm.model.footprint import host_bytes, training_memory
 from budgetlm.recipe.oracle import team_ways
+from budgetlm.recipe.scale import at_target, least_bytes, memory_violation, truncated
+from budgetlm.search.plan import load_plan
 from budgetlm.train.config import OptimizerConfig
 from budgetlm.train.parallel.crew import crew_here
 from budgetlm.train.parallel.kinds import KINDS, check_kind
@@ -108,8 +110,6 @@ def refuse(config, kind, devices, parts):
 
 def worlds(searched):
     """That of a study on a CPU, and the same on a GPU."""
-    from budgetlm.search.plan import load_plan
-
     cpu = load_plan(searched.folder).world
     return cpu, dataclasses.replace(cpu, device="cuda")
 
@@ -148,6 +148,22 @@ def test_what_waits_in_the_processors_memory_takes_none_of_the_devices(searched)
     model = tiny_model(depth=12, width=512)
     held, waits = (training_memory(model, **counts, **rest, offload=offload).peak for offload in (False, True))
     assert host_bytes(model) / 4 / 2 < held - waits < host_bytes(model) / 4
+
+
+def test_a_search_counts_its_final_as_it_will_be_spread_and_its_rungs_on_one_device(searched):
+    plan, (_, gpu) = load_plan(searched.folder), worlds(searched)
+    target, large = plan.target_seconds, dataclasses.replace(plan.default, depth=24, width=1024, batch_tokens=512)
+    one = dataclasses.replace(gpu, memory_bytes=int(0.6 * least_bytes(large, target, gpu)))
+    eight = dataclasses.replace(one, final_devices=8)
+    assert memory_violation(large, target, one) > 0 > memory_violation(large, target, eight)
+    assert at_target(large, target, eight).model.depth == 24
+    for world in (one, dataclasses.replace(eight, final_parallel="ddp")):
+        with pytest.raises(ConfigError, match="needs about"):
+            at_target(large, target, world)
+    with pytest.raises(ConfigError, match="needs about"):
+        truncated(large, target / 4, target, eight)
+    averaged = dataclasses.replace(large, ema=0.1)  # which is not trained in parts
+    assert memory_violation(averaged, target, eight) > 0
 
 
 @pytest.mark.parametrize("kind", ["ddp", "tp", "pp", "ddp,tp"])
