@@ -156,19 +156,58 @@ class Model:
         return self.errors.within(self.x)
 
     @cached_property
-    def pairs(self) -> np.ndarray:
-        """Sums over the groups of a kind of products of those, (kinds · pairs of effects, pairs of features); of each pair once, for what is made of them is symmetric."""
+    def lone(self) -> np.ndarray:
+        """Which kinds of groups are of a single run each, so that their effects come to one number, (kinds,)."""
         kinds, kind = self.errors.kinds
-        order, (one, other) = np.argsort(kind, kind="stable"), half(self.shared.shape[2])
-        starts = np.searchsorted(kind[order], np.arange(len(kinds)))
+        lone = np.ones(len(kinds), dtype=bool)
+        lone[kind[np.bincount(self.errors.group) > 1]] = False
+        return lone
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """Sums over the groups of a kind of products of features, (rows, pairs of features), each pair once, for what is made of them is symmetric.
+
+        First a row for each lone kind; then for each other kind a row for each pair of effects.
+        """
+        kind, (one, other) = self.errors.kinds[1], half(self.x.shape[1])
+        lone = self.lone[kind]
+        run = np.empty(self.errors.groups, dtype=int)
+        run[self.errors.group] = np.arange(len(self.loss))
+        rows = [_summed(self.x[run[lone]][:, one] * self.x[run[lone]][:, other], kind[lone])]
         sums = []
         for r, s in zip(*half(self.shared.shape[1]), strict=True):
-            first, second = self.shared[order, r], self.shared[order, s]
+            first, second = self.shared[~lone, r], self.shared[~lone, s]
             products = first[:, one] * second[:, other]
             if r != s:
                 products += second[:, one] * first[:, other]
-            sums.append(products if len(starts) == len(order) else np.add.reduceat(products, starts, axis=0))
-        return np.stack(sums, axis=1).reshape(-1, len(one))
+            sums.append(_summed(products, kind[~lone]))
+        return np.concatenate([*rows, np.stack(sums, axis=1).reshape(-1, len(one))])
+
+    def lent(self, effects: np.ndarray) -> np.ndarray:
+        """What of the features' products the groups' effects explain away, (draws, features, features).
+
+        Args:
+            effects: (draws, kinds, effects, effects), as of `Solved`.
+        """
+        size, (r, s), kind = len(self.gram), half(self.shared.shape[1]), self.errors.kinds[1]
+        place, (one, other) = np.empty((size, size), dtype=int), half(size)
+        place[one, other] = place[other, one] = np.arange(len(one))
+        which = np.empty(len(self.lone), dtype=int)
+        which[kind[self.errors.group]] = np.arange(len(self.loss))  # a run of each kind
+        runs = which[self.lone]
+        common = self.errors.weights[runs, None] * self.errors.shared[runs]
+        amounts = np.einsum("dkrs,kr,ks->dk", effects[:, self.lone], common, common, optimize=True)
+        others = effects[:, ~self.lone][..., r, s].reshape(len(effects), -1)
+        lent: np.ndarray = np.take(np.concatenate([amounts, others], axis=1) @ self.pairs, place, axis=1)
+        return lent
+
+
+def _summed(rows: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """Sums of the rows of each kind, in the order of the kinds."""
+    order = np.argsort(kind, kind="stable")
+    starts = np.flatnonzero(np.diff(kind[order], prepend=-1))
+    summed: np.ndarray = rows[order] if len(starts) == len(order) else np.add.reduceat(rows[order], starts, axis=0)
+    return summed
 
 
 @dataclass(frozen=True)
@@ -239,7 +278,7 @@ def solve(model: Model, parameters: Parameters) -> Solved:
     squares, kind = errors.kinds
     effects = inverse(squares + (small[:, :, None] * np.eye(small.shape[1]))[:, None])
     together = errors.within(y).transpose(2, 0, 1)
-    gram, seen = model.gram - _lent(effects, model), (model.x.T @ weighted).T
+    gram, seen = model.gram - model.lent(effects), (model.x.T @ weighted).T
     expected = np.einsum("dgrs,dgs->dgr", effects[:, kind], together)
     seen = seen - expected.reshape(len(seen), -1) @ model.shared.reshape(-1, seen.shape[1])
     square = (y * weighted).sum(axis=0) - (expected * together).sum(axis=(1, 2))
@@ -282,15 +321,6 @@ def _determined_one_by_one(precision: np.ndarray, pull: np.ndarray) -> tuple[np.
             explained[number] = pull[number] @ np.linalg.solve(precision[number], pull[number])
             determinant[number] = np.linalg.slogdet(precision[number])[1]
     return determinant, explained
-
-
-def _lent(effects: np.ndarray, model: Model) -> np.ndarray:
-    """What of the features' products the groups' effects explain away, (draws, features, features)."""
-    size, (r, s) = len(model.gram), half(model.shared.shape[1])
-    place, (one, other) = np.empty((size, size), dtype=int), half(size)
-    place[one, other] = place[other, one] = np.arange(len(one))
-    lent: np.ndarray = np.take(effects[..., r, s].reshape(len(effects), -1) @ model.pairs, place, axis=1)
-    return lent
 
 
 def half(size: int) -> tuple[np.ndarray, np.ndarray]:
