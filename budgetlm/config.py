@@ -96,6 +96,8 @@ class TrainSettings:
     alone."""
     ray_address: str = ""
     """The Ray cluster's address, or `auto` for the one that this machine belongs to; empty to begin one here."""
+    gpu_share: float = 1.0
+    """What each run of a search takes of a GPU on Ray (`num_gpus`): with 0.5 two runs share one, and its memory. Each place is charged as a device all the same."""
     final_devices: int = 1
     """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
     parallel: str = "auto"
@@ -150,6 +152,12 @@ class TrainSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"train.{name} cannot be {getattr(self, name)!r}. Use {', '.join(allowed)}.")
+        if not 0 < self.gpu_share <= 1:
+            raise ConfigError(f"train.gpu_share is {self.gpu_share}, but it is a share of one GPU: above 0, and at most 1.")
+        if self.gpu_share < 1 and self.engine != "ray":
+            raise ConfigError(
+                "train.gpu_share is for Ray, which places several runs on a GPU. Give `--engine ray`, or leave it at 1."
+            )
         check_parallel(self.parallel, offload=self.offload)
         counts = (self.devices, self.final_devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens)
         if min(counts) < 0 or self.clip <= 0:

@@ -173,9 +173,9 @@ def _plan_from_dict(values: dict[str, Any]) -> Plan:
 
 
 def memory_of(config: StudyConfig, passport: Passport) -> int:
-    """Bytes that one run may take: what was granted, or the device's, which workers on one CPU share."""
+    """Bytes that one run may take: what was granted, or the device's, which workers on one CPU share, or its share of a GPU's."""
     sharing = max(1, config.train.devices) if passport.device == "cpu" else 1
-    return int(config.train.memory_gb * 1e9) or passport.memory_bytes // sharing
+    return int(config.train.memory_gb * 1e9) or int(config.train.gpu_share * passport.memory_bytes) // sharing
 
 
 def memory_model(points: Sequence[MemoryPoint], device: str, precision: str) -> MemoryModel:

@@ -273,7 +273,8 @@ def processes(config: StudyConfig, clock: Clock, _should_stop: Callable[[], bool
         from budgetlm.workers.cluster import Cluster
 
         place = Place(device, "", threads_of(config), memory)
-        return Cluster(config.train.ray_address, config.train.devices, place, clock, hang_seconds=config.search.hang_seconds)
+        train, patience = config.train, config.search.hang_seconds
+        return Cluster(train.ray_address, train.devices, place, clock, hang_seconds=patience, gpu_share=train.gpu_share)
     gpus = visible_gpus() if device != "cpu" else []
     if gpus:
         count = min(config.train.devices or len(gpus), len(gpus))

@@ -84,15 +84,25 @@ class Cluster:
         place: what every one of them is; `auto` for its device is a GPU where the cluster has any.
         clock: of the search.
         hang_seconds: a job that nothing is heard of for so long is ended.
+        gpu_share: what each takes of a GPU, where places have one.
 
     Raises:
         ConfigError: Ray is not installed, or there is no such cluster.
     """
 
-    def __init__(self, address: str, most: int, place: Place, clock: Clock, *, hang_seconds: float = 300.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        most: int,
+        place: Place,
+        clock: Clock,
+        *,
+        hang_seconds: float = 300.0,
+        gpu_share: float = 1.0,
+    ) -> None:
         ray = connect(address)
         self._ray, self._most, self._place, self._clock, self._hang_seconds = ray, most, place, clock, hang_seconds
-        self._needs, self._line = needs_of(ray, place.device, place.threads), open_line(ray)
+        self._needs, self._line = needs_of(ray, place.device, place.threads, gpu_share), open_line(ray)
         self._task = ray.remote(max_retries=0, **as_options(self._needs))(_do)
         self._work: dict[int, _Work] = {}
         self._count, self._counted, self._tasks = 0, -LOOK_SECONDS, 0

@@ -114,19 +114,22 @@ def connect(address: str) -> Any:
     return ray
 
 
-def needs_of(ray: Any, device: str, threads: int) -> dict[str, float]:
-    """What a place takes of the cluster: a GPU, or the cores of its threads.
+def needs_of(ray: Any, device: str, threads: int, gpu_share: float = 1.0) -> dict[str, float]:
+    """What a place takes of the cluster: a GPU, or a share of one, or the cores of its threads.
 
     Args:
         device: `cpu`, `cuda`, or `auto` for a GPU where the cluster has any.
+        gpu_share: of a GPU, at most 1.
     """
     on_gpus = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0.0) >= 1)
-    return {"GPU": 1.0} if on_gpus else {"CPU": float(threads or 1)}
+    return {"GPU": gpu_share} if on_gpus else {"CPU": float(threads or 1)}
 
 
 def room(ray: Any, needs: dict[str, float]) -> int:
-    """How many places the cluster has now."""
+    """How many places the cluster has now; a place's share of a GPU is all of one GPU's."""
     there = ray.cluster_resources()
+    if (share := needs.get("GPU", 1.0)) < 1:
+        return int(there.get("GPU", 0.0)) * int(1 / share + 1e-9)
     return min(int(there.get(name, 0.0) / amount) for name, amount in needs.items())
 
 
