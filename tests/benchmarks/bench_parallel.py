@@ -24,12 +24,13 @@ from budgetlm.model.size import ModelConfig, parameters
 from budgetlm.records import CurvePoint
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.loop import train
-from budgetlm.train.parallel.kinds import KINDS
+from budgetlm.train.parallel.kinds import KINDS as ALL
 from budgetlm.train.parallel.member import make_team
 from budgetlm.train.parallel.team import ALONE, Team
 from tests.train.parallel.gang import LABEL, together
 
 VOCABULARY = 1_024
+KINDS = tuple(kind for kind in ALL if "," not in kind)  # for two processes
 Figures = tuple[list[float], float, int]
 """Losses of the steps, seconds of processor time, bytes."""
 

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_ray               # needs `pip install 'budgetlm[ray]'`
 
 The final is trained by both nodes together; one of them is removed in the middle, and another takes its place. Prints what is wrong with the study
-(all should be 0), how the final ended, and what surrounds a run beside its own seconds, on Ray and in processes of our own.
+(all should be 0), how the final ended, and what surrounds a run beside its own seconds, on Ray and in processes of our own: its start, and what its place is held for
+while the search asks, tells, forecasts and keeps its account.
 """
 
 import argparse
@@ -62,10 +63,14 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "budgetlm", *local], cwd=folder, stdout=log, stderr=log, check=True)
     for study in ("ray", "local"):
         own = [r for r in _records(folder, study) if r.state == "done"]
-        beside = [sum(s for p, s in r.by_purpose.items() if p in ("start", "other")) for r in own]
-        print(
-            f"{study}: {len(own)} runs, beside training and evaluation {statistics.median(beside):.2f} s a run (median), {max(beside):.2f} at most"
-        )
+        for purpose, what in (
+            ("start", "a task's or process's start"),
+            ("other", "asking, telling, forecasts and the ledger"),
+        ):
+            seconds = [r.by_purpose.get(purpose, 0.0) for r in own]
+            print(
+                f"{study}: {len(own)} runs, {what} {statistics.median(seconds):.2f} s a run (median), {max(seconds):.2f} at most"
+            )
 
 
 def _final(folder: Path, cluster: "Cluster", hours: float) -> None:
