@@ -7,6 +7,7 @@ it held before. Both are written to one disk of one machine here: over a network
 """
 
 import argparse
+import ctypes
 import shutil
 import statistics
 import tempfile
@@ -89,6 +90,7 @@ def written(model: ModelConfig, folder: Path, rounds: int) -> dict[str, list[Fig
 def taken(write: Callable[[int], None], number: int) -> Figures:
     """What writing takes of this process."""
     dist.barrier()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, so that it counts when it is taken again
     Path("/proc/self/clear_refs").write_text("5")  # from now on the most memory is counted anew
     before, work, wall = memory("VmRSS"), time.process_time(), time.monotonic()
     write(number)

@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from budgetlm.config import StudyConfig, study_config
 from budgetlm.data.tokens import Tokens
 from budgetlm.devices import published_passport
 from budgetlm.forecast.choose import choose
+from budgetlm.forecast.history import Moment
 from budgetlm.records import RunRecord
 from budgetlm.search import ladder
 from budgetlm.search.engines.faults import Faults
@@ -52,6 +54,8 @@ SPACE = {"optimizer": "muon", "schedule": "linear", "warmup": 0.05, "cooldown": 
 """What is not searched, so that a forecast is fitted in less time: depth, width, batch, peak rate and weight decay are."""
 RIVALS = 1000
 RESTARTS = 3
+SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Of the budget, after which it is asked what would have been chosen."""
 COLOURS = {"hours": "#2166ac", "ladder": "#888888", "wall": "#b2182b"}
 
 
@@ -136,6 +140,7 @@ def searched(case: Case) -> dict:
         "runs": len(done),
         "trials": len(truth),
         "regret": 100 * (truth[choice.trial] / best - 1),
+        "regret_by": [_regret_by(share * config.budget.seconds, found.moments, truth, best) for share in SHARES],
         "default": 100 * (truth[0] / best - 1),
         "forecast": choice.forecast.mean / truth[choice.trial] - 1,
         "toll": asdict(found.toll),
@@ -145,11 +150,23 @@ def searched(case: Case) -> dict:
     }
 
 
+def _regret_by(spent: float, moments: list[Moment], truth: dict[int, float], best: float) -> float | None:
+    """Regret of what would have been chosen when so many device-seconds were spent; None before any run had ended."""
+    chosen = [moment.trial for moment in moments if moment.spent_seconds <= spent]
+    return 100 * (truth[chosen[-1]] / best - 1) if chosen else None
+
+
 def interval(values: list[float]) -> tuple[float, float, float]:
     """The mean, and its 95 % interval by the bootstrap."""
     chance, array = np.random.default_rng(0), np.array(values)
     means = array[chance.integers(len(array), size=(2000, len(array)))].mean(axis=1)
     return float(array.mean()), *np.quantile(means, (0.025, 0.975)).tolist()
+
+
+def known(values: Iterable[float | None]) -> float | None:
+    """The mean, where each is known."""
+    values = list(values)
+    return None if None in values else float(np.mean([v for v in values if v is not None]))
 
 
 def rows_of(lines: list[dict], question: str, devices: int, share: float = ladder.WALL_SHARE) -> list[dict]:
@@ -184,6 +201,15 @@ def tell(lines: list[dict]) -> None:
                 f"{question:8} {share:6.2f} {devices:8} {rows[0]['hours']:13.1f} {wall:11.2f} {trials:7.0f} {runs:5.0f}  "
                 f"{mean:5.2f} ({low:5.2f} to {high:5.2f})  {use:10.1f} {seconds:12.1f} {len(rows):3}"
             )
+    for question, share in asked:
+        for devices in DEVICES:
+            rows = [r for r in rows_of(lines, question, devices, share) if "regret_by" in r]
+            if rows:
+                means = [known(r["regret_by"][i] for r in rows) for i in range(len(SHARES))]
+                said = "  ".join("    -" if mean is None else f"{mean:5.2f}" for mean in means)
+                print(
+                    f"{question:8} {share:6.2f} {devices:8} regret %, when {', '.join(map(str, SHARES))} of the budget are spent:  {said}  n {len(rows)}"
+                )
     for line in lines:
         if line["question"] == "day":
             print(
@@ -192,7 +218,7 @@ def tell(lines: list[dict]) -> None:
 
 
 def plot(lines: list[dict], path: Path) -> None:
-    """Regret against devices, as SVG."""
+    """Regret against devices, and against time, as SVG."""
     width, height, left, bottom = 560, 300, 60, 250
     asked = {q: 0.0 if q == "ladder" else ladder.WALL_SHARE for q in COLOURS if any(line["question"] == q for line in lines)}
     groups = [rows_of(lines, q, n, share) for q, share in asked.items() for n in DEVICES]
@@ -203,9 +229,9 @@ def plot(lines: list[dict], path: Path) -> None:
         return left + 40 + 105 * DEVICES.index(devices), bottom - 220 * regret / most
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * width} {height}" font-family="sans-serif" font-size="12">'
     ]
-    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
+    parts.append(f'<rect width="{2 * width}" height="{height}" fill="white"/>')
     parts += [f'<path d="M{left} 20V{bottom}H{width - 20}" fill="none" stroke="#444"/>']
     for devices in DEVICES:
         parts.append(f'<text x="{place(devices, 0)[0]:.0f}" y="{bottom + 18}" text-anchor="middle">{devices}</text>')
@@ -235,7 +261,47 @@ def plot(lines: list[dict], path: Path) -> None:
                 )
         parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>')
         parts.append(f'<text x="{left + 20}" y="{34 + 18 * shift}" fill="{colour}">{said[question]}</text>')
-    path.write_text("\n".join([*parts, "</svg>", ""]))
+    path.write_text("\n".join([*parts, *_against_time(lines, width), "</svg>", ""]))
+
+
+def _against_time(lines: list[dict], x: float) -> list[str]:
+    """Regret against hours on the wall, with the same device-hours: parts of a picture, from x on."""
+    curves = {}
+    for devices in DEVICES:
+        rows = [r for r in rows_of(lines, "hours", devices) if "regret_by" in r]
+        means = [known(r["regret_by"][i] for r in rows) for i in range(len(SHARES))] if rows else []
+        curves[devices] = [
+            (s * DEVICE_HOURS / devices, mean) for s, mean in zip(SHARES, means, strict=False) if mean is not None
+        ]
+    ends = [point for curve in curves.values() for point in curve]
+    if not ends:
+        return []
+    least, longest, most = min(t for t, _ in ends), max(t for t, _ in ends), 1.1 * max(r for _, r in ends)
+    left, bottom, right = x + 60, 250.0, x + 500
+
+    def place(hours: float, regret: float) -> tuple[float, float]:
+        return left + (right - left) * math.log(hours / least) / math.log(longest / least), bottom - 220 * regret / most
+
+    parts = [f'<path d="M{left} 20V{bottom}H{right + 40}" fill="none" stroke="#444"/>']
+    for k in range(5):
+        y = place(least, most * k / 4)[1]
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{most * k / 4:.1f}</text>')
+    parts += [
+        f'<text x="{place(hours, 0)[0]:.0f}" y="{bottom + 18:.0f}" text-anchor="middle">{hours:g}</text>'
+        for hours in (0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+        if least <= hours <= longest
+    ]
+    parts.append(
+        f'<text x="{(left + right) / 2:.0f}" y="{bottom + 38:.0f}" text-anchor="middle">hours on the wall, {DEVICE_HOURS:g} device-hours in all</text>'
+    )
+    for shade, (devices, curve) in zip((0, 45, 90, 135, 180), curves.items(), strict=True):
+        if curve:
+            points = [place(*point) for point in curve]
+            drawn = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+            colour = f"rgb({shade},{shade // 2 + 60},{200 - shade})"
+            parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<text x="{points[-1][0] + 4:.0f}" y="{points[-1][1]:.0f}" fill="{colour}">{devices}</text>')
+    return parts
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from budgetlm.budget.database import file_address
 from budgetlm.budget.ledger import SEARCH, open_ledger
 from budgetlm.config import DATABASE
 from budgetlm.data.tokens import Tokens
+from budgetlm.forecast.history import Moment, read_moments
 from budgetlm.records import RunRecord, curve_path
 from budgetlm.search.engines.faults import Faults, Tally, Toll, checkpoint_interval
 from budgetlm.search.jobs import RungJob
@@ -45,6 +46,8 @@ class Simulation:
     """Trials that the oracle refused: their finals would not fit the memory, or their artefacts not keep the limit."""
     stopped_because: str
     toll: Toll
+    moments: list[Moment]
+    """What would have been chosen, at each end of a run."""
 
 
 def simulate(
@@ -121,7 +124,7 @@ def simulate(
             told_twice=sum(times > 1 for times in tally.told.values()),
             zombies=open_ones + running,
         )
-        return Simulation(site.records(), trials.infeasible(), because, toll)
+        return Simulation(site.records(), trials.infeasible(), because, toll, read_moments(folder))
 
 
 class _Counted(Trials):
