@@ -24,6 +24,8 @@ EXPONENTS = (0.25, 0.25)
 """Median exponents in parameters and tokens before any run."""
 TOKENS_PER_PARAMETER = 20.0
 """Where the two terms of the law are about alike before any run (Hoffmann et al. 2022)."""
+UNIQUE, WORN = "unique_tokens", 15.4
+"""A column that says how much text there was, and after how many readings the next one is worth e times less than new text (arXiv:2305.16264)."""
 PRIORS = ("steplaw",)
 SWEEPS = 2
 """Of the fit: single runs of others' tables may be wrong."""
@@ -114,7 +116,11 @@ def fit_columns(runs: Columns, candidates: Columns, prior: str | None = None) ->
 
 
 def _scales(table: Columns) -> np.ndarray:
-    scales: np.ndarray = np.log(np.stack([np.asarray(table[name], dtype=float) for name in SCALES], axis=1))
+    params, tokens = (np.asarray(table[name], dtype=float) for name in SCALES)
+    if UNIQUE in table and table[UNIQUE].dtype.kind in "fiu" and (table[UNIQUE] > 0).all():
+        unique = np.minimum(table[UNIQUE], tokens)
+        tokens = unique * (1 + WORN * -np.expm1(-(tokens / unique - 1) / WORN))
+    scales: np.ndarray = np.log(np.stack([params, tokens], axis=1))
     return scales
 
 

@@ -221,3 +221,20 @@ def test_the_command_prints_a_line_or_an_object_for_each_candidate(tmp_path):
     told = json.loads(CliRunner().invoke(app, ["forecast", str(runs), str(ahead), "--json", "--prior", "steplaw"]).output)
     assert [set(o) for o in told["outlooks"]] == [{"mean", "low", "high", "probability_best"}] * 2
     assert told["note"] == ""
+
+
+def test_text_that_is_read_again_counts_for_less_where_the_table_says_how_much_there_was():
+    chance = np.random.default_rng(0)
+    params, unique, epochs = (
+        np.exp(chance.uniform(np.log(low), np.log(high), 60)) for low, high in ((2e7, 3e8), (1e8, 2e9), (1, 40))
+    )
+
+    def table(params, unique, epochs):
+        worth = unique * (1 + 15.4 * (1 - np.exp(-(epochs - 1) / 15.4)))
+        loss = 1.7 + 400 / params**0.34 + 410 / worth**0.28
+        return {"params": params, "tokens": unique * epochs, "unique_tokens": unique, "loss": loss}
+
+    wanted = table(np.full(2, 1e9), np.array([4e9, 4e9]), np.array([1.0, 60.0]))
+    truth = wanted.pop("loss")
+    found = forecast_columns(table(params, unique, epochs), wanted, draws=500)
+    assert [o.mean for o in found.outlooks] == pytest.approx(truth, rel=0.02)
