@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint docs bench bench-faults bench-train bench-speed setup clean
+.PHONY: help demo test lint docs bench bench-faults bench-train bench-speed bench-transfer bench-forecast bench-replay bench-search bench-envelope setup clean
 help:
 	@echo "make demo   search, final and report on text you already have, in about five minutes on two CPU cores"
 	@echo "make test   the tests"
@@ -13,6 +13,11 @@ help:
 	@echo "make bench-train   all that is said of training: speed, learning, ablation, oracle, start, text; about four hours of one core"
 	@echo "make bench-speed   of these only tokens per second against peers, which it installs, on one thread; about half an hour"
 	@echo "make bench-faults  the search killed at 200 random instants, about half an hour"
+	@echo "make bench-transfer  what carries over from a cheap run to the target, real training; about two hours of one core"
+	@echo "make bench-forecast  forecasts of others' runs (needs ../shared/data), beside what people do; some ten minutes of one core"
+	@echo "make bench-replay  searches of others' runs replayed, 30 of each, and the samplers at 20, 60 and 200 runs; about two hours of one core"
+	@echo "make bench-search  search against search, real training, three seeds of five contenders; about four hours of one core"
+	@echo "make bench-envelope  run --hours 0.5 beside the default recipe for all of it; about an hour of one core"
 
 # The stamp, not the folder: an installation that was cut off is done again.
 .venv/ready: requirements.txt pyproject.toml
@@ -61,6 +66,29 @@ bench-train: bench-speed
 	$(RUN) -m tests.benchmarks.bench_oracle
 	$(RUN) -m tests.benchmarks.bench_start
 	$(RUN) -m tests.benchmarks.bench_data
+
+# Real training, about two hours of one core; goes on where its results end.
+bench-transfer: .venv/ready
+	@mkdir -p .bench
+	$(RUN) -m tests.benchmarks.bench_transfer .bench/transfer.jsonl
+	$(RUN) -m tests.benchmarks.bench_transfer .bench/transfer.jsonl --table
+
+# Others' finished runs, read from ../shared/data.
+bench-forecast: .venv/ready
+	$(RUN) -m tests.benchmarks.bench_forecast --each
+
+bench-replay: .venv/ready
+	$(RUN) -m tests.benchmarks.bench_replay --samplers forecast tpe qmc random
+	$(RUN) -m tests.benchmarks.bench_replay --trials 20 60 200 --seeds 5 --only scalebench_lr
+
+# Of each contender a search of ten minutes and a final of five, three times; goes on where its results end.
+bench-search: .venv/ready
+	@mkdir -p .bench
+	$(RUN) -m tests.benchmarks.bench_search .bench/search.jsonl --seconds 300 --search 2 --seeds 3 --contenders budgetlm hyperband tpe random default
+
+bench-envelope: .venv/ready
+	@mkdir -p .bench
+	$(RUN) -m tests.benchmarks.bench_envelope .bench/envelope.jsonl --hours 0.5
 
 bench: .venv/ready
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit 1; done
