@@ -44,7 +44,12 @@ def replay(
     study: Annotated[str | None, typer.Option(help="Replay this study's own search instead, or `best`.")] = None,
     budget: Annotated[float | None, typer.Option(help="What a search may spend, in runs of the target, e.g. 0.25.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many searches (30 of a table, 10 of a study).", min=1)] = None,
-    sampler: Annotated[str, typer.Option(help="Optuna's sampler: tpe, gp, cmaes, qmc or random.")] = "tpe",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="Who proposes: forecast (of a table the default), or Optuna's tpe (of a study), gp, cmaes, qmc, random."
+        ),
+    ] = None,
     prior: Annotated[str | None, typer.Option(help="`steplaw`: believe a published law of the best lr and batch.")] = None,
     devices: Annotated[int, typer.Option(help="Of a study: so many devices at once.", min=1)] = 1,
     failures: Annotated[
@@ -80,13 +85,15 @@ def replay(
         if table and target and budget is not None:
             from budgetlm.search.replay import replay_table
 
-            result: TableReplay | StudyReplay = replay_table(table, target, budget, seeds or 30, sampler, prior)
+            result: TableReplay | StudyReplay = replay_table(
+                table, target, budget, seeds or 30, sampler or "forecast", prior
+            )
         else:
             from budgetlm.search.replay_study import replay_study
             from budgetlm.studies import open_config, resolve
 
             config = open_config(resolve(study or "best"))
-            result = replay_study(config, cache_folder(), watcher, budget, seeds or 10, sampler, devices, failures)
+            result = replay_study(config, cache_folder(), watcher, budget, seeds or 10, sampler or "tpe", devices, failures)
     finally:
         watcher.close()
     typer.echo(json.dumps(dataclasses.asdict(result), indent=1) if as_json else result.summary())

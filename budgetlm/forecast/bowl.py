@@ -4,8 +4,8 @@ Only differences within a scale count here, so every scale has a level of its ow
 
     log loss = level(scale) + slope·k + k'·drift·s + bowl(k) + noise,
 
-with k the knobs in spreads of the target's choices and s the logarithms of scale, 0 at the target. All of it is linear, with
-Gaussian priors around "the middle of what may be chosen, not drifting, both quite unsure"; the bowl's depth, the drift and the
+with k the knobs in spreads of the target's choices, about an expected drift, and s the logarithms of scale, 0 at the target. All of it is linear, with
+Gaussian priors around "the middle of what may be chosen, drifting as such a knob usually does, both quite unsure"; the bowl's depth, the drift and the
 noise are averaged over by how well each explains the runs. A fit takes milliseconds, so that it can follow every run of a search.
 """
 
@@ -23,12 +23,14 @@ NOISES = (0.0008, 0.002, 0.006)
 """Candidates for what is left of a run near the best ones: repeated runs differ by 0.0003, the rest is no bowl."""
 FROM_THE_MIDDLE = 1.0
 """How far from the middle of what may be chosen the best knob is thought to be: a median slope there, in depths of the bowl for each spread."""
-DRIFTS = (0.3, 0.6)
-"""Candidates for how far the optimum moves with scale, in logarithms of a knob for each factor e. Published laws lie between 0.1 and 0.8."""
-STEADY = 0.15
-"""A knob that is a ratio already, such as tokens per parameter, is taken to drift by so much of that: compute-optimal ratios hardly do."""
-FAR = 0.03
-"""A run this much above the best at its scale is far up the walls, where there is no bowl: it counts for half, worse ones for less."""
+DRIFTS = {"": (0.0, 0.0, 0.45), "ratio": (0.0, 0.0, 0.07), "rate": (-0.35, 0.0, 0.25), "batch": (0.1, 0.4, 0.2)}
+"""How far the best knob moves, by its role: expected per factor e of parameters and of tokens, and the spread of both. Logarithms of a knob.
+Published laws lie between 0.1 and 0.8 either way, and compute-optimal ratios hardly move. Rates fall with width (-1/3 to -1/2 per parameter in
+arXiv:2203.03466; GPT-3's -0.3), while with tokens published signs differ; batches grow like the tokens' root (arXiv:2410.21676), a little with size."""
+SURENESS = (2 / 3, 4 / 3)
+"""Candidates for these spreads, as multiples."""
+FAR = 0.02
+"""A run this much above the best at its scale is far up the walls, where there is no bowl: it counts for half, worse ones for hardly anything."""
 REACH = 2.0
 """Farther than this, in spreads, the optimum is not believed to drift between a cheap scale and the target."""
 SWEEPS = 3
@@ -41,14 +43,15 @@ LAW_MISS, LAW_DRIFT = 0.05, 0.01
 
 @dataclass(frozen=True)
 class BowlFrame:
-    """The coordinates: knobs relative to the middle of the target's choices (or to a law), scales relative to the target."""
+    """The coordinates: knobs relative to what is expected before any run, scales relative to the target."""
 
     target: np.ndarray  # (axes,) logarithms
     origin: np.ndarray  # (knobs,)
     spread: np.ndarray  # (knobs,)
     kinds: Kinds
-    law_drift: np.ndarray  # (knobs, axes); 0 without a law
-    lawful: np.ndarray  # (knobs,) bool
+    drift: np.ndarray  # (knobs, axes) expected
+    unsure: np.ndarray  # (knobs, axes) spread of the drift
+    lawful: np.ndarray  # (knobs,) bool: a published law is believed
 
     @staticmethod
     def of(target: np.ndarray, middle: np.ndarray, wide: np.ndarray, kinds: Kinds, law: Centre | None = None) -> "BowlFrame":
@@ -61,35 +64,76 @@ class BowlFrame:
             kinds: of the knobs.
             law: of the optimum, where one is to be believed; NaN for knobs that it does not know.
         """
-        count, axes = len(middle), len(target)
-        spread = np.where(kinds.curved & (wide > 0), wide, 1.0)
-        origin = np.where(kinds.curved, middle, 0.0)
-        if law is None:
-            return BowlFrame(target, origin, spread, kinds, np.zeros((count, axes)), np.zeros(count, dtype=bool))
-        known = np.isfinite(law.offset) & kinds.logged
-        drift = np.where(known[:, None], law.drift, 0.0)
-        return BowlFrame(target, np.where(known, law.offset + drift @ target, origin), spread, kinds, drift, known)
+        axes, spread = len(target), np.where(kinds.curved & (wide > 0), wide, 1.0)
+        usual = np.array([DRIFTS[role] for role in kinds.role]).reshape(-1, 3)
+        expected = usual[:, :2] if axes == 2 else usual[:, :2].mean(axis=1, keepdims=True).repeat(axes, axis=1)
+        drift = np.where((kinds.curved & kinds.logged)[:, None], expected, 0.0)
+        unsure = usual[:, 2:].repeat(axes, axis=1)
+        origin, known = np.where(kinds.curved, middle, 0.0), np.zeros(len(middle), dtype=bool)
+        if law is not None:
+            known = np.isfinite(law.offset) & kinds.logged
+            drift = np.where(known[:, None], law.drift, drift)
+            unsure = np.where(known[:, None], LAW_DRIFT, unsure)
+            origin = np.where(known, law.offset + drift @ target, origin)
+        return BowlFrame(target, origin, spread, kinds, drift, unsure, known)
 
     def place(self, scales: np.ndarray, knobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scales (n, axes) and knobs (n, knobs) in these coordinates."""
         s = scales - self.target
-        return s, (knobs - self.origin - s @ self.law_drift.T) / self.spread
+        return s, (knobs - self.origin - s @ self.drift.T) / self.spread
 
     def features(self, s: np.ndarray, k: np.ndarray) -> np.ndarray:
         """Linear, drift, squares, products, squares that change with scale, (n, features)."""
         n, round_ones = len(k), k[:, self.kinds.curved]
         rows, columns = np.tril_indices(round_ones.shape[1], -1)
-        drift = (k[:, :, None] * s[:, None, :]).reshape(n, -1)
+        drift = (k[:, :, None] * s[:, None, :]).reshape(n, k.shape[1] * s.shape[1])
         changing = round_ones**2 * s.sum(axis=1, keepdims=True)
         return np.concatenate([k, drift, round_ones**2, round_ones[:, rows] * round_ones[:, columns], changing], axis=1)
 
 
 @dataclass(frozen=True)
 class Bowl:
-    """The fitted differences between knobs."""
+    """The fitted differences between knobs: a Gaussian of the coefficients for each combination of depth, noise and drift.
+
+    The first of them are levels of the scales that were seen.
+    """
 
     frame: BowlFrame
-    coefficients: np.ndarray  # (features,), posterior means
+    levels: np.ndarray  # (scales,) their numbers
+    shares: np.ndarray  # (combinations,) how well each explains the runs, summing to 1
+    means: np.ndarray  # (combinations, levels + features)
+    precisions: np.ndarray  # (combinations, levels + features, levels + features)
+    noise: float
+    """Expected."""
+
+    @cached_property
+    def covariances(self) -> np.ndarray:
+        """Of each combination; a forecast has no use for them."""
+        inverted: np.ndarray = np.linalg.inv(self.precisions)
+        return inverted
+
+    @cached_property
+    def coefficients(self) -> np.ndarray:
+        """Expected of the features, (features,)."""
+        expected: np.ndarray = (self.shares @ self.means)[len(self.levels) :]
+        return expected
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        """Of levels and features over all combinations."""
+        apart = self.means - self.shares @ self.means
+        total: np.ndarray = np.tensordot(self.shares, self.covariances, 1) + (apart.T * self.shares) @ apart
+        return total
+
+    def draws(self, count: int, chance: np.random.Generator) -> np.ndarray:
+        """Of the features' coefficients, (count, features)."""
+        which = chance.choice(len(self.shares), count, p=self.shares)
+        drawn = self.means[which]
+        for one in np.unique(which):
+            rows = which == one
+            root = np.linalg.cholesky(self.covariances[one])
+            drawn[rows] += chance.standard_normal((rows.sum(), len(root))) @ root.T
+        return drawn[:, len(self.levels) :]
 
     def at_target(self, knobs: np.ndarray) -> np.ndarray:
         """Expected log loss of knobs (n, knobs) at the target, up to a constant that all share."""
@@ -112,19 +156,19 @@ class Bowl:
         best, moves = np.zeros(count), np.zeros((count, axes))
         best[curved] = np.clip(-turned @ slope, -REACH, REACH)
         moves[curved] = -turned @ drift[curved]
-        moves = frame.law_drift + frame.spread[:, None] * moves
+        moves = frame.drift + frame.spread[:, None] * moves
         return Centre(frame.origin + frame.spread * best - moves @ frame.target, moves)
 
     def moved(self, scale: np.ndarray) -> np.ndarray:
         """How far the best knobs at a scale (axes,) lie from those at the target, (knobs,): 0 for indicators."""
         frame, s = self.frame, scale - self.frame.target
-        lawful = frame.law_drift @ s
-        total: np.ndarray = lawful + np.clip(self.centre.drift @ s - lawful, -REACH * frame.spread, REACH * frame.spread)
+        expected = frame.drift @ s
+        total: np.ndarray = expected + np.clip(self.centre.drift @ s - expected, -REACH * frame.spread, REACH * frame.spread)
         return total
 
 
 def fit_bowl(frame: BowlFrame, scales: np.ndarray, knobs: np.ndarray, loss: np.ndarray, cells: np.ndarray) -> Bowl:
-    """Fit the bowl to finished runs; with few of them it is mostly the prior.
+    """Fit the bowl to finished runs; with few of them it is mostly the prior, with none nothing else.
 
     Args:
         frame: the coordinates.
@@ -134,34 +178,32 @@ def fit_bowl(frame: BowlFrame, scales: np.ndarray, knobs: np.ndarray, loss: np.n
         cells: (n,), the same number for runs of the same scale.
     """
     s, k = frame.place(scales, knobs)
-    _, cell = np.unique(cells, return_inverse=True)
-    levels = int(cell.max()) + 1
-    x = np.concatenate([np.eye(levels)[cell], frame.features(s, k)], axis=1)
-    y = np.log(loss) - np.log(loss).mean()
-    means, spreads, noise = _priors(frame, levels)
+    levels, cell = np.unique(cells, return_inverse=True)
+    x = np.concatenate([np.eye(len(levels))[cell], frame.features(s, k)], axis=1)
+    y = np.log(loss) - np.log(loss).sum() / max(1, len(loss))
+    means, spreads, noise = _priors(frame, len(levels))
     weights = np.ones(len(y))
-    for sweep in range(SWEEPS):
-        coefficients = _solve(x, y, weights, means, spreads, noise)
-        if sweep < SWEEPS - 1:
-            least = np.full(levels, np.inf)
-            np.minimum.at(least, cell, np.minimum(x @ coefficients, y))
-            weights = 1 / (1 + (np.maximum(y - least[cell], 0) / FAR) ** 2)
-    return Bowl(frame, coefficients[levels:])
+    for _ in range(SWEEPS - 1):
+        shares, found, _ = _solve(x, y, weights, means, spreads, noise)
+        least = np.full(len(levels), np.inf)
+        np.minimum.at(least, cell, np.minimum(x @ (shares @ found), y))
+        weights = 1 / (1 + ((y - least[cell]) / FAR) ** 4)
+    shares, found, precisions = _solve(x, y, weights, means, spreads, noise)
+    return Bowl(frame, levels, shares, found, precisions, float(shares @ noise[:, 0]))
 
 
 def _priors(frame: BowlFrame, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means and spreads of the coefficients, each (combinations, features), and the noise of each combination."""
-    depth, noise, drift = np.array(list(product(DEPTHS, NOISES, DRIFTS))).T[:, :, None]
+    depth, noise, sureness = np.array(list(product(DEPTHS, NOISES, SURENESS))).T[:, :, None]
     count, axes, numbers = len(frame.kinds.curved), len(frame.target), int(frame.kinds.curved.sum())
     one, pairs = np.ones((1, 1)), numbers * (numbers - 1) // 2
     slope = np.where(frame.lawful, 2 * LAW_MISS / frame.spread, np.where(frame.kinds.curved, FROM_THE_MIDDLE, 5.0))
-    drift = drift * np.where(frame.kinds.steady, STEADY, 1.0)
-    wander = np.where(frame.lawful, LAW_DRIFT, drift) * 2 / np.where(frame.kinds.logged, frame.spread, 1.0)
-    wander = np.where(frame.kinds.curved, wander, 0.5)
+    wander = 2 * frame.unsure / np.where(frame.kinds.logged, frame.spread, 1.0)[:, None]
+    wander = np.where(frame.kinds.curved[:, None], wander, 0.5).ravel()
     parts = [
         np.ones((len(depth), levels)),
         depth * slope,
-        depth * np.repeat(wander, axes, axis=1),
+        depth * sureness * wander,
         0.7 * depth * one.repeat(numbers, 1),
         0.5 * depth * one.repeat(pairs, 1),
         0.02 * depth * one.repeat(numbers, 1),
@@ -175,8 +217,8 @@ def _priors(frame: BowlFrame, levels: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 def _solve(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, means: np.ndarray, spreads: np.ndarray, noise: np.ndarray
-) -> np.ndarray:
-    """Posterior mean of the coefficients, averaged over the combinations by their evidence."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The combinations' shares by their evidence, and of each the coefficients' mean and precision."""
     weighted = x * weights[:, None]
     gram, right = weighted.T @ x, weighted.T @ y
     precision = gram / noise[..., None] ** 2 + np.eye(x.shape[1]) * (spreads**-2.0)[:, None, :]
@@ -186,5 +228,4 @@ def _solve(
     determinant = np.linalg.slogdet(precision)[1] + 2 * np.log(spreads).sum(axis=1)
     evidence = -0.5 * (square / noise[:, 0] ** 2 - (pull * shift).sum(axis=1) + determinant) - len(y) * np.log(noise[:, 0])
     share = np.exp(evidence - evidence.max())
-    mean: np.ndarray = share @ (means + shift) / share.sum()
-    return mean
+    return share / share.sum(), means + shift, precision

@@ -11,6 +11,12 @@ from budgetlm.forecast.points import Centre, Kinds
 STEP_LAW = {"lr": (0.578, -0.713, 0.307), "batch_tokens": (-0.556, 0.0, 0.571)}
 """Logarithm of the best knob: a constant, per log of parameters without embeddings, per log of tokens (Step Law, arXiv:2503.04715)."""
 
+ROLES = {
+    "rate": ("lr", "learning_rate", "max_lr", "peak_lr", "lr_peak"),
+    "batch": ("batch", "batch_size", "batch_tokens", "batch_seqs"),
+}
+"""Columns of which something is known that no table has to show (`forecast/bowl.py`), by their names."""
+
 Columns = Mapping[str, np.ndarray]
 """Column name -> values: floats, or text where one of them is none."""
 
@@ -25,8 +31,8 @@ class Knob:
     logged: bool = False
     curved: bool = False
     """Whether it may have a best value between others."""
-    steady: bool = False
-    """Whether that value hardly drifts with scale."""
+    role: str = ""
+    """As in `Kinds`."""
 
     @property
     def name(self) -> str:
@@ -49,23 +55,24 @@ class Encoding:
     knobs: list[Knob]
 
     @staticmethod
-    def of(runs: Columns, others: Columns, names: Sequence[str], steady: Sequence[str] = ()) -> "Encoding":
+    def of(runs: Columns, others: Columns, names: Sequence[str], ratios: Sequence[str] = ()) -> "Encoding":
         """The knobs of some columns that two tables have: those that vary among the runs, and text that varies among all.
 
         Args:
             runs: what is learned from.
             others: what is forecast.
             names: of the columns.
-            steady: columns that are ratios already, such as tokens per parameter.
+            ratios: columns that are one already, such as tokens per parameter.
         """
         knobs: list[Knob] = []
+        roles = dict.fromkeys(ratios, "ratio") | {column: role for role, columns in ROLES.items() for column in columns}
         for name in names:
             both = np.concatenate([runs[name], others[name]])
             if both.dtype.kind not in "fiu":
                 values = sorted(set(both.astype(str)))
                 knobs += [Knob(name, value) for value in values if len(values) > 1]
             elif (distinct := len(np.unique(runs[name]))) > 1:
-                knobs.append(Knob(name, None, bool(both.min() > 0), distinct > 2, name in steady))
+                knobs.append(Knob(name, None, bool(both.min() > 0), distinct > 2, roles.get(name.lower(), "")))
         return Encoding(knobs)
 
     @property
@@ -76,8 +83,8 @@ class Encoding:
     @property
     def kinds(self) -> Kinds:
         """What they are."""
-        table = np.array([(k.curved, k.logged, k.steady) for k in self.knobs], dtype=bool).reshape(-1, 3)
-        return Kinds(*table.T)
+        curved, logged = (np.array([getattr(k, name) for k in self.knobs], dtype=bool) for name in ("curved", "logged"))
+        return Kinds(curved, logged, np.array([k.role for k in self.knobs], dtype=str))
 
     def values(self, table: Columns) -> np.ndarray:
         """The knobs of a table's rows, (rows, knobs)."""

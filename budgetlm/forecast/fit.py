@@ -139,7 +139,7 @@ class Forecaster:
         doses, final_doses = doses_of(runs, numbers, self._target_seconds, EXPONENT)
         knobs = np.concatenate([traits, words], axis=1)
         curved = np.repeat([True, False], [traits.shape[1], words.shape[1] + doses.shape[1]])
-        kinds = Kinds(curved, np.zeros_like(curved), np.zeros_like(curved))
+        kinds = Kinds.plain(curved)
         scales = scales_of(runs, self._target_seconds)
         points = Points(scales.of_runs, np.concatenate([knobs[trial], doses], axis=1))
         loss = np.array([r.bpb for r in runs], dtype=float)

@@ -17,14 +17,19 @@ class Points:
 
 @dataclass(frozen=True)
 class Kinds:
-    """What the knobs are, each (knobs,) bool."""
+    """What the knobs are, each (knobs,)."""
 
     curved: np.ndarray
-    """A number, which has a best value between others; else an indicator."""
+    """bool: a number, which has a best value between others; else an indicator."""
     logged: np.ndarray
-    """A logarithm."""
-    steady: np.ndarray
-    """A ratio already, such as tokens per parameter, whose best value hardly drifts with scale."""
+    """bool: a logarithm."""
+    role: np.ndarray
+    """What everybody knows of it: a peak learning "rate", a "batch", a "ratio" such as tokens per parameter; "" of others."""
+
+    @staticmethod
+    def plain(curved: np.ndarray) -> "Kinds":
+        """Of knobs that are no logarithms and of which nothing is known."""
+        return Kinds(curved, np.zeros(len(curved), dtype=bool), np.full(len(curved), ""))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from budgetlm.errors import ConfigError
-from budgetlm.search.engines.policy import Judge, search_table
+from budgetlm.search.engines.policy import FORECAST, Judge, search_table
 from budgetlm.search.engines.table import Table, Target, open_table
 
 
@@ -62,7 +62,7 @@ class TableReplay:
 
 
 def replay_table(
-    path: Path, target: str, budget: float, seeds: int = 30, sampler: str = "tpe", prior: str | None = None
+    path: Path, target: str, budget: float, seeds: int = 30, sampler: str = FORECAST, prior: str | None = None
 ) -> TableReplay:
     """Replay searches on a table of finished runs.
 
@@ -71,7 +71,7 @@ def replay_table(
         target: `params=…,tokens=…`, or `flops=…` where the split between the two is a knob as well.
         budget: of each search, in runs of the target.
         seeds: how many searches.
-        sampler: which of Optuna's samplers proposes.
+        sampler: who proposes the runs: the forecast, or one of Optuna's samplers.
         prior: `steplaw` for a published law of the best lr and batch; None for none.
 
     Raises:
@@ -99,7 +99,7 @@ def replay_rows(
     losses: np.ndarray,
     budget: float,
     seeds: Sequence[int],
-    sampler: str = "tpe",
+    sampler: str = FORECAST,
     prior: str | None = None,
     judge: Judge = "both",
 ) -> TableReplay:

@@ -8,9 +8,12 @@ loss above the best of them, in %. Intervals are bootstrapped over searches (95 
     halving    successive halving: a third of the configurations goes on to the next dearer scale, from the cheapest; the best one unchanged
     middle     the configuration in the middle of what may be chosen, nothing spent
     ... alone  ours, but the bowl or the response surface alone chooses among the target's rows
-    law        Step Law (arXiv:2503.04715), nothing spent; it was fitted to runs like these
+    Step Law   itself (arXiv:2503.04715), nothing spent; it was fitted to runs like these
 
-    python -m tests.benchmarks.bench_replay [--seeds 30] [--samplers tpe gp cmaes qmc random] [--only NAME ...] [--alone]
+Ours are named by who proposes the runs: the forecast, or one of Optuna's samplers (a sampler that is not installed is left out with a word).
+With `--trials 20 60 200` searches end after so many runs instead, with three target runs to spend, and the bowl alone chooses.
+
+    python -m tests.benchmarks.bench_replay [--seeds 30] [--samplers forecast tpe gp cmaes qmc random] [--only NAME ...] [--rows NAME ...] [--trials N ...]
 """
 
 import argparse
@@ -22,13 +25,16 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
+from budgetlm.errors import ConfigError
 from budgetlm.forecast.encoding import STEP_LAW
-from budgetlm.search.engines.policy import Judge, search_table
+from budgetlm.search.engines.policy import FORECAST, Judge, search_table
 from budgetlm.search.engines.table import Purse, Table, Target, make_table
-from budgetlm.search.sampler import SAMPLERS
+from budgetlm.search.sampler import SAMPLERS, make_sampler
 from tests.benchmarks.bench_forecast import read
 
 BUDGETS = (0.25, 0.5, 1.0)
+AMPLE = 3.0
+"""Target runs, where the number of runs is what ends a search."""
 FEWEST_SCALES = 4
 """A target needs so many scales at 1/12 of its cost or less."""
 MOST_TARGETS = 5
@@ -169,6 +175,21 @@ def ours(sampler: str, prior: str | None = None, judge: Judge = "both") -> Calla
     return search
 
 
+def ours_of(sampler: str) -> Callable[[Task, float, int], int]:
+    return lambda task, trials, seed: (
+        search_table(task.table, task.losses, AMPLE, seed, sampler, None, "bowl", int(trials)).row
+    )
+
+
+def installed(samplers: list[str]) -> Iterator[str]:
+    """Those that can be used; of the others a line."""
+    for name in samplers:
+        try:
+            yield name if name == FORECAST or make_sampler(0, name) else FORECAST
+        except ConfigError as error:
+            print(f"left out: {error}", flush=True)
+
+
 def regret(task: Task, row: int) -> float:
     return 100 * (float(task.losses[row]) / float(task.losses[task.table.choices].min()) - 1)
 
@@ -184,30 +205,35 @@ def told(values: list[float]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=30)
-    options.add_argument("--samplers", nargs="*", default=list(SAMPLERS))
+    options.add_argument("--samplers", nargs="*", default=[FORECAST, *SAMPLERS])
     options.add_argument("--only", nargs="*", default=[], help="data sets whose names hold one of these")
-    options.add_argument("--alone", action="store_true", help="budgetlm alone")
+    options.add_argument("--rows", nargs="*", default=[""], help="policies whose names hold one of these")
+    options.add_argument("--trials", type=int, nargs="*", default=[], help="ends of searches, in runs; budgets if left out")
     given = options.parse_args()
-    policies: dict[str, Callable[[Task, float, int], int]] = {f"budgetlm, {s}": ours(s) for s in given.samplers}
-    policies |= {f"budgetlm, {s}, --prior steplaw": ours(s, "steplaw") for s in given.samplers[:1]}
-    alone: tuple[Judge, ...] = ("bowl", "surface")
-    policies |= {f"budgetlm, {given.samplers[0]}, {j} alone": ours(given.samplers[0], judge=j) for j in alone}
-    if not given.alone:
-        policies |= {
-            "proxies": proxies(1 / 30),
-            "proxy top": proxies(1 / 10),
-            "halving": halving,
-            "middle": middle,
-            "law": law,
-        }
+    samplers = list(installed(given.samplers))
+    if given.trials:
+        policies = {f"budgetlm, {s}, by runs": ours_of(s) for s in samplers}
+    else:
+        policies = {f"budgetlm, {s}": ours(s) for s in samplers}
+        policies |= {f"budgetlm, {s}, --prior steplaw": ours(s, "steplaw") for s in samplers[:1]}
+        alone: tuple[Judge, ...] = ("bowl", "surface")
+        policies |= {f"budgetlm, {s}, {j} alone": ours(s, judge=j) for s in samplers[:1] for j in alone}
+        policies |= {"proxies": proxies(1 / 30), "proxy top": proxies(1 / 10), "halving": halving}
+        policies |= {"middle": middle, "Step Law": law}
+    policies = {who: policy for who, policy in policies.items() if any(part in who for part in given.rows)}
+    ends = given.trials or BUDGETS
     for name, group in groupby(tasks(given.only), key=lambda task: task.name):
         members = list(group)
-        print(f"\n{name}: {len(members)} targets, {given.seeds} searches of each for each budget", flush=True)
+        told_of = "runs" if given.trials else "target runs"
+        print(
+            f"\n{name}: {len(members)} targets, {given.seeds} searches of each, after {', '.join(map(str, ends))} {told_of}",
+            flush=True,
+        )
         for who, policy in policies.items():
-            if members[0].lawful is None and "law" in who:
+            if members[0].lawful is None and "law" in who.lower():
                 continue
-            seeds = range(1 if who in ("middle", "law") else given.seeds)
-            found = [[regret(t, policy(t, b, s)) for t in members for s in seeds] for b in BUDGETS]
+            seeds = range(1 if who in ("middle", "Step Law") else given.seeds)
+            found = [[regret(t, policy(t, b, s)) for t in members for s in seeds] for b in ends]
             print(f"  {who:36} {'   '.join(f'{told(f):>18}' for f in found)}", flush=True)
 
 

@@ -19,7 +19,7 @@ def study():
     knobs = chance.standard_normal((TRIALS, 2))
     above = np.exp(0.1 * knobs[:, 0] + 0.05 * knobs[:, 1] ** 2 + 0.03 * chance.standard_normal(TRIALS))[trial]
     loss = 0.5 + above * np.exp(-0.2 * u + 0.01 * chance.standard_normal(len(u)))
-    kinds = Kinds(np.array([True, True]), np.zeros(2, bool), np.zeros(2, bool))
+    kinds = Kinds.plain(np.array([True, True]))
     errors = Errors.of_trials(trial, u)
     surface = fit_surface(Points(u[:, None], knobs[trial]), loss, kinds, PRIOR, errors, size=128)
     return knobs, trial, u, loss, errors, surface
@@ -81,7 +81,7 @@ def test_small_matrices_are_inverted():
 def test_a_fit_that_begins_where_another_ended_says_the_same(study):
     knobs, trial, u, loss, errors, surface = study
     points = Points(u[:, None], knobs[trial])
-    kinds = Kinds(np.array([True, True]), np.zeros(2, bool), np.zeros(2, bool))
+    kinds = Kinds.plain(np.array([True, True]))
     cold, warm = (fit_surface(points, loss, kinds, PRIOR, errors, size=512, like=like) for like in (None, surface.draws))
     wanted, level = Points(np.zeros((TRIALS, 1)), knobs), np.tile([1.0, 0.0], (TRIALS, 1))
     one, other = (s.mixture(wanted, np.arange(TRIALS), level).means.mean(axis=0) for s in (cold, warm))

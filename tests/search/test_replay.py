@@ -13,6 +13,7 @@ from budgetlm.search.engines.table import Target, make_table, open_table
 from budgetlm.search.replay import replay_rows, replay_table
 from budgetlm.search.sampler import SAMPLERS, make_sampler
 
+LAW = np.array([[-0.713, 0.307], [0.0, 0.571]])
 TARGET = Target(params=256e6, tokens=16e9)
 
 
@@ -89,6 +90,27 @@ def test_with_the_response_surface_the_choice_is_as_good_as_with_the_bowl_alone(
     assert [s.by_cost for s in both.searches] == [s.by_cost for s in bowl.searches]
 
 
+def test_runs_chosen_by_what_they_tell_choose_better_than_as_many_spread_by_chance(runs):
+    table, losses = make_table(runs, TARGET)
+    found = replay_rows(table, losses, 0.1, range(4), judge="bowl")
+    most = max(s.trials for s in found.searches)
+    spread = []
+    for seed in range(4):
+        cheap = np.flatnonzero(table.cost < 1 / 20)
+        rows = np.random.default_rng(seed).choice(cheap, most, replace=False)
+        bowl = fit_bowl(table.frame(), table.scales[rows], table.knobs[rows], losses[rows], table.cells[rows])
+        spread.append(losses[table.choices[bowl.at_target(table.knobs[table.choices]).argmin()]])
+    assert found.mean < 100 * (np.mean(spread) / losses[table.choices].min() - 1)
+
+
+def test_money_goes_on_to_dearer_scales_when_the_cheapest_are_used_up(runs):
+    few = {name: column[(runs["params"] > 1e8) & (runs["lr"] < 3e-4)] for name, column in runs.items()}
+    table, losses = make_table(few, TARGET)
+    found = search_table(table, losses, 3.0, seed=0, judge="bowl")
+    assert found.by_cost["0.0312"] == np.isclose(table.cost, table.cost.min()).sum()
+    assert found.spent > 2.5
+
+
 def test_the_same_seed_gives_the_same_answer_and_another_one_another(runs):
     table, losses = make_table(runs, TARGET)
     again = [search_table(table, losses, 0.1, seed, "tpe", judge="bowl") for seed in (1, 1, 2)]
@@ -118,6 +140,17 @@ def test_a_believed_law_decides_where_runs_cannot(runs):
     lawful["loss"] = 3 * np.exp(0.005 * off)
     table, losses = make_table(lawful, TARGET, prior="steplaw")
     assert replay_rows(table, losses, 0.01, range(3), "random", "steplaw", "bowl").mean < 0.1
+
+
+def test_a_believed_law_stands_unless_the_runs_clearly_speak_against_it(runs):
+    n, d = np.log(TARGET.params), np.log(TARGET.tokens)
+    law = np.array([0.578 - 0.713 * n + 0.307 * d, -0.556 + 0.571 * d])
+    table, _ = make_table(runs, TARGET, prior="steplaw")
+    nearest = table.choices[((table.knobs[table.choices] - law) ** 2).sum(axis=1).argmin()]
+    for off, stands in ((0.05, True), (-1.5, False)):
+        best = law + off
+        losses = 3 * np.exp(0.01 * ((table.knobs - best - (table.scales - table.target) @ LAW.T) ** 2).sum(axis=1))
+        assert (search_table(table, losses, 0.2, 0, prior="steplaw", judge="bowl").row == nearest) == stands
 
 
 def test_text_and_compute_can_be_searched_too():

@@ -137,7 +137,7 @@ def make_table(runs: Columns, target: Target, path: str = "the table", prior: st
         raise DataError(
             f"{path} has no run at {target.summary()}. The nearest: {_nearest(scales, wanted)}. Name one of these."
         )
-    encoding = Encoding.of(knobs, knobs, list(knobs), steady=[RATIO])
+    encoding = Encoding.of(knobs, knobs, list(knobs), ratios=[RATIO])
     if not encoding.knobs:
         raise DataError(
             f"no knob varies in {path}: there is nothing to search. It needs a column beside {', '.join(NOT_KNOBS)}."
