@@ -37,7 +37,7 @@ class Deployed:
 
 
 def tokens_read(context_length: int) -> int:
-    """Tokens that go through the model while its speed is measured."""
+    """Tokens that go through the model while its speed is measured, at most: what writes without a memory reads its text anew for each."""
     return (REPEATS + 1) * context_length + DECODED * (context_length // 4 + DECODED)
 
 

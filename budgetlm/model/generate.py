@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from budgetlm.model.reader import Reader
 from budgetlm.model.transformer import LanguageModel
 
 
@@ -34,14 +35,12 @@ def generate(
             arXiv:1904.09751); 1 for all.
     """
     assert prompt, "an empty prompt leaves nothing to continue; begin with the end-of-text token"
-    device = next(network.parameters()).device
     random = torch.Generator(device="cpu").manual_seed(seed)
-    ids = list(prompt)
+    reader, ids = Reader(network), list(prompt)
     for _ in range(most_tokens):
         if should_stop():
             return
-        window = torch.tensor([ids[-network.config.context_length :]], device=device)
-        logits_V = network.lm_head(network.features(window)[:, -1])[0].float().cpu()
+        logits_V = reader.logits(ids).float().cpu()
         if temperature == 0:
             token = int(logits_V.argmax())
         else:

@@ -46,15 +46,25 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, documents: Documents | None = None) -> Tensor:
         """Mix each position with those before it, of its own document where they are given: (B, L, D) -> (B, L, D)."""
+        by_products = self.products_up_to >= x_BLD.shape[1] and torch.is_grad_enabled()
+        q_BHLS, k_BKLS, v_BKLS = self.project(x_BLD, cos_LS, sin_LS, head_by_head=by_products)
+        return self.output(attend(q_BHLS, k_BKLS, v_BKLS, documents, by_products=by_products))
+
+    def project(
+        self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, *, head_by_head: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, L, S), keys and values (B, K, L, S), the first two turned by their positions, in memory as `rotate` says."""
         B, L, _ = x_BLD.shape
         size = self.head_size
         q_BHLS = self.q_norm(self.q_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         k_BKLS = self.k_norm(self.k_proj(x_BLD).view(B, L, -1, size)).transpose(1, 2)
         v_BKLS = self.v_proj(x_BLD).view(B, L, -1, size).transpose(1, 2)
-        by_products = self.products_up_to >= L and torch.is_grad_enabled()
-        q_BHLS, k_BKLS = (rotate(x, cos_LS, sin_LS, head_by_head=by_products) for x in (q_BHLS, k_BKLS))
-        mixed_BHLS = attend(q_BHLS, k_BKLS, v_BKLS, documents, by_products=by_products)
-        out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).reshape(B, L, -1))
+        q_BHLS, k_BKLS = (rotate(x, cos_LS, sin_LS, head_by_head=head_by_head) for x in (q_BHLS, k_BKLS))
+        return q_BHLS, k_BKLS, v_BKLS
+
+    def output(self, mixed_BHLS: Tensor) -> Tensor:
+        """What attention mixed, (B, H, L, S), as it is added to the residual stream, (B, L, D)."""
+        out_BLD: Tensor = self.o_proj(mixed_BHLS.transpose(1, 2).flatten(2))
         return out_BLD
 
 
