@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -97,15 +97,21 @@ def resident(device: str = "cpu") -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def main(folder: Path, device: str = "cpu", *options: str) -> None:
-    """Load, use and measure a model. What PyTorch itself takes is there before."""
+def load_and_measure(folder: Path, device: str, now: Callable[[], float]) -> tuple[Deployed, LanguageModel]:
+    """Load, use and measure a model in this process, which is to be one of its own. What PyTorch itself takes is there before."""
     import_torchao()
     torch.nn.functional.linear(torch.ones(64, 64, device=device), torch.ones(64, 64, device=device))
     before = resident(device)
     loaded, _, _ = load_artefact(folder)
     network = loaded.to(device)
-    measured = speed(network, time.process_time if "--processor-time" in options else time.perf_counter)
-    sys.stdout.write(json.dumps(asdict(measured) | {"resident_bytes": max(0, resident(device) - before)}))
+    measured = speed(network, now)
+    return replace(measured, resident_bytes=max(0, resident(device) - before)), network
+
+
+def main(folder: Path, device: str = "cpu", *options: str) -> None:
+    """Measure, and print it."""
+    now = time.process_time if "--processor-time" in options else time.perf_counter
+    sys.stdout.write(json.dumps(asdict(load_and_measure(folder, device, now)[0])))
 
 
 if __name__ == "__main__":
