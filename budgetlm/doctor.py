@@ -68,6 +68,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "recipe": study.recipe,
     "repetition": study.repetition,
     "space": study.space,
+    "compression": machine.compression,
     "budget": study.budget,
     "memory": room.memory,
     "disk": room.disk,

@@ -150,6 +150,29 @@ def test_a_wall_clock_in_the_past_and_a_missing_boot_id_are_warnings(tiny_study,
     assert "no boot id" in check.says
 
 
+def test_compressions_are_tried_where_they_are_searched_and_slow_ones_are_a_warning(tiny_study, found, monkeypatch):
+    speeds = {("int8", 256): 0.9, ("int8", 1): 0.2, ("int8-dynamic", 256): 0.1, ("int8-dynamic", 1): 0.1}
+    monkeypatch.setattr(probes, "rounded_speed", lambda option, _device, rows: speeds[option, rows])
+    checks = {
+        named: found(tiny_study(space={"compression": named}))["compression"]
+        for named in ("none", "prune", "prune+int8", "int8-dynamic-qat")
+    }
+    assert {named: check.state for named, check in checks.items() if check.state != "ok"} == {"int8-dynamic-qat": "warning"}
+    assert "0.90 times" in checks["prune+int8"].says
+    assert "Use int8" in checks["int8-dynamic-qat"].says
+
+
+def test_a_compression_that_cannot_be_had_here_is_a_fault(tiny_study, found, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    without = found(tiny_study(space={"compression": "int8"}))["compression"]
+    assert without.state == "fault"
+    assert "pip install 'budgetlm[compress]'" in without.says
+
+
+def test_rounded_products_are_really_timed():
+    assert 0 < probes.rounded_speed("int8", "cpu", rows=4) < 1000
+
+
 def test_compiling_is_only_tried_when_asked_for(tiny_study, found, monkeypatch):
     tried = []
     monkeypatch.setattr(probes, "try_compile", lambda device: tried.append(device) or 1.5)

@@ -28,6 +28,8 @@ COARSEST_CLOCK = 0.01
 """A monotonic clock of coarser steps (s) times no optimisation step."""
 BUSY_SHARE = 0.25
 """Of the cores, what others may use before timings can no longer be trusted."""
+READ_AT_ONCE, SLOW_PRODUCTS = 256, 0.5
+"""Rows of a product as in reading a text, and of fp32's speed the share below which those of a compressed model are a warning."""
 CUDA_CONTEXT_BYTES = 2**30
 """What our own CUDA context may hold of a device's memory, generously; beyond it memory is in use by others."""
 
@@ -152,6 +154,39 @@ def precision(case: Case) -> Finding:
     if case.config.train.precision.startswith("bf16"):
         return "warning", says + ", but `train.precision` asks for it. Use `auto` or `fp32`."
     return "ok", says + ", so fp32 is used"
+
+
+def compression(case: Case) -> Finding:
+    """Whether the compressions that are searched can be had here, and whether what they make would be slow."""
+    from budgetlm.compress.apply import check_compression, parse
+    from budgetlm.recipe.space import compressions
+
+    device, named = needed(case.identity, "a device").device, compressions(needed(case.expected, "a default recipe").space)
+    for option in named:
+        check_compression(option, device, case.config.train.teacher, _capability(device))
+    stored = {o.name.removesuffix("-qat") for option in named for o in parse(option) if o.kind == "bits"}
+    says, warnings = f"{', '.join(named)} can be had here", []
+    for name in sorted(stored):
+        writing, reading = (probes.rounded_speed(name, device, rows) for rows in (1, READ_AT_ONCE))
+        found = (
+            f"{name} multiplies {READ_AT_ONCE} rows at {reading:.2f} times the speed of fp32 here, and one at {writing:.2f}"
+        )
+        says += f"; {found}"
+        if reading < SLOW_PRODUCTS:
+            warnings.append(f"{found}: a smaller file, but a slower model. {_instead(name)}")
+    return judge([], warnings, says)
+
+
+def _instead(option: str) -> str:
+    if option == "int8-dynamic":
+        return "Use int8, unless it is for another device: this one lacks fast products of 8-bit integers."
+    return "Use a smaller recipe, or shrink-layers, where it is to be fast."
+
+
+def _capability(device: str) -> tuple[int, int] | None:
+    import torch
+
+    return torch.cuda.get_device_capability(0) if device == "cuda" else None
 
 
 def compile(case: Case) -> Finding:

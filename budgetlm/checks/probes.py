@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sqlite3
+import statistics
 import subprocess
 import tempfile
 import time
@@ -23,6 +24,8 @@ CGROUP = Path("/sys/fs/cgroup")
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.", "lustre", "ceph", "gpfs", "beegfs", "afs", "glusterfs")
 """Beginnings of the names under which Linux mounts what other machines may write to as well."""
 LOOKS_AT_A_CLOCK = 1_000_000
+PRODUCT_SIZE, PRODUCTS_TIMED = 512, 9
+"""Rows and columns of a matrix whose products are timed; how often, the first time to warm up."""
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -238,6 +241,33 @@ def try_compile(device: str) -> float:
     if doubled.item() != 128:
         raise RuntimeError(f"the compiled function gave {doubled.item()} instead of 128")
     return time.perf_counter() - started
+
+
+def rounded_speed(option: str, device: str, rows: int) -> float:
+    """How fast products with a matrix in the 8 or 4 bits of a compression option are, as a multiple of the speed of those in fp32.
+
+    Args:
+        rows: that are multiplied at once: 1 as in writing, many as in reading.
+    """
+    import torch
+
+    from budgetlm.compress.apply import BY_NAME
+    from budgetlm.compress.quantize import rounding
+    from budgetlm.model.size import ModelConfig
+
+    size = PRODUCT_SIZE
+    shape = ModelConfig(vocab_size=size, depth=1, width=size, context_length=rows)
+    plain, x_RD = torch.randn(size, size, device=device), torch.randn(rows, size, device=device)
+    rounded = rounding(BY_NAME[option], shape, activations=True)(plain)
+
+    def seconds(weight: torch.Tensor) -> float:
+        started = time.perf_counter()
+        float(torch.nn.functional.linear(x_RD, weight).sum())  # a number waits for the device
+        return time.perf_counter() - started
+
+    with torch.no_grad():
+        pairs = [(seconds(plain), seconds(rounded)) for _ in range(PRODUCTS_TIMED)]
+    return statistics.median(a / b for a, b in pairs[1:])
 
 
 def _read(path: Path) -> str:
