@@ -6,13 +6,13 @@ Each is also what `budgetlm report --csv` and `--json` write. A frame without ro
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from budgetlm.forecast.choose import highest_rungs, mean_losses
+from budgetlm.forecast.choose import finalists, highest_rungs, mean_losses
 from budgetlm.forecast.fit import Forecaster, quantiles, usable
+from budgetlm.forecast.front import costs_of, front
 from budgetlm.forecast.history import DEFAULT, Moment
 from budgetlm.forecast.worth import gain_of_a_longer_final, gain_of_trials
 from budgetlm.receipts import Receipt
@@ -219,6 +219,9 @@ def all_receipts(found: Sequence[Receipt]) -> pd.DataFrame:
 def compression(facts: Facts, judgement: Judgement) -> pd.DataFrame:
     """Loss against megabytes, and milliseconds a token, of what would be deployed: trials as forecast, finals as measured, and the front.
 
+    The front is the study's own, as `budgetlm status` shows it: of its second objective, among the trials that climbed highest. Where the loss is all there is, that of
+    loss and size.
+
     Empty for a study in which neither a recipe is compressed nor its size counts.
     """
     columns = [
@@ -245,21 +248,16 @@ def compression(facts: Facts, judgement: Judgement) -> pd.DataFrame:
         forecast, bounds = judgement.forecasts[r.trial].mean, judgement.intervals[r.trial]
         cost = (r.predicted_model_bytes / 1e6, r.predicted_token_ms or None)
         rows.append([r.run, r.trial, "trial", r.recipe.get("compression", "none"), forecast, *bounds, None, *cost, False])
+    losses = {n: judgement.forecasts[n].mean for n in finalists(records, judgement.forecasts)}
+    best = front(losses, costs_of(records, facts.objectives if facts.objectives != "loss" else "loss,size"))
     for row in rows:
-        row[-1] = not any(_dominates(other, row) for other in rows if other is not row)
+        row[-1] = row[1] in best
     for r in (r for r in records if r.kind == "final" and r.artefact_bytes):
         cost = (r.artefact_bytes / 1e6, 1e3 / r.decode_tokens_per_second if r.decode_tokens_per_second else None)
         rows.append(
             [r.run, r.trial, "final", r.recipe.get("compression", "none"), r.bpb, None, None, r.dense_bpb, *cost, False]
         )
     return pd.DataFrame(rows, columns=columns)
-
-
-def _dominates(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether `one` is at least as good in loss, megabytes and milliseconds, and better in one of them."""
-    pairs = [(one[i], other[i]) for i in (4, 8, 9)]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return all(a <= b for a, b in known) and any(a < b for a, b in known)
 
 
 def final_parts(facts: Facts) -> pd.DataFrame:

@@ -108,7 +108,7 @@ SECTIONS: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
         [
             (
                 "compression",
-                "Loss against size and speed of what would be deployed: trials as they are forecast, the front that none of them beats, finals as measured.",
+                "Loss against size and speed of what would be deployed: trials as they are forecast, the front among those that climbed highest, finals as measured.",
             ),
             ("oracle", "Predicted against measured speed and memory of every run; on the line both agree."),
             ("receipts", "Forecasts of finals before they began, with 80 % intervals, and what came of them."),

@@ -177,7 +177,7 @@ figures.compression = {
     const rows = B.rowsOf("compression");
     if (!rows.length) return false;
     const shown = [["megabytes", "megabytes on disk", B.number], ["milliseconds", "milliseconds a token", B.number]].filter(([key]) => rows.some(r => r[key] > 0));
-    const cells = B.cells(host, "two", shown.length);
+    const cells = B.cells(host, "two", shown.length), counts = B.data.facts.plan.world.objectives === "loss,latency" ? "milliseconds" : "megabytes";
     for (const [key, title, format] of shown) {
       const known = rows.filter(r => r[key] > 0);
       const c = B.chart(cells.shift(), { height: 330, label: `Loss against ${title}` });
@@ -185,7 +185,7 @@ figures.compression = {
       B.axes(c, x, y, { xLabel: `${title} (log scale)`, yLabel: "bits per byte", xFormat: format, yFormat: d3.format(".3f") });
       B.dots(c, known.filter(r => !r.front && r.kind === "trial").map(r => [r[key], r.bpb]), x, y, "trial", 6);
       const front = known.filter(r => r.front).sort((a, b) => a[key] - b[key]);
-      B.lines(c, [front.map(r => [r[key], r.bpb])], x, y, "chosen");
+      if (key === counts) B.lines(c, [front.map(r => [r[key], r.bpb])], x, y, "chosen");
       B.dots(c, front.map(r => [r[key], r.bpb]), x, y, "chosen", 9);
       for (const r of known) if (r.kind === "final") B.mark(c, d3.symbolStar, x(r[key]), y(r.bpb), 110, "star");
       const said = r => r.kind === "final" ? `final of trial ${r.trial}, ${r.compression}` : `trial ${r.trial}, ${r.compression}`;
