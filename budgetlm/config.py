@@ -134,6 +134,8 @@ class TrainSettings:
     teacher: str = ""
     """What `distil` learns from: a final's `model` folder, another folder that transformers loads, or a Hugging Face id; with the
     study's tokenizer (`compress/distill.py`)."""
+    charge_teacher: bool = False
+    """Whether the search pays for the teacher's own training too, as its folder says what that took: for one that was trained for this study."""
     eval_tokens: int = 0
     """Tokens of the validation sample; 0 for as few as tell two recipes apart beside the noise of their seeds, and at most what 2 % of the
     cheapest rung can pay for."""
@@ -159,6 +161,8 @@ class TrainSettings:
                 "train.gpu_share is for Ray, which places several runs on a GPU. Give `--engine ray`, or leave it at 1."
             )
         check_parallel(self.parallel, offload=self.offload)
+        if self.charge_teacher and not self.teacher:
+            raise ConfigError("train.charge_teacher needs a teacher. Set `train.teacher`, or leave it out.")
         counts = (self.devices, self.final_devices, self.threads, self.checkpoint_seconds, self.memory_gb, self.eval_tokens)
         if min(counts) < 0 or self.clip <= 0:
             raise ConfigError(

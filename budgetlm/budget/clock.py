@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-Purpose = Literal["start", "calibrate", "compile", "train", "evaluate", "compress", "checkpoint", "other", "lost"]
+Purpose = Literal["start", "calibrate", "compile", "train", "evaluate", "compress", "checkpoint", "other", "lost", "teacher"]
 """What a device-second was for. `train` is optimisation steps and nothing else; `start` is a process on its way to the
-first of them; `compress` makes what would be deployed; `lost` is time of a process that was gone before it could say what it had been doing."""
+first of them; `compress` makes what would be deployed; `lost` is time of a process that was gone before it could say what it had been doing; `teacher` was spent before the study, on training its teacher."""
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from budgetlm.budget.clock import Clock, Meter
+from budgetlm.budget.clock import Clock, Meter, Purpose, duration
 from budgetlm.budget.ledger import SEARCH, Ledger, open_ledger
+from budgetlm.compress.teacher import seconds_of, teacher_folder
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.rest import rest_being_read
@@ -60,6 +61,8 @@ from budgetlm.workers.processes import Processes, start_server
 
 MOST_PREPARING_SECONDS = 600.0
 """Identifying and measuring a device takes seconds; beyond this something is wrong with it."""
+TEACHER = "teacher"
+"""What the ledger calls the training of a study's teacher, where that is charged."""
 
 
 Hire = Callable[[StudyConfig, Clock, Callable[[], bool]], Workers]
@@ -196,6 +199,7 @@ def _search(
     for lease, seconds in ledger.release_the_dead(time.sleep):
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
+    owed = _owed_for_the_teacher(config, ledger)
     config.save(folder)
     keep_init(config)
     keep_compiled(cache)
@@ -203,6 +207,9 @@ def _search(
     with closing(hire(config, clock, stop)) as workers:
         alone = Alone(ledger, clock, workers, attempts=1 + config.search.max_restarts)
         plan, tokens = _settle(config, plan, len(workers.places), alone, cache, watcher)
+        if owed:
+            alone.charge(TEACHER, "teacher", owed)
+            watcher.note(f"teacher   its training took {duration(owed)}, which the search is charged for")
         site = Site(
             folder,
             plan,
@@ -235,6 +242,29 @@ def _search(
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
     left = ledger.balance().remaining_seconds
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)
+
+
+def _owed_for_the_teacher(config: StudyConfig, ledger: Ledger) -> float:
+    """Device-seconds of the teacher's own training that the search is still to be charged for.
+
+    Raises:
+        ConfigError: its folder does not say what they were, or the budget cannot pay for them.
+    """
+    if not config.train.charge_teacher or ledger.charged_to(SEARCH, TEACHER):
+        return 0.0
+    folder, left = teacher_folder(config.train.teacher), ledger.balance().remaining_seconds
+    took = seconds_of(folder)
+    if not took:
+        raise ConfigError(
+            f"{folder} does not say what training the teacher took, so it cannot be charged. Set `train.charge_teacher` to false, or take a "
+            "final of budgetlm."
+        )
+    if took > left:
+        raise ConfigError(
+            f"training the teacher took {duration(took)}, but the search has {duration(left)} left. Give more than that with `--hours`, or set "
+            "`train.charge_teacher` to false."
+        )
+    return took
 
 
 def _settle(
@@ -310,6 +340,12 @@ class Alone:
         finally:
             meter.flush()
             lease.settle()
+
+    def charge(self, run: str, purpose: Purpose, seconds: float) -> None:
+        """Charge the study for what was done elsewhere."""
+        lease = self._ledger.lease(SEARCH, seconds, run=run)
+        lease.charge(run, {purpose: seconds})
+        lease.settle()
 
     def threads(self, config: StudyConfig, passport: Passport, cache: Path, rung_seconds: float) -> Passport:
         """The passport with as many CPU threads as train fastest, where that is left to be chosen."""

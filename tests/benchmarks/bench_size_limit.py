@@ -5,7 +5,7 @@
 
 Both have the same limit, device time for search and final, vocabulary and seeds, and begin with the same default recipe. What is scored is the
 final's artefact read back from the disk, on the whole validation split. With `--front` there is no limit: one study of loss and size, its
-front, and finals of the picks. All time is processor time of one thread.
+front, and finals of the picks. All time is processor time of one thread. `--pages` keeps the report of every study, which carries its records.
 
     python -m tests.benchmarks.bench_size_limit results.jsonl --megabytes 2 --seconds 300 --search 2 --seeds 2      # goes on where it ended
     python -m tests.benchmarks.bench_size_limit results.jsonl --front --seconds 300 --search 4 --picks smallest best
@@ -15,6 +15,7 @@ front, and finals of the picks. All time is processor time of one thread.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from budgetlm.config import StudyConfig, study_config
 from budgetlm.data.batches import validation_sample
 from budgetlm.final import final
 from budgetlm.records import read_records
+from budgetlm.report.write import report
 from budgetlm.search.plan import load_plan
 from budgetlm.search.study import SearchResult, prepare, search
 from budgetlm.train.evaluate import evaluate
@@ -78,6 +80,13 @@ class Bench:
         forecast = [done.forecast.mean, *done.forecast.interval] if done.forecast else None
         return {"bpb": bpb, "sample": done.record.bpb, "dense_bpb": done.record.dense_bpb, "forecast": forecast, **facts}
 
+    def keep_page(self, config: StudyConfig) -> None:
+        """The study's report, where those are to be kept: its folder is not."""
+        if self.options.pages:
+            pages, asked = self.options.pages, f"{self.options.megabytes:g}mb-{self.options.seconds:g}s"
+            pages.mkdir(parents=True, exist_ok=True)
+            shutil.copy(report(config.name), pages / f"{config.name}-{asked}.html")
+
 
 def contest(bench: Bench, arm: str, seed: int) -> dict:
     """One arm and seed under the limit."""
@@ -89,7 +98,9 @@ def contest(bench: Bench, arm: str, seed: int) -> dict:
     trials = {r.trial: r.recipe["compression"] for r in records}
     told = {"trials": len(trials), "runs": len(records), "compressed_trials": sum(c != "none" for c in trials.values())}
     asked = {"arm": arm, "seed": seed, "seconds": options.seconds, "search": options.search, "megabytes": options.megabytes}
-    return {**asked, **told, "why": result.stopped_because, **bench.final(config)}
+    done = bench.final(config)
+    bench.keep_page(config)
+    return {**asked, **told, "why": result.stopped_because, **done}
 
 
 def pareto(bench: Bench) -> dict:
@@ -101,6 +112,7 @@ def pareto(bench: Bench) -> dict:
     compression = {r.trial: r.recipe["compression"] for r in read_records(config.folder)}
     front = [{**asdict(point), "compression": compression[point.trial]} for point in result.choice.front]
     picks = {which: bench.final(config, which) for which in options.picks}
+    bench.keep_page(config)
     asked = {"arm": "front", "seed": 0, "seconds": options.seconds, "search": options.search, "megabytes": 0.0}
     return {**asked, "trials": len(compression), "front": front, "picks": picks}
 
@@ -145,8 +157,10 @@ def main() -> None:
     parser.add_argument("--front", action="store_true", help="a study of loss and size in place of a limit")
     parser.add_argument("--picks", nargs="+", default=("smallest", "best"))
     parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "bench_size_limit_cache"))
+    parser.add_argument("--pages", type=Path, help="a folder for the reports")
     parser.add_argument("--table", action="store_true", help="print what is there")
     options = parser.parse_args()
+    options.pages = options.pages and options.pages.resolve()  # before the folder is changed
     path = options.results.resolve()
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not options.table:

@@ -12,6 +12,7 @@ from budgetlm.compress.artefact import load_artefact, make_artefact, save_artefa
 from budgetlm.compress.layout import artefact_bytes
 from budgetlm.compress.measure import measure_apart, speed, tokens_read
 from budgetlm.errors import ConfigError
+from budgetlm.files import write_json
 from budgetlm.final import final
 from budgetlm.model.export import save_model
 from budgetlm.model.size import parameters
@@ -108,6 +109,27 @@ def test_what_a_study_lacks_is_said_before_anything_is_charged(tiny_study, cache
     with pytest.raises(ConfigError, match="needs a teacher"):
         study.search(config, cache, clock, Watcher())
     assert sum(ledger_of(config.name).balance().by_purpose.get(p, 0) for p in ("train", "evaluate")) == 0
+
+
+def test_a_teacher_that_was_trained_for_a_study_is_charged_once(tiny_study, cache, clock, tokens, tmp_path):
+    save_model(tmp_path, trained_looking(tiny_model(width=48)), tokens.tokenizer_file, 0)
+    train = {"eval_tokens": 256, "threads": 1, "compile": "off", "teacher": str(tmp_path), "charge_teacher": True}
+
+    def search(seconds=6.0):
+        study.search(tiny_study(seconds, train=train), cache, clock, Watcher())
+        return ledger_of("tiny").balance()
+
+    with pytest.raises(ConfigError, match="does not say what training the teacher took"):
+        search()
+    write_json(tmp_path / "recipe.json", {"seconds": 7.0})
+    with pytest.raises(ConfigError, match="took 7 s, but the search has 6 s left"):
+        search()
+    write_json(tmp_path / "recipe.json", {"seconds": 5.3})
+    first, again = search(), search()
+    assert first.by_purpose["teacher"] == again.by_purpose["teacher"] == 5.3
+    assert again.charged_seconds <= 6.0
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        tiny_study(train={"charge_teacher": True})
 
 
 def test_a_final_of_a_compressed_recipe_is_what_was_scored_and_it_writes(tiny_study, cache, fast_clock, tokens):
