@@ -6,12 +6,14 @@
     steps     seconds of a step with an option beside one without, interleaved.
     students  students of that model, which is free to them, against as many seconds without it (arXiv:2502.08606); with `--read` they have only so many tokens to
               read, again and again. And how the harm of an option grows with tokens per parameter: students without a teacher, rounded or pruned (arXiv:2411.04330).
+    rungs     the harm of options to a recipe's miniatures, as a search has them on its rungs, beside that to the recipe at its target, `--target`.
     shapes    what makes a model light before it is trained, each trained for as long from the same seeds, and measured in 8 bits.
 
 Rows that are there are not measured again, and the trained model is kept in `--folder`.
 
     python -m tests.benchmarks.bench_compress results.jsonl --parts table steps --seconds 180 --further 45
     python -m tests.benchmarks.bench_compress results.jsonl --parts students --students 16 32 64 --read 65536
+    python -m tests.benchmarks.bench_compress results.jsonl --parts rungs --target 64 --seeds 2
     python -m tests.benchmarks.bench_compress results.jsonl --parts shapes --seconds 120 --seeds 2
     python -m tests.benchmarks.bench_compress results.jsonl --print
 """
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -40,11 +43,15 @@ from budgetlm.compress.artefact import make_artefact, save_artefact
 from budgetlm.compress.compressor import Compressor
 from budgetlm.compress.measure import load_and_measure
 from budgetlm.compress.prune import apply_masks, masks_for
+from budgetlm.config import study_config
 from budgetlm.data.batches import validation_sample
 from budgetlm.files import new_folder
 from budgetlm.model.export import save_model
 from budgetlm.model.size import ModelConfig, compute_parameters
 from budgetlm.model.transformer import LanguageModel, build
+from budgetlm.passport import take_passport
+from budgetlm.recipe.scale import at_rung, at_target
+from budgetlm.search.plan import guessed_calibration, make_plan
 from budgetlm.train import loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.evaluate import evaluate
@@ -94,6 +101,8 @@ STEPS = (
     "int4-qat",
     "distil",
 )
+RUNGS = (1 / 16, 1 / 4, 1)
+"""Shares of a target."""
 PEAK, FURTHER_PEAK = 1e-2, 3e-3
 """Learning rates of a model from nothing, and of one that goes on."""
 
@@ -260,18 +269,41 @@ def students(bench: Bench) -> None:
             facts = {"tokens": done.record.tokens, "epochs": done.record.epochs, "tokens_per_parameter": per_parameter}
             bench.keep(**asked, **facts, bpb=bench.score(done.network))
             if not weight:
-                harm(bench, done.network, per_parameter)
+                harm(bench, done.network, tokens_per_parameter=per_parameter)
 
 
-def harm(bench: Bench, network: LanguageModel, per_parameter: float) -> None:
+def rungs(bench: Bench) -> None:
+    """The harm of options to the default recipe's miniatures, and to itself."""
+    target, passport = bench.options.target, take_passport("cpu")
+    budget = {"hours": 16 * target / 3600, "target_hours": target / 3600}
+    study = study_config({"budget": budget, "model": {"context_length": CONTEXT}, "train": {"threads": 1, "compile": "off"}})
+    plan, _ = make_plan(study, passport, bench.tokens, lambda *_: guessed_calibration(study, passport))
+    for seed in range(bench.options.seeds):
+        for share in RUNGS:
+            asked = {"target": target, "share": share, "seed": seed}
+            if not bench.known(part="harm", **asked):
+                config = at_target if share == 1 else partial(at_rung, target_seconds=target)
+                done = bench.train(config(plan.default, seconds=share * target, world=plan.world, seed=seed))
+                model = done.network.config
+                per_parameter = done.record.tokens / compute_parameters(model)
+                shape = f"{model.depth} x {model.width}"
+                harm(bench, done.network, shape=shape, tokens_per_parameter=per_parameter, **asked)
+
+
+def harm(bench: Bench, network: LanguageModel, **facts: object) -> None:
     """What options do to a finished model, no step after them."""
     before = bench.score(network)
     for option in ("int8", "int4", "prune"):
         compression, harmed = Compression(option=option), copy.deepcopy(network)
         if compression.prunes:
             apply_masks(masks_for(harmed, compression), harmed)
-        facts = {"option": option, "tokens_per_parameter": per_parameter, "dense_bpb": before}
-        bench.keep(part="harm", **facts, bpb=bench.score(make_artefact(harmed, compression).network()))
+        bench.keep(
+            part="harm",
+            option=option,
+            **facts,
+            dense_bpb=before,
+            bpb=bench.score(make_artefact(harmed, compression).network()),
+        )
 
 
 def lighter(bench: Bench) -> None:
@@ -287,7 +319,7 @@ def lighter(bench: Bench) -> None:
                 bench.keep(**asked, **facts, **bench.deployed(done.network, compression))
 
 
-PARTS = {"table": table, "steps": step_times, "students": students, "shapes": lighter}
+PARTS = {"table": table, "steps": step_times, "students": students, "rungs": rungs, "shapes": lighter}
 
 
 def show(rows: list[dict]) -> None:
@@ -319,6 +351,7 @@ def main() -> None:
     parser.add_argument("--students", type=float, nargs="+", default=[8, 16, 32])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.5], help="of the teacher in a student's loss")
     parser.add_argument("--read", type=int, default=0, help="different tokens that a student may read; 0 for all")
+    parser.add_argument("--target", type=float, default=64, help="processor time of the target whose rungs are asked for")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench_compress")
