@@ -83,7 +83,8 @@ class Bench:
     def keep_page(self, config: StudyConfig) -> None:
         """The study's report, where those are to be kept: its folder is not."""
         if self.options.pages:
-            pages, asked = self.options.pages, f"{self.options.megabytes:g}mb-{self.options.seconds:g}s"
+            limit = "" if self.options.front else f"{self.options.megabytes:g}mb-"
+            pages, asked = self.options.pages, f"{limit}{self.options.seconds:g}s"
             pages.mkdir(parents=True, exist_ok=True)
             shutil.copy(report(config.name), pages / f"{config.name}-{asked}.html")
 
