@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from budgetlm.budget.clock import duration
 from budgetlm.compress.apply import check_compression
-from budgetlm.compress.teacher import check_teacher, teacher_parameters
+from budgetlm.compress.teacher import check_teacher, seconds_of, teacher_folder, teacher_parameters
 from budgetlm.config import StudyConfig
 from budgetlm.data.batches import training_batches, validation_sample
 from budgetlm.data.masks import EVALUATION_RATE
@@ -247,8 +248,31 @@ def rungs_of(config: StudyConfig, devices: int, known: Sequence[float] = ()) -> 
     Raises:
         BudgetExhausted: the budget does not pay for one.
     """
-    budget, search = config.budget, config.search
-    return plan_rungs(budget.seconds, budget.target_seconds, search.least_rung_seconds, known, search.objectives, devices)
+    budget, search, left = config.budget, config.search, config.budget.seconds - teacher_charge(config)
+    return plan_rungs(left, budget.target_seconds, search.least_rung_seconds, known, search.objectives, devices)
+
+
+def teacher_charge(config: StudyConfig) -> float:
+    """Device-seconds of the teacher's own training that the search is to be charged for; 0 where it is not.
+
+    Raises:
+        ConfigError: the teacher's folder does not say what they were, or the budget cannot pay for them.
+    """
+    if not config.train.charge_teacher:
+        return 0.0
+    folder, budget = teacher_folder(config.train.teacher), config.budget.seconds
+    took = seconds_of(folder)
+    if not took:
+        raise ConfigError(
+            f"{folder} does not say what training the teacher took, so it cannot be charged. Set `train.charge_teacher` to false, or take a "
+            "final of budgetlm."
+        )
+    if took >= budget:
+        raise ConfigError(
+            f"training the teacher took {duration(took)}, but the search has {duration(budget)} for everything. Give more with `--hours`, or set "
+            "`train.charge_teacher` to false."
+        )
+    return took
 
 
 def usual_shape(config: StudyConfig, passport: Passport) -> ModelConfig:

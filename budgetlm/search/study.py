@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from budgetlm.budget.clock import Clock, Meter, Purpose, duration
 from budgetlm.budget.ledger import SEARCH, Ledger, open_ledger
-from budgetlm.compress.teacher import seconds_of, teacher_folder
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.corpus import prepare_corpus
 from budgetlm.data.rest import rest_being_read
@@ -45,6 +44,7 @@ from budgetlm.search.plan import (
     make_plan,
     memory_of,
     rungs_of,
+    teacher_charge,
     usual_shape,
     vocabulary_of,
 )
@@ -199,7 +199,7 @@ def _search(
     for lease, seconds in ledger.release_the_dead(time.sleep):
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
     ledger.set_budget(SEARCH, config.budget.seconds)
-    owed = _owed_for_the_teacher(config, ledger)
+    owed = 0.0 if ledger.charged_to(SEARCH, TEACHER) else teacher_charge(config)
     config.save(folder)
     keep_init(config)
     keep_compiled(cache)
@@ -242,29 +242,6 @@ def _search(
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
     left = ledger.balance().remaining_seconds
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)
-
-
-def _owed_for_the_teacher(config: StudyConfig, ledger: Ledger) -> float:
-    """Device-seconds of the teacher's own training that the search is still to be charged for.
-
-    Raises:
-        ConfigError: its folder does not say what they were, or the budget cannot pay for them.
-    """
-    if not config.train.charge_teacher or ledger.charged_to(SEARCH, TEACHER):
-        return 0.0
-    folder, left = teacher_folder(config.train.teacher), ledger.balance().remaining_seconds
-    took = seconds_of(folder)
-    if not took:
-        raise ConfigError(
-            f"{folder} does not say what training the teacher took, so it cannot be charged. Set `train.charge_teacher` to false, or take a "
-            "final of budgetlm."
-        )
-    if took > left:
-        raise ConfigError(
-            f"training the teacher took {duration(took)}, but the search has {duration(left)} left. Give more than that with `--hours`, or set "
-            "`train.charge_teacher` to false."
-        )
-    return took
 
 
 def _settle(
