@@ -7,6 +7,7 @@ from budgetlm.config import StudyConfig
 from budgetlm.devices import published_passport
 from budgetlm.passport import Passport, pick_device, take_passport
 from budgetlm.recipe.scale import MANY_EPOCHS
+from budgetlm.recipe.space import compressions, read_space
 from budgetlm.search.plan import Plan, devices_of, load_plan, vocabulary_of
 from budgetlm.search.rehearse import Rehearsal, Stage, guessed_plan, rehearse
 from budgetlm.search.study import check_settings, prepare, threads_of
@@ -44,6 +45,10 @@ def _passport(config: StudyConfig, device: str | None, cache: Path) -> Passport:
         from budgetlm.train.fp8 import check_fp8
 
         check_fp8(picked)
+    if (named := compressions(read_space(config.space))) != ("none",):
+        from budgetlm.compress.quantize import check_here
+
+        check_here(named, picked, config.train.teacher)
     return take_passport(picked, cache)
 
 

@@ -158,12 +158,12 @@ def precision(case: Case) -> Finding:
 
 def compression(case: Case) -> Finding:
     """Whether the compressions that are searched can be had here, and whether what they make would be slow."""
-    from budgetlm.compress.apply import check_compression, parse
+    from budgetlm.compress.apply import parse
+    from budgetlm.compress.quantize import check_here
     from budgetlm.recipe.space import compressions
 
     device, named = needed(case.identity, "a device").device, compressions(needed(case.expected, "a default recipe").space)
-    for option in named:
-        check_compression(option, device, case.config.train.teacher, _capability(device))
+    check_here(named, device, case.config.train.teacher)
     stored = {o.name.removesuffix("-qat") for option in named for o in parse(option) if o.kind == "bits"}
     says, warnings = f"{', '.join(named)} can be had here", []
     for name in sorted(stored):
@@ -181,12 +181,6 @@ def _instead(option: str) -> str:
     if option == "int8-dynamic":
         return "Use int8, unless it is for another device: this one lacks fast products of 8-bit integers."
     return "Use a smaller recipe, or shrink-layers, where it is to be fast."
-
-
-def _capability(device: str) -> tuple[int, int] | None:
-    import torch
-
-    return torch.cuda.get_device_capability(0) if device == "cuda" else None
 
 
 def compile(case: Case) -> Finding:

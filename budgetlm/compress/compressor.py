@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetlm.compress.apply import Compression, Option, check_compression, shrunk
+from budgetlm.compress.apply import Compression, Option, shrunk
 from budgetlm.compress.artefact import Artefact, make_artefact
 from budgetlm.compress.distill import Teacher, distil_loss, load_teacher
 from budgetlm.compress.prune import (
@@ -22,6 +22,7 @@ from budgetlm.compress.prune import (
     updates_due,
     zeros_of,
 )
+from budgetlm.compress.quantize import check_here
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import LanguageModel
 
@@ -62,8 +63,7 @@ class Compressor:
         self._teacher: Teacher | None = None
         if compression.distils:
             self._teacher = load_teacher(compression.teacher, tokenizer, device)
-        capability = torch.cuda.get_device_capability() if device == "cuda" else None
-        check_compression(compression.option, device, compression.teacher, capability)
+        check_here([compression.option], device, compression.teacher)
         self.teacher_seconds = self._teacher.seconds if self._teacher else 0.0
         """Device-seconds that the teacher itself was trained for, where its folder says so."""
 

@@ -12,7 +12,7 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from budgetlm.compress.apply import Compression, Option
+from budgetlm.compress.apply import Compression, Option, check_compression
 from budgetlm.compress.layout import group_of, stored_form
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import Factor, LanguageModel
@@ -80,6 +80,17 @@ def rounding(option: Option, model: ModelConfig, *, activations: bool) -> Roundi
     reduced = dynamic and ao.should_reduce_range(torch.device("cpu"))  # or sums would overflow on a CPU without VNNI
     kwargs = ao.QuantizeTensorToInt8Kwargs(ao.PerRow(), reduce_range=reduced) if dynamic and activations else None
     return lambda weight: ao.Int8Tensor.from_hp(weight, ao.PerRow(), act_quant_kwargs=kwargs, reduce_range=reduced)
+
+
+def check_here(options: Iterable[str], device: str, teacher: str = "") -> None:
+    """Refuse compressions that this machine's device cannot do, before anything is paid for.
+
+    Raises:
+        ConfigError: as `check_compression`.
+    """
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    for option in options:
+        check_compression(option, device, teacher, capability)
 
 
 def import_torchao() -> None:

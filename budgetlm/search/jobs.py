@@ -26,14 +26,19 @@ class IdentifyJob:
     measured: Path | None = None
     """The cache in which measured ceilings are kept, where they are wanted, too."""
     precision: str = "auto"
+    compressions: tuple[str, ...] = ()
+    """Option strings that the study may give a recipe."""
+    teacher: str = ""
 
     def work(self, desk: Desk) -> Passport:
-        """The passport of the place's device, which is refused if it cannot compute in the precision."""
+        """The passport of the place's device, which is refused if it cannot compute in the precision, or do the compressions."""
+        from budgetlm.compress.quantize import check_here
         from budgetlm.train.fp8 import check_fp8
 
         device = pick_device(self.device, self.threads)
         if self.precision == "fp8":
             check_fp8(device)
+        check_here(self.compressions, device, self.teacher)
         with desk.meter.during("calibrate"):
             return take_passport(device, self.measured) if self.measured else identify(device)
 

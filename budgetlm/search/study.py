@@ -31,6 +31,7 @@ from budgetlm.interrupt import RESUME_ME, StopRequest
 from budgetlm.passport import Passport, visible_gpus
 from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
+from budgetlm.recipe.space import compressions, read_space
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.lead import Lead
@@ -248,7 +249,10 @@ def _settle(
     config: StudyConfig, plan: Plan | None, devices: int, alone: "Alone", cache: Path, watcher: Watcher
 ) -> tuple[Plan, Tokens]:
     """The plan and the tokens of a study: looked at and measured the first time, held to what they were after that."""
-    identify = IdentifyJob(config.train.device, threads_of(config, plan), precision=config.train.precision)
+    train, named = config.train, compressions(read_space(config.space))
+    identify = IdentifyJob(
+        train.device, threads_of(config, plan), precision=train.precision, compressions=named, teacher=train.teacher
+    )
     passport = alone.free(identify)  # PyTorch is being loaded meanwhile, which is not charged
     if config.train.offload:  # told now, and not when the search is over
         check_offload(passport.device)

@@ -103,7 +103,7 @@ STEPS = (
 )
 RUNGS = (1 / 16, 1 / 4, 1)
 """Shares of a target."""
-PEAK, FURTHER_PEAK = 1e-2, 3e-3
+PEAK, FURTHER_PEAK = 1e-2, 1e-3
 """Learning rates of a model from nothing, and of one that goes on."""
 
 

@@ -1,9 +1,11 @@
 import importlib.util
 
 import pytest
+import torch
 
 from budgetlm.compress.apply import BY_NAME, Compression, canonical, check_compression, shrunk
 from budgetlm.errors import ConfigError
+from budgetlm.search import jobs
 from tests.conftest import tiny_model
 
 
@@ -80,3 +82,11 @@ def test_what_is_left_of_a_shape_is_the_share_asked_for_in_whole_parts():
     assert shrunk(model, Compression(option="prune", sparsity=0.9)) == model
     least = shrunk(model, Compression(option="shrink-layers+shrink-heads+shrink-hidden", sparsity=0.99))
     assert (least.depth, least.kv_heads, least.hidden) == (1, 1, 16)
+
+
+def test_a_gpu_that_cannot_multiply_eight_bits_is_refused_when_a_search_looks_at_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(jobs, "pick_device", lambda *_: "cuda")
+    asked = jobs.IdentifyJob("auto", 1, compressions=("none", "int8", "int8-dynamic"))
+    with pytest.raises(ConfigError, match=r"7\.5\. Use int8"):
+        asked.work(desk=None)  # which is what charges
