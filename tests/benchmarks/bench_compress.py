@@ -334,7 +334,7 @@ def show(rows: list[dict]) -> None:
     for row in found:
         name = row["option"]
         step = next(
-            (f"{steps[part]:.2f}" for part in (name, *name.split("+"), name.removesuffix(", int8")) if part in steps), "1"
+            (f"{steps[part]:.2f}" for part in (name, *name.split("+"), name.removesuffix(", int8")) if part in steps), "1.00"
         )
         print(
             f"| `{name}` | {row['bytes'] / 1e6:.2f} | {row['bytes'] / dense['bytes']:.1%} | {row['bpb']:.4f} | {row['bpb'] / dense['bpb'] - 1:+.2%} "
