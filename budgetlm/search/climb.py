@@ -26,8 +26,8 @@ LEAST_TRIALS = 12
 """Before so many trials have ended, too little is known of what another one is worth."""
 MOST_REPEATS = 3
 """The gate repeats no trial more often: by then a run's own noise is no longer what leaves the choice open."""
-NOISE_SHARE = 0.03
-"""Of the search's budget, the most that one repeat of the incumbent on a lower rung may take."""
+NOISE_SHARE, MOST_NOISE = 0.03, 0.06
+"""Of the search's budget, the most that one repeat of an incumbent on a lower rung may take, and that all of them together may."""
 LEAST_DOUBT = 0.05
 """A trial that beats the leader with less than this probability is no candidate."""
 
@@ -105,12 +105,19 @@ def next_wish(now: Standing) -> Wish | Enough:
 
 
 def _noise(now: Standing) -> Wish | None:
-    """The incumbent once more on a lower rung, with another seed: how much is chance, cheaply."""
-    runs = _runs(now)
+    """The incumbent once more on a lower rung, with another seed: how much is chance, cheaply.
+
+    Whoever takes its place is repeated likewise: of many trials seen once the one that leads is likely to be a lucky one.
+    """
+    at_the_top = [n for n, rung in highest_rungs(now.records).items() if rung == now.top]
+    incumbent = min(at_the_top, key=lambda n: now.forecasts[n].mean, default=None)
+    if incumbent is None or not _free(incumbent, now):
+        return None
+    runs, spent = _runs(now), sum(r.seconds for r in now.records if r.why == "noise")
+    affordable = min(NOISE_SHARE * now.budget_seconds, MOST_NOISE * now.budget_seconds - spent, now.remaining_seconds)
     for rung in range(now.top):
-        cheap = now.cost(rung) <= min(NOISE_SHARE * now.budget_seconds, now.remaining_seconds)
-        if cheap and runs[0, rung] == 1 and (0, rung) not in now.broken() and 0 not in now.at_work and 0 not in now.closed:
-            return Wish(0, rung, 1, "noise")
+        if now.cost(rung) <= affordable and runs[incumbent, rung] == 1 and (incumbent, rung) not in now.broken():
+            return Wish(incumbent, rung, 1, "noise")
     return None
 
 

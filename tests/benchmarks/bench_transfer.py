@@ -8,8 +8,9 @@ foresees for its time, as measured once and kept beside the results, so no clock
     lr      the best rate of miniatures at 1/16, 1/4, 1, in steps of 2, going on while the best is at an end
     batch   likewise the best batch
     adamw   likewise the best rate of AdamW
+    deep    likewise, of a recipe of three times the default's depth, so that blocks become fewer down the ladder, too
 
-    taskset -c 1 python -m tests.benchmarks.bench_transfer results.jsonl --parts rank lr batch adamw    # goes on where it ends
+    taskset -c 1 python -m tests.benchmarks.bench_transfer results.jsonl --parts rank lr batch adamw deep   # goes on where it ends
     python -m tests.benchmarks.bench_transfer results.jsonl --table
 """
 
@@ -31,7 +32,7 @@ from scipy.stats import qmc, spearmanr
 
 from budgetlm.budget.clock import Meter
 from budgetlm.config import study_config
-from budgetlm.model.size import body_parameters, compute_parameters
+from budgetlm.model.size import body_parameters, compute_parameters, round_width
 from budgetlm.passport import take_passport
 from budgetlm.recipe.oracle import expected_tokens
 from budgetlm.recipe.recipe import Recipe
@@ -52,6 +53,8 @@ SHARES = (4, 16, 64)
 GRID = (0.5, 1.0, 2.0, 4.0, 8.0)
 BATCH_SWEPT_AT = 3.0
 """Multiple of the default recipe's rate at which batches are compared: about what the part lr found best."""
+DEEPER = 3
+"""So many times the default's blocks has the recipe of the part deep, narrower for it, with about as many parameters."""
 MOST_STEPS_OUT = 3
 """How often a grid is gone on with beyond its end."""
 EVALUATED = 2**15
@@ -148,17 +151,22 @@ def rank_runs(plan: Plan, seed: int, count: int, _results: Results) -> Iterator[
         yield Run(recipe, 1, "miniature", seed)
 
 
-def sweep(name: str, optimizer: str, plan: Plan, ratio: int, seed: int, factor: float) -> Run:
-    """The default recipe with one thing multiplied."""
-    base = replace(plan.default, optimizer=optimizer, peak_lr=plan.default.peak_lr * (1 if optimizer == "muon" else 0.25))
+def sweep(name: str, optimizer: str, plan: Plan, ratio: int, seed: int, factor: float, deeper: int = 1) -> Run:
+    """The default recipe, as deep or deeper, with one thing multiplied."""
+    default = replace(
+        plan.default, depth=deeper * plan.default.depth, width=round_width(plan.default.width / math.sqrt(deeper))
+    )
+    base = replace(default, optimizer=optimizer, peak_lr=default.peak_lr * (1 if optimizer == "muon" else 0.25))
     value = getattr(base, name) * factor
     return Run(replace(base, **{name: type(getattr(base, name))(value)}), ratio, "miniature", seed)
 
 
-def grid_runs(name: str, optimizer: str, plan: Plan, seed: int, _count: int, results: Results) -> Iterator[Run]:
+def grid_runs(
+    name: str, optimizer: str, plan: Plan, seed: int, _count: int, results: Results, *, deeper: int = 1
+) -> Iterator[Run]:
     """Five values at each share, and more on the side where the best one lies at an end."""
     for ratio in (16, 4, 1):
-        at = partial(sweep, name, optimizer, plan, ratio, seed)
+        at = partial(sweep, name, optimizer, plan, ratio, seed, deeper=deeper)
         factors = list(GRID)
         for _ in range(MOST_STEPS_OUT + 1):
             yield from map(at, factors)
@@ -188,6 +196,7 @@ PARTS: dict[str, Callable[[Plan, int, int, Results], Iterator[Run]]] = {
     "lr": partial(grid_runs, "peak_lr", "muon"),
     "batch": batch_runs,
     "adamw": partial(grid_runs, "peak_lr", "adamw"),
+    "deep": partial(grid_runs, "peak_lr", "adamw", deeper=DEEPER),
 }
 
 
@@ -293,6 +302,7 @@ RULES: dict[str, dict[str, Callable[[dict[str, float]], float]]] = {
         "Step Law as published, N without": lambda f: f["body"] ** -0.712 * f["D"] ** 0.307,
         "nanochat: sqrt(batch)": lambda f: f["B"] ** 0.5,
         "CompleteP, AdamW's matrices: 1 / width": lambda f: 1 / f["W"],
+        "CompleteP, residuals not divided by depth: 1 / width / depth": lambda f: 1 / f["W"] / f["L"],
         "CompleteP, Muon in AdamW's measure: width^-0.5": lambda f: f["W"] ** -0.5,
         "Complete(d)P: sqrt(batch / tokens)": lambda f: (f["B"] / f["D"]) ** 0.5,
         "Complete(d)P: sqrt(batch / tokens) / width": lambda f: (f["B"] / f["D"]) ** 0.5 / f["W"],

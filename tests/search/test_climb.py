@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from budgetlm.forecast.fit import fit
-from budgetlm.search.climb import GATE_SHARE, LEAST_TRIALS, Enough, Standing, Wish, next_wish
+from budgetlm.search.climb import GATE_SHARE, LEAST_TRIALS, MOST_NOISE, Enough, Standing, Wish, next_wish
 from tests.conftest import record
 from tests.forecast.test_fit import ladder
 
@@ -29,12 +31,24 @@ def trials(levels, climbed=(), apart=0.02):
     return records
 
 
+def repeated(trial, **changes):
+    return record(trial, 0, RUNGS[0], 2.0, run=f"trial{trial:04d}-rung0-repeat1", seed=1, why="noise", **changes)
+
+
 def test_the_incumbent_is_repeated_once_where_it_is_cheap_so_that_the_noise_is_known():
     once = ladder(0, 0.0)[0]
     assert next_wish(standing(once)) == Wish(0, 0, 1, "noise")
-    twice = [*once, record(0, 0, RUNGS[0], 2.0, run="trial0000-rung0-repeat1", seed=1)]
-    assert next_wish(standing(twice)).why != "noise"
+    assert next_wish(standing([*once, repeated(0)])).why != "noise"
     assert next_wish(standing(once, budget_seconds=100.0)).why != "noise"  # where it is dear, it is left to the gate
+
+
+def test_who_takes_the_incumbents_place_is_repeated_likewise_as_long_as_that_is_little_of_the_budget():
+    records = [*ladder(0, 0.0)[0], repeated(0), *ladder(1, -0.3)[0], *ladder(2, -0.6, shares=(1 / 64,))[0]]
+    assert next_wish(standing(records)) == Wish(1, 0, 1, "noise")  # trial 2 has led nobody at the top
+    assert next_wish(standing([*records, repeated(1)])).why != "noise"
+    assert next_wish(standing(records, at_work={1: 1})).why != "noise"
+    dear = [replace(r, seconds=MOST_NOISE * 1000) if r.why == "noise" else r for r in records]
+    assert next_wish(standing(dear)).why != "noise"
 
 
 def test_new_trials_leave_the_gate_its_share():

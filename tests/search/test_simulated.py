@@ -8,6 +8,7 @@ import pytest
 from budgetlm.budget.clock import ManualClock
 from budgetlm.budget.ledger import HEARTBEAT_SECONDS
 from budgetlm.errors import ConfigError
+from budgetlm.search.climb import MOST_NOISE
 from budgetlm.search.engines import simulated
 from budgetlm.search.engines.faults import PUBLISHED, Faults, Tally
 from budgetlm.search.engines.simulated import BETWEEN_SECONDS, Simulated, simulate
@@ -65,6 +66,17 @@ def test_devices_that_never_fail_are_of_use_all_the_time_that_they_are_held(simu
     assert (toll.failures, toll.stops, toll.redone, toll.restarting) == (0, 0, 0.0, 0.0)
     assert toll.utilisation > 0.98
     assert toll.idle + toll.charged == pytest.approx(3 * toll.wall_seconds)
+
+
+def test_a_search_repeats_its_incumbents_with_another_seed_and_charges_that(simulated_search):
+    records = simulated_search(None, places=1).records
+    once = {(r.trial, r.rung): r for r in records if "repeat" not in r.run}
+    again = [r for r in records if r.why == "noise"]
+    assert len({r.trial for r in again}) > 1  # the default recipe, and who did better
+    for r in again:
+        before = once[r.trial, r.rung]
+        assert (r.seed, r.config) == (before.seed + 1, {**before.config, "seed": before.seed + 1})
+    assert 0 < sum(r.seconds for r in again) <= MOST_NOISE * SECONDS
 
 
 def test_a_run_that_is_cut_off_goes_on_from_its_last_checkpoint(monkeypatch, tokens, tmp_path):
