@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,16 +25,16 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_json
 from budgetlm.final_own import train_own
+from budgetlm.final_why import Reasons, kept, reasons, shape_and_rule
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
 from budgetlm.inherit import INIT, Given, check_vocabulary, given_to_final
 from budgetlm.interrupt import StopRequest
 from budgetlm.model.footprint import host_bytes, saved_bytes
-from budgetlm.model.size import compute_parameters
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
-from budgetlm.recipe.oracle import Way, expected_speed, fits_in, team_ways
+from budgetlm.recipe.oracle import Way, fits_in, team_ways
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target, reshaped
 from budgetlm.recipe.world import World
@@ -85,6 +85,8 @@ class FinalResult:
     """Most that its weights were to weigh; 0 for no limit."""
     no_forecast: str = ""
     """Why there is none, where there is none."""
+    reasons: Reasons = field(default_factory=Reasons)
+    """What its shape and the choice of its recipe stand on, as it was said before it began."""
 
     @property
     def size(self) -> str:
@@ -131,7 +133,8 @@ def final(
     folder = config.folder
     plan = load_plan(folder)
     records = read_records(folder)
-    choice = choose(records, plan.target_seconds, objectives=plan.world.objectives) if plan else None
+    forecasts = fit(records, plan.target_seconds) if plan else {}
+    choice = choose(records, plan.target_seconds, forecasts, plan.world.objectives) if plan else None
     if init and train_it:
         raise ConfigError("a training function of your own decides itself what it begins from. Leave out `init`.")
     if plan is None or choice is None:
@@ -159,16 +162,17 @@ def final(
             plan = _begun_from(given, home, plan)
             recipe = reshaped(recipe, given.shape, plan.target_seconds, plan.world)
         unknown = OTHER_START if given else RANKS_ONLY
-        forecast = None if given or ranks_only(records) else fit(records, seconds).get(number)
+        forecast = None if given or ranks_only(records) else _forecast(number, records, forecasts, seconds, plan)
         done = next((r for r in records if r.run == name and r.state == "done"), None)
         if done and (train_it or (home / "samples.json").exists()):
             samples = [] if train_it else read_json(home / "samples.json")
             share = _utilisation(done, plan)
-            return FinalResult(recipe.summary(), done, home, forecast, samples, share, True, 0, limit, unknown)
-        run = _Final(config, plan, recipe, number, why, name, home, given, seconds, seed, cache, clock, watcher)
+            return FinalResult(recipe.summary(), done, home, forecast, samples, share, True, 0, limit, unknown, kept(home))
+        stands_on = reasons(number, why, choice, records, forecasts)
+        run = _Final(config, plan, recipe, number, why, stands_on, name, home, given, seconds, seed, cache, clock, watcher)
         record, samples, code = run.hand(train_it, forecast, unknown) if train_it else run.go(forecast, unknown)
         share = _utilisation(record, plan)
-        return FinalResult(recipe.summary(), record, home, forecast, samples, share, False, code, limit, unknown)
+        return FinalResult(recipe.summary(), record, home, forecast, samples, share, False, code, limit, unknown, kept(home))
     finally:
         watcher.close()
         lock.release()
@@ -181,6 +185,13 @@ def final_name(trial: int, seconds: float, seed: int = 0, init: str = "") -> str
         init: what tells the weights that it alone begins from.
     """
     return f"final-trial{trial:04d}-{seconds:.0f}s-seed{seed}{f'-init{init}' if init else ''}"
+
+
+def _forecast(
+    trial: int, records: list[RunRecord], forecasts: dict[int, Forecast], seconds: float, plan: Plan
+) -> Forecast | None:
+    """Of a trial's recipe after so many device-seconds; for the study's target it is known already."""
+    return (forecasts if seconds == plan.target_seconds else fit(records, seconds)).get(trial)
 
 
 def _begun_from(given: Given, home: Path, plan: Plan) -> Plan:
@@ -202,20 +213,6 @@ def _utilisation(record: RunRecord, plan: Plan) -> float:
     return flops / (1e9 * plan.passport.ceiling_gflops(plan.world.precision))
 
 
-def _shape_and_why(recipe: Recipe, config: RunConfig, seconds: float, plan: Plan) -> str:
-    model, tokens = config.model, expected_speed(config, plan.world) * seconds
-    kept = f"{tokens / 1e6:,.1f} M tokens, {tokens / compute_parameters(model):.1f} for each parameter that computes"
-    shape = f"depth {model.depth} x width {model.width}, {kept}"
-    if plan.world.init:
-        return f"{shape}; that of the weights that it begins from"
-    if seconds == plan.target_seconds:
-        return f"{shape}; the recipe's own, as it was searched for"
-    return (
-        f"{shape}; the recipe's depth {recipe.depth} x width {recipe.width} for {plan.target_seconds:,.0f} s, carried to "
-        f"{seconds:,.0f} s by the rule that carries it to the rungs"
-    )
-
-
 TrainIt = Callable[[RunConfig, Tokens, Meter, float, Callable[[], bool]], RunRecord]
 """Trains a final as far as it gets: from configuration, text, the meter to charge, device-seconds used up before, and who says whether to stop."""
 
@@ -230,6 +227,7 @@ class _Final:
         recipe: Recipe,
         trial: int,
         why: str,
+        stands_on: Reasons,
         name: str,
         home: Path,
         given: Given | None,
@@ -239,7 +237,7 @@ class _Final:
         clock: Clock,
         watcher: Watcher,
     ) -> None:
-        self.study, self.plan, self.recipe, self.trial, self.why = study, plan, recipe, trial, why
+        self.study, self.plan, self.recipe, self.trial, self.why, self.reasons = study, plan, recipe, trial, why, stands_on
         self.name, self.home, self.given, self.seconds, self.seed = name, home, given, seconds, seed
         self.cache, self.clock, self.watcher = cache, clock, watcher
 
@@ -291,6 +289,7 @@ class _Final:
         check_machine(self.plan, identify(pick_device(self.study.train.device, threads_of(self.study, self.plan))))
         plan = self.plan.learning(read_records(self.study.folder))
         config = at_length(self.recipe, self.seconds, plan.target_seconds, plan.world, seed=self.seed)
+        self._say_why(config, plan)
         self._keep_forecast(forecast, unknown)
         self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
         record, code = train_own(train_it, self.study, config, self._label(), self.home, self.clock)
@@ -469,12 +468,12 @@ class _Final:
             return run_config_from(read_json(path))
         plan = self.plan.learning(read_records(self.study.folder))
         config = self._first_that_fits(plan)
-        self.watcher.note(f"shape     {_shape_and_why(self.recipe, config, self.seconds, plan)}")
         closing = min(MOST_CLOSING, max(LEAST_CLOSING, CLOSING_SHARE * self.seconds))
         if closing > self.seconds / 4:
             raise ConfigError(
                 f"{self.seconds:.1f} s are too short for a final. Give `--hours {10 * LEAST_CLOSING / 3600:.2g}` or more."
             )
+        self._say_why(config, plan)
         # The whole of the deadline is used, also where a miniature would stop early to keep its tokens per parameter.
         config = replace(config, seconds=self.seconds - closing, full_eval_tokens=plan.world.full_eval_tokens)
         write_json(path, as_dict(config))
@@ -491,6 +490,13 @@ class _Final:
             with suppress(ConfigError):
                 return at_length(self.recipe, self.seconds, plan.target_seconds, world, seed=self.seed)
         return at_length(self.recipe, self.seconds, plan.target_seconds, worlds[-1], seed=self.seed)
+
+    def _say_why(self, config: RunConfig, plan: Plan) -> None:
+        """Say, and keep, what is trained, and why."""
+        known = replace(self.reasons, shape=shape_and_rule(self.recipe, config, self.seconds, plan))
+        known.keep(self.home)
+        for about, words in known.lines():
+            self.watcher.note(f"{about:9} {words}")
 
     def _keep_forecast(self, forecast: Forecast | None, unknown: str) -> None:
         """Keep the forecast as it was before the outcome was known: the receipt."""

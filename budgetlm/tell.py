@@ -53,6 +53,7 @@ def describe_final(name: str, result: "FinalResult") -> str:
             f"spent: {record.seconds:.1f} of {record.planned_seconds:.1f} device-seconds, {record.tokens / 1e6:.2f} M tokens, "
             f"{record.epochs:.2f} epochs",
             f"speed: {record.tokens_per_second:,.0f} tokens/s{together}, {result.utilisation:.0%} of what the device's matrix products reach",
+            *(f"{about}: {words}" for about, words in result.reasons.lines()),
             *(f"\n--- {sample['prompt']!r} goes on:\n{sample['continuation']}" for sample in result.samples),
         ]
     )

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,9 +9,11 @@ from budgetlm.budget.ledger import open_ledger
 from budgetlm.commands.final import tell_final
 from budgetlm.errors import StudyError
 from budgetlm.final import final
-from budgetlm.forecast.fit import fit
+from budgetlm.forecast.choose import choose
+from budgetlm.forecast.fit import fit, usable
 from budgetlm.records import append_record, read_curve, read_records
 from budgetlm.report.facts import collect
+from budgetlm.search.plan import load_plan
 from budgetlm.studies import finals_of, resolve, status_of
 from budgetlm.train import loop
 from budgetlm.watch import Watcher
@@ -41,6 +44,35 @@ def test_a_final_trains_the_chosen_recipe_to_its_deadline_and_leaves_a_model(sea
     assert again.already_done
     assert again.record == result.record
     assert len(finals_of(searched.folder)) == 1
+
+
+def test_a_final_says_by_which_rule_it_has_its_shape_and_what_its_choice_stands_on(searched, cache, clock, capsys):
+    notes, plan, records = [], load_plan(searched.folder), read_records(searched.folder)
+    choice, runs = choose(records, plan.target_seconds), usable(records)
+    result = final(
+        "tiny",
+        cache,
+        clock,
+        SimpleNamespace(**dict.fromkeys(("run", "point", "close"), ignore), note=notes.append),
+        config=searched,
+        hours=2.2 / 3600,
+    )
+    tell_final("tiny", result)
+    printed = capsys.readouterr().out
+    assert "s, carried to 2 s by the rule that carries it to the rungs" in printed
+    assert f"why: trial {choice.trial}, {choice.why}" in printed
+    assert f"evidence: {len(runs)} runs of {len({r.trial for r in runs})} trials on rungs of" in printed
+    assert "evidence: runner-up: trial" in printed
+    for about, words in result.reasons.lines():
+        assert f"{about:9} {words}" in notes
+    append_record(searched.folder, record(99, 1, 0.8, 0.1))  # what is learnt later does not change what was said
+    again = final("tiny", cache, clock, Watcher(), config=searched, hours=2.2 / 3600, trial=choice.trial)
+    assert again.already_done
+    assert again.reasons == result.reasons
+
+
+def ignore(*_):
+    """Of what a watcher is told."""
 
 
 def test_where_all_runs_are_on_one_rung_a_final_has_no_forecast_and_says_so(searched, cache, clock, capsys):

@@ -154,7 +154,11 @@ def choose(
     here = mean_losses(runs, max(r.rung for r in runs))
     losses = here if only else {n: f.mean for n, f in forecasts.items()}
     best = _smallest_of_equals(highest, losses, runs)
-    how = "least" if losses[best] <= min(losses[n] for n in highest) else "smallest model within the noise of the least"
+    first = min(highest, key=lambda n: losses[n])
+    how, rule = "least", ""
+    if losses[best] > losses[first]:
+        how = "smallest model within the noise of the least"
+        rule = f"; trial {first}'s is less by {losses[best] - losses[first]:.1g}, and less than {EQUAL:g} of a run's noise counts as nothing"
     forecast = forecasts[best]
     points = front_of(records, {n: forecasts[n] for n in highest}, objectives)
     near = zip(forecasts, _probabilities_better(list(forecasts.values()), forecast), strict=True)
@@ -165,12 +169,12 @@ def choose(
         seconds = max(r.planned_seconds for r in runs)
         why = (
             f"{how} loss of the {len(highest)} trials, {told(here[best], unit)} {unit} after {duration(seconds)}; {RANKS_ONLY}, which say "
-            f"nothing of what is reached after {duration(target_seconds)}"
+            f"nothing of what is reached after {duration(target_seconds)}{rule}"
         )
         return Choice(best, forecast, within, why, here[best], True, unit, points)
     why = (
         f"{how} forecast of the {len(highest)} of {len(forecasts)} trials that reached the highest rung: "
-        f"{mean} {unit} after {duration(target_seconds)} (80 % interval {low} to {high})"
+        f"{mean} {unit} after {duration(target_seconds)} (80 % interval {low} to {high}){rule}"
     )
     return Choice(best, forecast, within, why, here[best], unit=unit, front=points)
 
