@@ -12,6 +12,9 @@ A truncated proxy anneals within its own time. All search the same space, which 
 for the target, and measured on the whole validation split. A search has processor time of one thread, a final the steps that the throughput model
 foresees for that, so that contenders can work side by side and the machine may do something else besides.
 
+What budgetlm would have chosen earlier on its way is kept, and with `--way` trained for the target, too: so it is seen after how much device time its choice is
+first as good as the best that any other search ends with. Records and curves of its searches stay beside the results.
+
     python -m tests.benchmarks.bench_search results.jsonl --seconds 300 --search 2 --seeds 3       # goes on where it ended
     python -m tests.benchmarks.bench_search results.jsonl --table
 """
@@ -20,12 +23,14 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,6 +42,7 @@ import torch
 from budgetlm.budget.clock import Meter
 from budgetlm.config import StudyConfig, study_config
 from budgetlm.data.batches import validation_sample
+from budgetlm.forecast.history import Moment, read_moments
 from budgetlm.passport import take_passport
 from budgetlm.recipe.oracle import expected_speed
 from budgetlm.recipe.recipe import Recipe, recipe_from
@@ -58,6 +64,8 @@ from tests.benchmarks.bench_learning import ProcessorClock
 from tests.workers.inline import Inline
 
 CONTENDERS = ("budgetlm", "low", "hyperband", "tpe", "random", "default", "hyperband+", "tpe+", "random+")
+PEERS = ("hyperband", "tpe", "random")
+"""Those whose best final budgetlm's choices are held against: searches that are not told its default recipe."""
 PROXY_SHARE, HYPERBAND_SHARE = 1 / 8, 1 / 4
 """Of the target's time: a proxy that is never pruned, and the longest one of Hyperband."""
 LOW_SHARE = 1 / 20
@@ -68,7 +76,7 @@ HYPERBAND_UNITS = 9
 class Contest:
     """What all contenders share."""
 
-    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+    def __init__(self, options: argparse.Namespace, contender: str, seed: int) -> None:
         torch.set_num_threads(1)
         set_heap("cpu")
         warm_up()
@@ -79,6 +87,11 @@ class Contest:
         self.tokens = tokens_of("stdlib", self.vocabulary)
         self.plan = self.plan_for(self.target)
         self.trials = 0
+        self.way: list[dict] = []
+        """What would have been chosen, from which device-second on."""
+        self.kept = (
+            options.results.with_suffix("").absolute() / f"{contender}-{options.seconds:g}s-{options.search:g}-seed{seed}"
+        )
 
     def study(self, target: float, budget: float) -> StudyConfig:
         return study_config(
@@ -128,12 +141,19 @@ def by_budgetlm(contest: Contest) -> Recipe:
             config = contest.study(contest.target, contest.budget)
             found = search(config, contest.cache, contest.clock, Watcher(), hire=lambda *_: Inline(contest.clock))
             assert found.choice
-            records = read_records(config.folder)
-            contest.trials = len({r.trial for r in records})
-            recipe = next(r.recipe for r in records if r.trial == found.choice.trial)
+            recipes = {r.trial: r.recipe for r in read_records(config.folder)}
+            contest.trials, contest.way = len(recipes), way(read_moments(config.folder), recipes)
+            shutil.rmtree(contest.kept, ignore_errors=True)
+            shutil.copytree(config.folder, contest.kept, ignore=shutil.ignore_patterns("*.db*"))
         finally:
             os.chdir(before)
-    return recipe_from(recipe)
+    return recipe_from(recipes[found.choice.trial])
+
+
+def way(moments: list[Moment], recipes: dict[int, dict]) -> list[dict]:
+    """What was the choice, and from which device-second on, whenever it changed."""
+    changed = moments[:1] + [now for before, now in pairwise(moments) if before.trial != now.trial]
+    return [{"seconds": m.spent_seconds, "trial": m.trial, "recipe": recipes[m.trial], "bpb": None} for m in changed]
 
 
 def by_low_rungs(contest: Contest) -> Recipe:
@@ -211,19 +231,27 @@ FIND: dict[str, Callable[[Contest], Recipe]] = {
 
 def compete(contender: str, seed: int, options: argparse.Namespace, found: dict | None = None) -> dict:
     """What a contender finds, or what it had `found`, and its final."""
-    contest = Contest(options, seed)
+    contest = Contest(options, contender, seed)
     seconds = contest.target + contest.budget if contender == "default" else contest.target
     plan = contest.plan_for(seconds)
     if found:
-        recipe, contest.trials = recipe_from(found["recipe"]), found["trials"]
+        recipe, contest.trials, contest.way = recipe_from(found["recipe"]), found["trials"], found.get("way", [])
     else:
         recipe = plan.default if contender == "default" else FIND[contender](contest)
     facts = {"recipe": asdict(recipe), "trials": contest.trials, **contest.final(recipe, plan, seconds)}
+    if options.way:
+        finals = {str(facts["recipe"]): facts["bpb"]}
+        for earlier in contest.way:
+            which = str(earlier["recipe"])
+            if which not in finals:
+                finals[which] = contest.final(recipe_from(earlier["recipe"]), plan, seconds)["bpb"]
+            earlier["bpb"] = finals[which]
+    facts["way"] = contest.way
     return {"contender": contender, "seed": seed, "seconds": options.seconds, "search": options.search, **facts}
 
 
 def table(results: list[dict]) -> None:
-    """Mean and spread of each contender, and how many seeds budgetlm was better in."""
+    """Mean and spread of each contender, in how many seeds budgetlm was better, and how soon."""
     groups = sorted({(r["seconds"], r["search"]) for r in results})
     for seconds, share in groups:
         own = {r["seed"]: r["bpb"] for r in results if r["contender"] == "budgetlm" and r["seconds"] == seconds}
@@ -239,6 +267,22 @@ def table(results: list[dict]) -> None:
                 f"  {name:10} {statistics.fmean(bpb):.4f} (sd {spread:.4f}, {min(bpb):.4f} to {max(bpb):.4f}), n = {len(bpb)}; "
                 f"budgetlm better in {better}; {statistics.fmean(r['trials'] for r in rows):.0f} trials"
             )
+        for line in how_soon([r for r in results if (r["seconds"], r["search"]) == (seconds, share)]):
+            print(f"  {line}")
+
+
+def how_soon(results: list[dict]) -> Iterator[str]:
+    """For each seed, after how many device-seconds budgetlm's choice is first as good as the best that another search ends with."""
+    for own in (r for r in results if r["contender"] == "budgetlm"):
+        rivals = [r for r in results if r["seed"] == own["seed"] and r["contender"] in PEERS and r["bpb"]]
+        known = [m for m in own.get("way", []) if m["bpb"]]
+        if not rivals or not known:
+            continue
+        best, budget = min(rivals, key=lambda r: r["bpb"]), own["seconds"] * own["search"]
+        first = next((m["seconds"] for m in known if m["bpb"] <= best["bpb"]), None)
+        said = f"after {first:.0f} of {budget:.0f} device-seconds ({first / budget:.0%})" if first is not None else "never"
+        choices = ", ".join(f"{m['seconds']:.0f} s {m['bpb']:.4f}" for m in known)
+        yield f"seed {own['seed']}: as good as the best peer ({best['contender']}, {best['bpb']:.4f}) {said}; its choices: {choices}"
 
 
 def read(path: Path) -> list[dict]:
@@ -265,6 +309,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "bench_search_cache"))
     parser.add_argument("--finals", type=Path, help="results of earlier searches, whose finals alone are trained again")
+    parser.add_argument("--way", action="store_true", help="train what budgetlm would have chosen earlier, too")
     parser.add_argument("--table", action="store_true", help="print what is there")
     options = parser.parse_args()
     if not options.table:
