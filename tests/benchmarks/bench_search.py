@@ -30,7 +30,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,8 @@ class Contest:
         trained = self.train(replace(timed, seconds=0.0, steps=max(1, round(tokens / timed.batch_tokens))), recipe)
         windows = validation_sample(self.tokens, plan.world.context_length, 2**24)
         bpb = evaluate(trained.network, windows, self.tokens.bytes_V, micro_batch=8)
-        return {"bpb": bpb, "parameters": trained.record.parameters, "tokens": trained.record.tokens}
+        record = trained.record
+        return {"bpb": bpb, "sample": record.bpb, "parameters": record.parameters, "tokens": record.tokens}
 
 
 def by_budgetlm(contest: Contest) -> Recipe:
@@ -151,9 +152,14 @@ def by_budgetlm(contest: Contest) -> Recipe:
 
 
 def way(moments: list[Moment], recipes: dict[int, dict]) -> list[dict]:
-    """What was the choice, and from which device-second on, whenever it changed."""
-    changed = moments[:1] + [now for before, now in pairwise(moments) if before.trial != now.trial]
-    return [{"seconds": m.spent_seconds, "trial": m.trial, "recipe": recipes[m.trial], "bpb": None} for m in changed]
+    """Every choice on the way of a search: from which device-second on, and what was expected of it when it was given up, or at the end."""
+    found = []
+    for trial, same in groupby(moments, key=lambda m: m.trial):
+        first, *more = same
+        last = more[-1] if more else first
+        expected = {"mean": last.mean, "low": last.low, "high": last.high}
+        found.append({"seconds": first.spent_seconds, "trial": trial, "recipe": recipes[trial], **expected})
+    return found
 
 
 def by_low_rungs(contest: Contest) -> Recipe:
@@ -239,13 +245,13 @@ def compete(contender: str, seed: int, options: argparse.Namespace, found: dict 
     else:
         recipe = plan.default if contender == "default" else FIND[contender](contest)
     facts = {"recipe": asdict(recipe), "trials": contest.trials, **contest.final(recipe, plan, seconds)}
-    if options.way:
-        finals = {str(facts["recipe"]): facts["bpb"]}
-        for earlier in contest.way:
-            which = str(earlier["recipe"])
-            if which not in finals:
-                finals[which] = contest.final(recipe_from(earlier["recipe"]), plan, seconds)["bpb"]
-            earlier["bpb"] = finals[which]
+    finals = {str(facts["recipe"]): facts}
+    for earlier in contest.way:
+        which = str(earlier["recipe"])
+        if options.way and which not in finals:
+            finals[which] = contest.final(recipe_from(earlier["recipe"]), plan, seconds)
+        if which in finals:
+            earlier |= {name: finals[which][name] for name in ("bpb", "sample")}
     facts["way"] = contest.way
     return {"contender": contender, "seed": seed, "seconds": options.seconds, "search": options.search, **facts}
 
@@ -267,7 +273,8 @@ def table(results: list[dict]) -> None:
                 f"  {name:10} {statistics.fmean(bpb):.4f} (sd {spread:.4f}, {min(bpb):.4f} to {max(bpb):.4f}), n = {len(bpb)}; "
                 f"budgetlm better in {better}; {statistics.fmean(r['trials'] for r in rows):.0f} trials"
             )
-        for line in how_soon([r for r in results if (r["seconds"], r["search"]) == (seconds, share)]):
+        here = [r for r in results if (r["seconds"], r["search"]) == (seconds, share)]
+        for line in [*how_soon(here), *receipts(here)]:
             print(f"  {line}")
 
 
@@ -275,7 +282,7 @@ def how_soon(results: list[dict]) -> Iterator[str]:
     """For each seed, after how many device-seconds budgetlm's choice is first as good as the best that another search ends with."""
     for own in (r for r in results if r["contender"] == "budgetlm"):
         rivals = [r for r in results if r["seed"] == own["seed"] and r["contender"] in PEERS and r["bpb"]]
-        known = [m for m in own.get("way", []) if m["bpb"]]
+        known = [m for m in own.get("way", []) if m.get("bpb")]
         if not rivals or not known:
             continue
         best, budget = min(rivals, key=lambda r: r["bpb"]), own["seconds"] * own["search"]
@@ -283,6 +290,19 @@ def how_soon(results: list[dict]) -> Iterator[str]:
         said = f"after {first:.0f} of {budget:.0f} device-seconds ({first / budget:.0%})" if first is not None else "never"
         choices = ", ".join(f"{m['seconds']:.0f} s {m['bpb']:.4f}" for m in known)
         yield f"seed {own['seed']}: as good as the best peer ({best['contender']}, {best['bpb']:.4f}) {said}; its choices: {choices}"
+
+
+def receipts(results: list[dict]) -> Iterator[str]:
+    """What was forecast of the choices, and what came of those that were trained, on the sample that the forecast is of."""
+    for what, which in (("the choices at the end", slice(-1, None)), ("all choices on the way", slice(None))):
+        kept = [m for r in results for m in r.get("way", [])[which] if m.get("sample") and m.get("low")]
+        if kept:
+            inside = sum(m["low"] <= m["sample"] <= m["high"] for m in kept)
+            missed = [m["sample"] - m["mean"] for m in kept]
+            yield (
+                f"receipts of {what}: {inside} of {len(kept)} outcomes inside their 80 % intervals; outcome less forecast "
+                f"{statistics.fmean(missed):+.4f} in the mean, {statistics.fmean(map(abs, missed)):.4f} without its sign"
+            )
 
 
 def read(path: Path) -> list[dict]:
