@@ -11,7 +11,7 @@ foresees for its time, as measured once and kept beside the results, so no clock
     deep    likewise, of a recipe of three times the default's depth, so that blocks become fewer down the ladder, too
 
     taskset -c 1 python -m tests.benchmarks.bench_transfer results.jsonl --parts rank lr batch adamw deep   # goes on where it ends
-    python -m tests.benchmarks.bench_transfer results.jsonl --table
+    python -m tests.benchmarks.bench_transfer results.jsonl --table [--plot FOLDER]    # the sweeps as pictures: FOLDER/transfer-adamw.svg
 """
 
 import argparse
@@ -351,6 +351,59 @@ def sweep_table(part: str, plan: Plan, options: argparse.Namespace, results: Res
         print(f"{rule:>50} {max(places) / min(places):6.2f}   " + ", ".join(f"{p / places[0]:.2f}" for p in places))
 
 
+# --- as a picture -----------------------------------------------------------------------------------------------------
+
+COLOURS = {1: "#b2182b", 4: "#2166ac", 16: "#888888"}
+WIDE, HIGH, EDGE = 300, 240, 50
+
+
+def plot(part: str, plan: Plan, options: argparse.Namespace, results: Results) -> str:
+    """A sweep as SVG: loss above the least of its share, by what is swept in the recipe, and in the run itself. Lines that fall on one another transfer."""
+    name = "batch_tokens" if part == "batch" else "peak_lr"
+    found: dict[int, list[tuple[float, float, float]]] = {}
+    for ratio in COLOURS:
+        runs = [run for run in PARTS[part](plan, 0, options.recipes, results) if run.ratio == ratio]
+        rows = {getattr(run.recipe, name): results[run.key] for run in runs if run.key in results}
+        known = {value: row for value, row in sorted(rows.items()) if row["bpb"]}
+        least = min((row["bpb"] for row in known.values()), default=0.0)
+        found[ratio] = [(value, facts_of(row)[name], row["bpb"] - least) for value, row in known.items()]
+    drawn = [_panel(k, title, found) for k, title in enumerate((f"{name} of the recipe", f"{name} of the run"))]
+    shares = [
+        f'<text x="{EDGE + 110 * k}" y="{HIGH + 70}" fill="{colour}">{f"1/{ratio} of the target" if ratio > 1 else "target"}</text>'
+        for k, (ratio, colour) in enumerate(COLOURS.items())
+    ]
+    size = f'viewBox="0 0 {2 * (WIDE + EDGE) + 20} {HIGH + 80}" font-family="sans-serif" font-size="12"'
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', *drawn, *shares, "</svg>", ""])
+
+
+def _panel(which: int, title: str, found: dict[int, list[tuple[float, float, float]]]) -> str:
+    points = [point for line in found.values() for point in line]
+    if not points:
+        return ""
+    left, most = EDGE + which * (WIDE + EDGE), max(p[2] for p in points) or 1.0
+    low, high = (math.log(edge(p[which] for p in points)) for edge in (min, max))
+
+    def place(point: tuple[float, float, float]) -> tuple[float, float]:
+        share = (math.log(point[which]) - low) / (high - low or 1.0)
+        return left + 10 + (WIDE - 20) * share, HIGH + 10 - (HIGH - 20) * point[2] / most
+
+    parts = [f'<path d="M{left} 10V{HIGH + 10}H{left + WIDE}" fill="none" stroke="#444"/>']
+    parts.append(f'<text x="{left + WIDE / 2}" y="{HIGH + 45}" text-anchor="middle">{title}</text>')
+    for value in (math.exp(low), math.exp((low + high) / 2), math.exp(high)):
+        x = place((value, value, 0.0))[0]
+        parts.append(f'<text x="{x:.0f}" y="{HIGH + 26}" text-anchor="middle">{value:.3g}</text>')
+    parts += [
+        f'<text x="{left - 4}" y="{place((1.0, 1.0, loss))[1] + 4:.0f}" text-anchor="end">{loss:.2f}</text>'
+        for loss in (0.0, most / 2, most)
+    ]
+    for ratio, line in found.items():
+        at = [place(point) for point in sorted(line, key=lambda p: p[which])]
+        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        parts.append(f'<polyline points="{way}" fill="none" stroke="{COLOURS[ratio]}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[ratio]}"/>' for x, y in at]
+    return "\n".join(parts)
+
+
 def table(options: argparse.Namespace) -> None:
     """What the results hold."""
     plan, results = settle(options.results.with_suffix(""), options.seconds, options.text), results_of(options.results)
@@ -359,6 +412,9 @@ def table(options: argparse.Namespace) -> None:
     for part in options.parts:
         if part != "rank":
             sweep_table(part, plan, options, results)
+            if options.plot:
+                options.plot.mkdir(parents=True, exist_ok=True)
+                (options.plot / f"transfer-{part}.svg").write_text(plot(part, plan, options, results))
 
 
 def main() -> None:
@@ -375,6 +431,7 @@ def main() -> None:
     )
     parser.add_argument("--proxies", nargs="+", choices=SCALE, default=list(SCALE), help="run only these")
     parser.add_argument("--quick", action="store_true", help="a target of 2 s, 4 recipes: does it work?")
+    parser.add_argument("--plot", type=Path, help="a folder for the sweeps as pictures")
     parser.add_argument("--table", action="store_true", help="only print what the results hold")
     options = parser.parse_args()
     if options.quick:
