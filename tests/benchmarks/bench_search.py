@@ -260,7 +260,8 @@ def table(results: list[dict]) -> None:
     """Mean and spread of each contender, in how many seeds budgetlm was better, and how soon."""
     groups = sorted({(r["seconds"], r["search"]) for r in results})
     for seconds, share in groups:
-        own = {r["seed"]: r["bpb"] for r in results if r["contender"] == "budgetlm" and r["seconds"] == seconds}
+        mine = [r for r in results if (r["contender"], r["seconds"], r["search"]) == ("budgetlm", seconds, share)]
+        own = {r["seed"]: r["bpb"] for r in mine}
         print(f"target {seconds:g} s of one thread, search {share:g} targets; bits per byte of the final")
         for name in CONTENDERS:
             rows = [r for r in results if (r["contender"], r["seconds"], r["search"]) == (name, seconds, share) and r["bpb"]]
