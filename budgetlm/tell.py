@@ -29,6 +29,7 @@ def describe_search(config: "StudyConfig", result: "SearchResult") -> str:
             *lines,
             f"chosen: trial {result.choice.trial}, {result.choice.why}.",
             f"recipe: {result.recipe}",
+            *(f"evidence: {line}" for line in result.evidence),
             *_front(result.choice.front),
             f"next: budgetlm report --study {name}; budgetlm final --study {name}",
         ]

@@ -136,6 +136,7 @@ def test_from_a_study_file_to_a_report_and_generated_text(story, monkeypatch):
     searched, final = story.said["search"], story.said["final"]
     assert searched.returncode == 0, searched.stderr
     assert "chosen: trial" in searched.stdout
+    assert "evidence: runner-up: trial" in searched.stdout or "evidence: no other trial reached" in searched.stdout
     assert "\x1b[" not in searched.stderr  # no terminal, so plain lines
     assert "trial 0, rung 0" in story.said["SIGINT"].stderr
     assert "best so far" in searched.stderr

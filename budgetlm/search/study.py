@@ -8,7 +8,7 @@ queued again if they say nothing.
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from budgetlm.data.tokens import Tokens, prepare_tokens
 from budgetlm.errors import ConfigError, SearchRunning, StudyError
 from budgetlm.files import disk_errors, write_json
 from budgetlm.forecast.choose import Choice, choose
+from budgetlm.forecast.evidence import evidence
 from budgetlm.inherit import data_of, keep_init
 from budgetlm.interrupt import RESUME_ME, StopRequest
 from budgetlm.passport import Passport, visible_gpus
@@ -83,6 +84,8 @@ class SearchResult:
     new_runs: int
     saved_seconds: float
     """Device-seconds of the budget that are left."""
+    evidence: Sequence[str] = ()
+    """What the choice stands on, in sentences."""
 
 
 def search(
@@ -242,7 +245,8 @@ def _search(
     choice = choose(records, plan.target_seconds, site.forecasts(), objectives)
     recipe = next((recipe_from(r.recipe).summary() for r in records if choice and r.trial == choice.trial), "")
     left = ledger.balance().remaining_seconds
-    return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left)
+    stands_on = evidence(choice, records, site.forecasts()) if choice else []
+    return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left, stands_on)
 
 
 def _settle(
