@@ -269,7 +269,7 @@ def tell(name: str, group: Group) -> list[tuple[str, float, float, float, list[P
             if not np.isfinite(guesses).all():
                 continue
             error = float(np.mean(np.abs(guesses / ends - 1)))
-            order = float(spearmanr(guesses, ends).statistic) if np.ptp(guesses) > 0 else math.nan
+            order = float(spearmanr(guesses, ends).statistic) if how != "nothing" else math.nan
             games = [play(group, guesses, share, doubt) for doubt in DOUBTS]
             found.append((how, share, error, order, games))
             cost = "; ".join(
