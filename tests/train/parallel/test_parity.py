@@ -69,6 +69,8 @@ BY_STAGES = {
     ),
 }
 """What layers can be divided of; with a first batch of one sequence for two members."""
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+"""Processes that are forked have PyTorch loaded already; later Pythons warn of it where there are threads."""
 ROUNDED = tiny_run(steps=5, model=TWO_HEADS, precision="bf16")
 
 
@@ -182,6 +184,7 @@ def test_the_leaders_record_has_what_all_members_took(gang):
         assert outcomes["ddp", "adamw"].joules == 2.0
 
 
+@FORKS
 def test_groups_of_devices_that_divide_every_matrix_divide_the_batch(tokens, folders, tmp_path):
     """Four devices in two groups go on with what one has begun, with batches of five sequences that do not divide."""
     config = dataclasses.replace(BY_TENSORS["adamw"], steps=6)
@@ -196,6 +199,7 @@ def test_groups_of_devices_that_divide_every_matrix_divide_the_batch(tokens, fol
         torch.testing.assert_close(ours.weights[name], weight, atol=1e-3, rtol=0)
 
 
+@FORKS
 def test_parts_whose_members_are_killed_go_on_from_their_newest_checkpoint(tokens, folders, tmp_path):
     """One of each pair of processes dies with no time for a word, first in `fsdp`, then in `tp`, and all begin again."""
     config = dataclasses.replace(BY_TENSORS["adamw"], steps=4)
