@@ -110,7 +110,7 @@ def worker(
     As many as there are devices, on every machine that sees the study's folder and reaches its database (`search --storage`). Each
     gets one GPU by CUDA_VISIBLE_DEVICES.
 
-    budgetlm worker --study mine        budgetlm worker --study mine --storage postgresql+psycopg://me@db.example/budgetlm
+    budgetlm worker --study mine        budgetlm worker --study mine --storage postgresql+psycopg://me@db/b
     """
     from budgetlm.budget.clock import Clock
     from budgetlm.files import checked_name
