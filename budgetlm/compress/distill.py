@@ -55,7 +55,9 @@ def load_teacher(name: str, tokenizer_file: Path, device: str) -> Teacher:
             raise ConfigError(f"train.teacher: {error}") from error
         network = network.to(device).requires_grad_(False)
         return Teacher(
-            network.features, lambda rows: torch.nn.functional.linear(rows, network.lm_head.weight), seconds_of(folder)
+            network.features,
+            lambda rows: torch.nn.functional.linear(rows.float(), network.lm_head.weight),
+            seconds_of(folder),
         )
     return _from_transformers(name, folder, device)
 

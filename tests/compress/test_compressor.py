@@ -272,6 +272,14 @@ RESUMED = [
 ]
 
 
+@pytest.mark.parametrize(("option", "changes"), RESUMED)
+def test_under_autocast_every_option_trains_as_in_fp32_to_the_precision_of_bf16(option, changes, tokens, teacher):
+    asked = changes | ({"teacher": teacher} if "distil" in option else {})
+    exact = run_of(option, **asked)
+    bits = [trained(config, tokens).record.bpb for config in (exact, dataclasses.replace(exact, precision="bf16"))]
+    assert bits[1] == pytest.approx(bits[0], rel=0.02)
+
+
 @pytest.mark.parametrize("stop", [4, 9])
 @pytest.mark.parametrize(("option", "changes"), RESUMED)
 def test_stop_and_resume_equals_no_stop_to_the_bit(option, changes, stop, tokens, teacher, tmp_path):
