@@ -86,6 +86,7 @@ def stepper(shape: tuple[int, int, int], precision: Precision, **changes: int) -
         one.step(rows, 1e-4)
         return time.process_time() - before
 
+    step.network = one.network
     step()
     return step
 
@@ -164,7 +165,7 @@ def main() -> None:
         heaps(shape, given.rounds, precision)
         set_heap("cpu")
         step = stepper(shape, precision)
-        compare("head and loss together", step, patched(step, transformer, "head_loss", all_logits), given.pairs)
+        compare("head and loss together", step, patched(step, step.network, "head_loss", all_logits), given.pairs)
         others = {
             "RMSNorm with fewer sweeps": (norm.Norm, "forward", pytorchs_norm),
             "rotation with fewer sweeps": (transformer, "rotate", plain_rotation),
