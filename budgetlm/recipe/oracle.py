@@ -252,7 +252,7 @@ def forward_pass(model: ModelConfig, batch_sequences: int, recipe: Recipe, world
     most = max(1, min(batch_sequences, world.micro_batch_tokens // world.context_length))
     for thrift in world.thrift:
         averaged, products = averaging_time(recipe) > 0, 0
-        if not thrift.checkpoint_activations:
+        if not thrift.fused:
             products = longest_up_to(world.products_up_to, model.context_length, recipe.short_sequences)
         beside = extra_bytes(model, compression_of(recipe, world))
         peak = partial(_pass_bytes, model, batch_sequences, recipe.optimizer, averaged, products, thrift, beside, world)

@@ -229,7 +229,7 @@ def _run_config(
         eval_tokens=world.eval_tokens,
         precision=world.precision,
         matmul=world.matmul,
-        products_up_to=0 if thrift.checkpoint_activations else world.products_up_to,
+        products_up_to=0 if thrift.fused else world.products_up_to,
         bf16_is_fast=world.bf16_is_fast,
         compile=compiles(recipe, seconds, world),
         compile_or_fail=world.must_compile,

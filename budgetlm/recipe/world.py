@@ -88,7 +88,7 @@ class World:
     @property
     def thrift(self) -> "tuple[Thrift, ...]":
         """What can be done on this device to save memory, as far as it is allowed, the cheapest first."""
-        ways = THRIFT if self.device == "cpu" else THRIFT[:2]
+        ways = THRIFT if self.device == "cpu" else THRIFT[:-1]
         if self.checkpoint_activations == "auto":
             return ways
         again = self.checkpoint_activations == "on"
@@ -105,8 +105,9 @@ class Thrift:
     """What is done to save memory beside a smaller micro-batch; each costs time."""
 
     checkpoint_activations: bool = False
-    """And with it attention by the fused kernel, whatever is faster."""
+    fused: bool = False
+    """Attention by the fused kernel, which keeps no weights of pairs of tokens, whatever is faster."""
     compact_heap: bool = False
 
 
-THRIFT = (Thrift(), Thrift(checkpoint_activations=True), Thrift(checkpoint_activations=True, compact_heap=True))
+THRIFT = (Thrift(), Thrift(True), Thrift(True, fused=True), Thrift(True, fused=True, compact_heap=True))

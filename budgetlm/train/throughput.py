@@ -30,8 +30,6 @@ class Work(NamedTuple):
     """Numbers that the blocks read or write beside them: norms, rotations, activations, residuals."""
     scores: float
     """Attention scores."""
-    scores_again: float
-    """The same of checkpointed blocks, where they are never by plain products and computed twice forwards."""
     words: float
     """Scores of the vocabulary, through softmax and loss."""
     passes: float
@@ -60,7 +58,6 @@ def _prior(device: str, floor: float, precision: Precision) -> Work:
             products=1.2 * floor,
             elements=2000 * floor,
             scores=20 * floor,
-            scores_again=20 * floor,
             words=3000 * floor,
             passes=4e-4,
             steps=1e-3,
@@ -74,7 +71,6 @@ def _prior(device: str, floor: float, precision: Precision) -> Work:
             products=floor,
             elements=600 * floor,
             scores=150 * floor,
-            scores_again=150 * floor,
             words=800 * floor,
             passes=1.2e-3,
             steps=4e-4,
@@ -87,7 +83,6 @@ def _prior(device: str, floor: float, precision: Precision) -> Work:
         products=0.5 * floor,
         elements=890 * floor,
         scores=70 * floor,
-        scores_again=2800 * floor,
         words=900 * floor,
         passes=1.5e-3,
         steps=4e-4,
@@ -222,8 +217,7 @@ def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, 
     return Work(
         products=head + (flops_per_token(model) - head) * blocks / model.depth,
         elements=blocks * (10 * model.width + 4 * model.hidden),
-        scores=0.0 if checkpointed else scores,
-        scores_again=scores if checkpointed else 0.0,
+        scores=scores,
         words=model.vocab_size * (model.mask_rate if model.encodes else 1.0),
         passes=(blocks + 1) / micro,
         steps=1 / batch_tokens,

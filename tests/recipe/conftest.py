@@ -20,5 +20,5 @@ def world() -> World:
         device="cpu",
         memory_bytes=2**34,
         clip=1.0,
-        speed=SpeedModel(Work(2e-11, 1e-9, 1e-9, 1e-9, 2e-9, 1e-3, 0.0, 4e-10, 0.0, 2e-11, 0.0)),
+        speed=SpeedModel(Work(2e-11, 1e-9, 1e-9, 2e-9, 1e-3, 0.0, 4e-10, 0.0, 2e-11, 0.0)),
     )

@@ -179,7 +179,7 @@ def test_activations_are_checkpointed_only_where_one_sequence_does_not_fit_other
 def test_checkpointing_is_done_where_it_is_asked_for_and_never_where_it_is_forbidden(world):
     products = dataclasses.replace(world, products_up_to=64)
     config = at_target(RECIPE, TARGET, dataclasses.replace(products, checkpoint_activations="on"))
-    assert (config.checkpoint_activations, config.compact_heap, config.products_length) == (True, False, 0)
+    assert (config.checkpoint_activations, config.compact_heap, config.products_length) == (True, False, 64)
     one = peak(at_target(LONG, TARGET, world), world, micro_batch_sequences=1)
     thrifty = peak(at_target(LONG, TARGET, world), world, micro_batch_sequences=1, checkpoint_activations=True)
     tight = with_room_for((one + thrifty) / 2, world, share=0.9)
@@ -203,10 +203,11 @@ def test_attention_by_products_is_reckoned_with_and_left_where_memory_is_short(w
     short = dataclasses.replace(world, products_up_to=128)
     assert at_target(dataclasses.replace(LONG, short_sequences=0.5), TARGET, short).products_length == 128
     assert at_target(dataclasses.replace(LONG, short_sequences=0.0), TARGET, short).products_length == 0
-    tight = with_room_for(0.8 * peak(fused, plain, micro_batch_sequences=1), products)
-    config = at_target(LONG, TARGET, tight)
-    assert config.checkpoint_activations
-    assert config.products_length == 0
+    again = peak(config, products, micro_batch_sequences=1, checkpoint_activations=True)
+    config = at_target(LONG, TARGET, with_room_for(1.01 * again, products))
+    assert (config.checkpoint_activations, config.products_length) == (True, 512)
+    config = at_target(LONG, TARGET, with_room_for(0.97 * again, products))
+    assert (config.checkpoint_activations, config.products_length) == (True, 0)
 
 
 def test_a_compact_heap_is_the_last_resort_and_only_on_a_cpu(world):
