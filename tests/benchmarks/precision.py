@@ -26,5 +26,5 @@ def precision_of(wanted: str) -> Precision:
 def computed_in(config: RunConfig, precision: Precision) -> RunConfig:
     """The run in a precision, with Muon's products likewise, and attention as calibration has it there."""
     halved = precision == "bf16"
-    up_to = config.model.context_length if halved and not config.checkpoint_activations else 0
+    up_to = config.model.context_length if halved else 0
     return replace(config, precision=precision, bf16_is_fast=halved, products_up_to=up_to)
