@@ -49,8 +49,8 @@ class Work(NamedTuple):
 def _prior(device: str, floor: float, precision: Precision) -> Work:
     """Prices to begin with, in seconds; `floor` is what a floating-point operation takes at the measured ceiling.
 
-    Those of a CPU are what 32 shapes on one core of an AMD EPYC gave (tests/benchmarks/bench_oracle.py), in fp32 on one without units for bf16
-    and in bf16 on one with: there all that is no product takes longer beside them. Those of a GPU are reckoned, not measured: about 10 bytes an
+    Those of a CPU are what 32 and 64 shapes on one core of an AMD EPYC gave (tests/benchmarks/bench_oracle.py), in fp32 on one without units for
+    bf16 and in bf16 on one with: there all that is no product takes longer beside them. Those of a GPU are reckoned, not measured: about 10 bytes an
     element at 200 operations in the time of a byte, and 75 kernels of 5 microseconds for a block.
     """
     if device == "cuda":
@@ -80,16 +80,16 @@ def _prior(device: str, floor: float, precision: Precision) -> Work:
             matrices=2.1e-4,
         )
     return Work(
-        products=0.5 * floor,
-        elements=890 * floor,
-        scores=70 * floor,
-        words=900 * floor,
-        passes=1.5e-3,
-        steps=4e-4,
-        updates=680 * floor,
-        gradients=510 * floor,
+        products=0.75 * floor,
+        elements=700 * floor,
+        scores=150 * floor,
+        words=800 * floor,
+        passes=1.6e-3,
+        steps=4.3e-4,
+        updates=570 * floor,
+        gradients=350 * floor,
         orthogonal=floor,
-        matrices=1.8e-4,
+        matrices=2.2e-4,
     )
 
 
@@ -201,12 +201,27 @@ def learnt_paces(measured: Sequence[tuple[str, float, float]]) -> dict[str, floa
     return {option: float(np.median(values)) for option, values in ratios.items()}
 
 
+class Again(NamedTuple):
+    """What a second forward pass through a block adds, as a share of what the block takes without."""
+
+    products: float
+    """One forward pass beside two backward ones' worth."""
+    beside: float
+    """Of elements and scores, where backward passes are quicker than twice a forward one."""
+    passes: float
+    """With what it takes to go back and begin again."""
+
+
+AGAIN = Again(1 / 3, 0.6, 1.0)
+"""The last two fitted to 64 shapes in bf16 on a CPU (`bench_oracle`, docs/LOG.md)."""
+
+
 def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, optimizer: str, checkpointed: bool) -> Work:
-    """What one token takes. The forward pass is a third of it, and a checkpointed block takes a second one."""
+    """What one token takes; of a checkpointed block, with its second forward pass (`AGAIN`)."""
     micro = max(1.0, min(batch_tokens, micro_batch_tokens))
-    blocks = model.depth * (4 / 3 if checkpointed else 1.0)
+    again = AGAIN if checkpointed else Again(0, 0, 0)
     head, count = 6 * end_products(model), parameters(model)
-    scores = blocks * model.heads * model.context_length * (model.mixer == "attention")
+    beside = model.depth * (1 + again.beside)
     updated, orthogonal, matrices = UPDATE.get(optimizer, 1.0) * count, 0.0, 0
     if optimizer == "muon":
         # Five Newton-Schulz steps on an (a, b) matrix, a <= b: each 4·a²·b + 2·a³ operations.
@@ -215,11 +230,11 @@ def work_of(model: ModelConfig, batch_tokens: float, micro_batch_tokens: float, 
         orthogonal = model.blocks * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in shapes)
         updated += model.blocks * sum(a * b for a, b in shapes)
     return Work(
-        products=head + (flops_per_token(model) - head) * blocks / model.depth,
-        elements=blocks * (10 * model.width + 4 * model.hidden),
-        scores=scores,
+        products=head + (flops_per_token(model) - head) * (1 + again.products),
+        elements=beside * (10 * model.width + 4 * model.hidden),
+        scores=beside * model.heads * model.context_length * (model.mixer == "attention"),
         words=model.vocab_size * (model.mask_rate if model.encodes else 1.0),
-        passes=(blocks + 1) / micro,
+        passes=(model.depth * (1 + again.passes) + 1) / micro,
         steps=1 / batch_tokens,
         updates=updated / batch_tokens,
         gradients=count / micro,
