@@ -162,15 +162,15 @@ def skips(network: LanguageModel) -> None:
         block.forward = forward
 
 
-def last_tokens_only(count: int) -> Callable[[LanguageModel], None]:
-    """A token sees so many before it, itself included, in all but every third block (sliding windows; Gemma 2, arXiv:2408.00118).
+def last_tokens_only(count: int, whole: int = 3) -> Callable[[LanguageModel], None]:
+    """A token sees so many before it, itself included, in all but every third block, or so (sliding windows; Gemma 2, arXiv:2408.00118).
 
     By a mask, which costs what it hides: what a kernel that skips it would save is not in its time.
     """
 
     def change(network: LanguageModel) -> None:
         for number, block in enumerate(network.model.layers):
-            if number % 3 == 2:
+            if number % whole == whole - 1:
                 continue
             plain = block.self_attn.forward
 
@@ -228,6 +228,10 @@ VARIANTS = [
     Variant("default of today", today),
     Variant("default of today, head of its own", lambda config: today(config, tie_embeddings=False)),
     Variant("default of today, head of its own from zero", lambda config: today(config, tie_embeddings=False), zero_head),
+    *[
+        Variant(f"default of today, the last {count} tokens alone in the first block", today, last_tokens_only(count, 2))
+        for count in (32, 64, 128)
+    ],
     *[optimizer(f"embedding's rate x {factor:g}", embedding_lr=factor) for factor in (0.3, 3)],
     Variant("embedding from 0.1", network=embedding_of(0.1), same_step=True),
     model("norm after the embedding", norm_embedding=True),
