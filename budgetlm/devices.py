@@ -1,7 +1,7 @@
 """What vendors say that their devices can do: ceilings to plan with where the device itself is not at hand.
 
 Published figures are peaks. A large matrix product reaches perhaps three quarters of one, and training less: before
-anything is measured it is taken to reach `search.plan.UTILISATION` of it. Nothing here may stand beside measured figures:
+anything is measured it is taken to reach `search.sizing.UTILISATION` of it. Nothing here may stand beside measured figures:
 `published_passport` says in its name that it was not measured, and its `id` is that of no machine.
 """
 

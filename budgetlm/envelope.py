@@ -16,7 +16,7 @@ from budgetlm.errors import BudgetExhausted, StudyError
 from budgetlm.final import FinalResult, final, final_name
 from budgetlm.forecast.front import BEST, check_pick, pick
 from budgetlm.report.write import report
-from budgetlm.search.plan import rungs_of
+from budgetlm.search.sizing import rungs_of
 from budgetlm.search.study import Hire, SearchResult, search
 from budgetlm.studies import ledger_of
 from budgetlm.watch import Watcher

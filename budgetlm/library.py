@@ -155,7 +155,7 @@ def _no_text() -> Path:
 
 def _hire(train: "Training") -> "Hire":
     from budgetlm.search.jobs import CalibrateJob, RungJob, ThreadsJob
-    from budgetlm.search.plan import guessed_calibration
+    from budgetlm.search.world import guessed_calibration
     from budgetlm.workers.job import Desk, Job, Workers
     from budgetlm.workers.own import OwnJob, Threaded
 

@@ -8,8 +8,9 @@ from budgetlm.devices import published_passport
 from budgetlm.passport import Passport, pick_device, take_passport
 from budgetlm.recipe.scale import MANY_EPOCHS
 from budgetlm.recipe.space import compressions, read_space
-from budgetlm.search.plan import Plan, devices_of, load_plan, vocabulary_of
+from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.rehearse import Rehearsal, Stage, guessed_plan, rehearse
+from budgetlm.search.sizing import devices_of, vocabulary_of
 from budgetlm.search.study import check_settings, prepare, threads_of
 from budgetlm.watch import Watcher
 

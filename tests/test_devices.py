@@ -6,7 +6,7 @@ import pytest
 from budgetlm.devices import DEVICES, find_device, published_passport
 from budgetlm.errors import ConfigError
 from budgetlm.passport import Passport, identify
-from budgetlm.search.plan import suited_vocabulary
+from budgetlm.search.sizing import suited_vocabulary
 
 
 def test_every_device_says_where_its_figures_stand():

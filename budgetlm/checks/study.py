@@ -81,7 +81,7 @@ def _leftovers(*folders: Path) -> list[str]:
 
 def data(case: Case) -> Finding:
     """Whether the text can be read and is enough for one sequence; it is prepared as the search will want it."""
-    from budgetlm.search.plan import context_of
+    from budgetlm.search.sizing import context_of
     from budgetlm.search.study import check_data, prepare
 
     if case.cache in case.unwritable:
@@ -124,7 +124,7 @@ def _overlap_warnings(corpus: CorpusFacts) -> list[str]:
 
 def _vocabulary(case: Case) -> int | None:
     """The vocabulary that the search will use, as far as it is known."""
-    from budgetlm.search.plan import vocabulary_of
+    from budgetlm.search.sizing import vocabulary_of
 
     if case.plan:
         return case.plan.world.vocab_size
@@ -152,7 +152,7 @@ def _from_plan(plan: "Plan") -> Expected:
 
 def _estimate(case: Case) -> Expected:
     """What a plan would settle, with a share of the ceiling in place of measured speeds."""
-    from budgetlm.search.plan import guessed_calibration, world_of
+    from budgetlm.search.world import guessed_calibration, world_of
 
     config, passport, tokens = case.config, needed(case.passport, "a measured device"), needed(case.tokens, "tokens")
     world = world_of(config, passport, tokens, guessed_calibration(config, passport))
@@ -204,8 +204,8 @@ def space(case: Case) -> Finding:
 
 def budget(case: Case) -> Finding:
     """What the search's hours pay for, less what is spent already."""
-    from budgetlm.search.plan import devices_of, rungs_of
     from budgetlm.search.scheduler import MARGIN_SECONDS
+    from budgetlm.search.sizing import devices_of, rungs_of
 
     budget, plan = case.config.budget, case.plan
     if budget.hours == 0:

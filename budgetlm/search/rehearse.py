@@ -22,8 +22,9 @@ from budgetlm.recipe.world import World
 from budgetlm.records import RunRecord
 from budgetlm.search.engines.simulated import simulate
 from budgetlm.search.jobs import RungJob
-from budgetlm.search.plan import Plan, guessed_calibration, make_plan
+from budgetlm.search.plan import Plan, make_plan
 from budgetlm.search.trunks import KEPT
+from budgetlm.search.world import guessed_calibration
 from budgetlm.train.checkpoint import KEEP
 from budgetlm.train.config import bare_record
 

@@ -36,23 +36,12 @@ from budgetlm.recipe.space import compressions, read_space
 from budgetlm.search.ahead import PRELOAD
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.lead import Lead
-from budgetlm.search.plan import (
-    Measure,
-    Plan,
-    check_limit,
-    describe,
-    final_team,
-    load_plan,
-    make_plan,
-    memory_of,
-    rungs_of,
-    teacher_charge,
-    usual_shape,
-    vocabulary_of,
-)
+from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler
 from budgetlm.search.site import Site
+from budgetlm.search.sizing import check_limit, rungs_of, teacher_charge, usual_shape, vocabulary_of
 from budgetlm.search.trials import Trials, open_storage
+from budgetlm.search.world import final_team, memory_of
 from budgetlm.studies import IMPORTANCE, LOCK, PLAN
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.parallel.kinds import check_offload

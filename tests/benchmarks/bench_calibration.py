@@ -11,7 +11,7 @@ import torch
 
 from budgetlm.budget.clock import Clock
 from budgetlm.passport import take_passport
-from budgetlm.search.plan import _shapes_to_time
+from budgetlm.search.sizing import shapes_to_time
 from budgetlm.train.calibrate import calibrate
 
 RUNGS, LADDER, CONTEXT, VOCABULARY = (15.0, 60.0, 600.0, 3600.0), 16, 256, 4096
@@ -28,7 +28,7 @@ def main() -> None:
     passport = take_passport("cpu")
     print(f"matrix products on one thread: {passport.fp32_gflops:.0f} GFLOP/s in fp32, {passport.bf16_gflops:.0f} in bf16")
     for rung in options.rungs:
-        shapes = _shapes_to_time(4 * rung / LADDER, 4 * rung, passport, VOCABULARY, CONTEXT, {})
+        shapes = shapes_to_time(4 * rung / LADDER, 4 * rung, passport, VOCABULARY, CONTEXT, {})
         with tempfile.TemporaryDirectory() as cache:
             found = calibrate(shapes, passport, ("adamw", "muon"), Clock(), Path(cache), rung_seconds=rung)
         gain, seconds = found.compilation.gain, found.compilation.seconds

@@ -51,7 +51,8 @@ from budgetlm.model.size import ModelConfig, compute_parameters
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.passport import take_passport
 from budgetlm.recipe.scale import at_rung, at_target
-from budgetlm.search.plan import guessed_calibration, make_plan
+from budgetlm.search.plan import make_plan
+from budgetlm.search.world import guessed_calibration
 from budgetlm.train import loop
 from budgetlm.train.config import OptimizerConfig, RunConfig
 from budgetlm.train.evaluate import evaluate

@@ -3,7 +3,7 @@
 Short real trainings (`--seconds` of processor time on one thread): the default recipe and one that is a block deeper, with several seeds each,
 all measured on the whole validation split, window by window. Two models are compared on the same windows, so what a sample adds to the
 noise of a comparison is the spread of their windows' differences. It is printed as a share of the bits per byte and for one token: the
-standard error of a sample of N tokens is that by sqrt(N), and `PAIRED_SPREAD` of `search/plan.py` is taken from here.
+standard error of a sample of N tokens is that by sqrt(N), and `PAIRED_SPREAD` of `search/sizing.py` is taken from here.
 
     python -m tests.benchmarks.bench_evaluation --seconds 15 --seeds 3
 """

@@ -32,7 +32,8 @@ from budgetlm.data.batches import validation_sample
 from budgetlm.model.size import ModelConfig
 from budgetlm.passport import Passport, take_passport
 from budgetlm.recipe.scale import at_target
-from budgetlm.search.plan import Plan, make_plan, suited_vocabulary
+from budgetlm.search.plan import Plan, make_plan
+from budgetlm.search.sizing import suited_vocabulary
 from budgetlm.train import loop
 from budgetlm.train.calibrate import calibrate
 from budgetlm.train.choices import made_up_rows

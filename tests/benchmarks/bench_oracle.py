@@ -31,7 +31,7 @@ from budgetlm.model.footprint import evaluation_sequences
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.passport import take_passport
 from budgetlm.records import CurvePoint
-from budgetlm.search.plan import memory_model
+from budgetlm.search.world import memory_model
 from budgetlm.train.config import OptimizerConfig, Precision, RunConfig, as_dict, run_config_from
 from budgetlm.train.loop import Label, train
 from budgetlm.train.memory import MemoryModel, MemoryPoint, run_memory

@@ -50,7 +50,8 @@ from budgetlm.recipe.scale import at_target
 from budgetlm.recipe.space import parameters_of, suggest
 from budgetlm.records import CurvePoint, read_records
 from budgetlm.search import ladder
-from budgetlm.search.plan import Plan, make_plan, suited_vocabulary
+from budgetlm.search.plan import Plan, make_plan
+from budgetlm.search.sizing import suited_vocabulary
 from budgetlm.search.study import search
 from budgetlm.train import loop
 from budgetlm.train.calibrate import calibrate

@@ -38,7 +38,8 @@ from budgetlm.recipe.oracle import expected_tokens
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.recipe.scale import BATCH_BY_TOKENS, miniature, truncated
 from budgetlm.recipe.space import default_space
-from budgetlm.search.plan import Plan, load_plan, make_plan, suited_vocabulary
+from budgetlm.search.plan import Plan, load_plan, make_plan
+from budgetlm.search.sizing import suited_vocabulary
 from budgetlm.train.calibrate import calibrate
 from budgetlm.train.config import RunConfig, as_dict, run_config_from
 from budgetlm.train.heap import set_heap

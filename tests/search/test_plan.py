@@ -7,8 +7,9 @@ from budgetlm.passport import identify
 from budgetlm.recipe.oracle import expected_peak_bytes, expected_speed
 from budgetlm.recipe.scale import miniature
 from budgetlm.records import read_records
-from budgetlm.search.plan import Plan, guessed_calibration, load_plan, world_of
+from budgetlm.search.plan import Plan, load_plan
 from budgetlm.search.rehearse import guessed_plan
+from budgetlm.search.world import guessed_calibration, world_of
 from budgetlm.train.config import as_dict, run_config_from
 from budgetlm.train.memory import HEAP_PRICES, HEAP_PRICES_IN_BF16
 from budgetlm.train.schedule import ScheduleConfig
