@@ -11,7 +11,6 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,13 @@ from budgetlm.compress.layout import artefact_bytes
 from budgetlm.data.batches import AnyBatches, training_batches, validation_sample
 from budgetlm.data.masks import EVALUATION_RATE, EVALUATION_SEED, MaskedBatches, hide
 from budgetlm.data.tokens import Tokens
-from budgetlm.errors import CheckpointError, ConfigError, DiskFull, StudyError
-from budgetlm.files import digest
+from budgetlm.errors import ConfigError
 from budgetlm.model.export import begin_from
 from budgetlm.model.footprint import evaluation_sequences
 from budgetlm.model.size import flops_per_token
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
+from budgetlm.train.branch import begin_from_trunk, leave_trunk
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.collector import collector_held
 from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
@@ -45,7 +44,7 @@ from budgetlm.train.parallel.team import ALONE, Team
 from budgetlm.train.peak import PeakMemory
 from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr_factor, muon_momentum, pieces_at
 from budgetlm.train.step import Stepper
-from budgetlm.train.trunk import can_begin_at, trunk_of, trunk_share
+from budgetlm.train.trunk import trunk_share
 
 CURVE_POINTS = 100
 """Points that a curve has, about."""
@@ -178,8 +177,9 @@ class _Run:
         if checkpoints:
             parts_and_config = (self.network, self.stepper.optimizers, as_dict(config), self.average)
             self.position, self.notes = load_newest(checkpoints.folder, *parts_and_config, fit=self._fit, team=team)
-        if checkpoints and checkpoints.trunks and not self.position.step:
-            self._begin_from_a_trunk(checkpoints.trunks)
+        trunks = checkpoints.trunks if checkpoints else None
+        if trunks and not self.position.step:
+            self.position = begin_from_trunk(trunks, config, *parts, self._fit)
         self.compressor.resume()
         if self.position.shrunk_at >= 0:
             self.stepper.renew()
@@ -194,7 +194,7 @@ class _Run:
         self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
         self.evaluations_done: int | None = None
         self.averaged_until = self._progress()
-        self.leaves_trunk = bool(checkpoints and checkpoints.trunks) and self._progress_of_next_step() < trunk_share(config)
+        self.trunk_goes_to = trunks if self._progress_of_next_step() < trunk_share(config) else None
 
     def _sample(self, tokens: Tokens, most_tokens: int) -> np.ndarray:
         """Windows of the validation split, with marks where an encoder is to be asked."""
@@ -229,8 +229,8 @@ class _Run:
             if should_stop():
                 state = "interrupted"
                 break
-            if self.leaves_trunk and self._progress_of_next_step() >= trunk_share(self.config):
-                self._leave_trunk()
+            if self.trunk_goes_to and self._progress_of_next_step() >= trunk_share(self.config):
+                self._leave_trunk(self.trunk_goes_to)
             lr = self._prepare(self._progress_of_next_step())
             loss = self._step(lr)
             if self._diverged(loss):
@@ -437,6 +437,11 @@ class _Run:
     def _fit(self, position: Position) -> None:
         self.compressor.fit(Stage(position.pruning_updates, position.shrunk_at))
 
+    # --- what is kept for this run, and for others ---
+
+    def _where_it_stands(self) -> Position:
+        return replace(self.position, seconds=self.elapsed, route=self.batches.route, **asdict(self.compressor.stage))
+
     def _checkpoint_is_due(self) -> bool:
         if not self.checkpoints:
             return False
@@ -451,50 +456,19 @@ class _Run:
     def _save(self) -> None:
         assert self.checkpoints
         parts, before = (self.network, self.stepper.optimizers), self.meter.clock.now()
-        self.position = replace(
-            self.position, seconds=self.elapsed, route=self.batches.route, **asdict(self.compressor.stage)
-        )
+        self.position = self._where_it_stands()
         with self.meter.during("checkpoint"):
             save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average, self.team)
             self.team.agree()
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
         self.pace.saved(self.last_checkpoint[0] - before)
 
-    # --- what it shares with other runs ---
-
-    def _begin_from_a_trunk(self, trunks: Path) -> None:
-        """Take over what another run has trained already, if there is such a one and it can be read: of those that suit, the longest's."""
-        trunk, parts = trunk_of(self.config), (self.network, self.stepper.optimizers)
-        for folder in sorted((trunks / digest(trunk)).glob("*"), reverse=True):
-            with suppress(CheckpointError):  # then it is trained here, as if it had not been
-                self.position, _ = load_newest(
-                    folder,
-                    *parts,
-                    trunk,
-                    self.average,
-                    lambda at: can_begin_at(self.config, at.seconds, at.step),
-                    self._fit,
-                )
-            if self.position.step:
-                return
-
-    def _leave_trunk(self) -> None:
-        """Keep the state before the rate falls, as the position that another run begins from."""
-        assert self.checkpoints
-        assert self.checkpoints.trunks
-        self.leaves_trunk = False
-        trunk, parts, spent = trunk_of(self.config), (self.network, self.stepper.optimizers), self.elapsed
-        folder = self.checkpoints.trunks / digest(trunk) / f"{self.config.seconds or self.config.steps:014.3f}"
-        position = replace(
-            self.position,
-            seconds=spent,
-            route=self.batches.route,
-            inherited_seconds=spent,
-            inherited_from=self.label.run,
-            **asdict(self.compressor.stage),
-        )
-        with self.meter.during("checkpoint"), suppress(DiskFull, StudyError):  # nobody depends on it
-            save_checkpoint(folder, *parts, position, trunk, self.average)
+    def _leave_trunk(self, trunks: Path) -> None:
+        """Leave what other runs can begin from."""
+        self.trunk_goes_to, parts = None, (self.network, self.stepper.optimizers, self.average)
+        here = self._where_it_stands()
+        with self.meter.during("checkpoint"):
+            leave_trunk(trunks, self.config, self.label.run, *parts, here)
 
     def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
         model, meter, done = self.config.model, self.meter, self.sequences_done
