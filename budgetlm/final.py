@@ -25,19 +25,18 @@ from budgetlm.data.tokens import Tokens
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json, write_json
 from budgetlm.final_own import train_own
+from budgetlm.final_team import team_of
 from budgetlm.final_why import Reasons, kept, reasons, shape_and_rule
 from budgetlm.forecast.choose import RANKS_ONLY, choose, ranks_only
 from budgetlm.forecast.fit import Forecast, fit
 from budgetlm.forecast.front import BEST, pick
 from budgetlm.inherit import INIT, Given, check_vocabulary, given_to_final
 from budgetlm.interrupt import StopRequest
-from budgetlm.model.footprint import host_bytes, saved_bytes
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.passport import identify, pick_device
-from budgetlm.recipe.oracle import Way, fits_in, team_ways
+from budgetlm.recipe.oracle import Way
 from budgetlm.recipe.recipe import Recipe, recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, at_length, epochs_at_target, reshaped
-from budgetlm.recipe.world import World
 from budgetlm.records import CurvePoint, RunRecord, append_point, append_record, curve_path, read_records
 from budgetlm.samples import write_samples
 from budgetlm.search.plan import Plan, load_plan
@@ -48,9 +47,6 @@ from budgetlm.train.config import Label, RunConfig, as_dict, run_config_from
 from budgetlm.train.fp8 import check_fp8
 from budgetlm.train.loop import Checkpoints, train
 from budgetlm.train.model_folder import write_model
-from budgetlm.train.pace import DISK_BYTES_PER_SECOND
-from budgetlm.train.parallel.crew import Crew, crew_here, crew_on_ray
-from budgetlm.train.parallel.kinds import check_kind, check_offload
 from budgetlm.train.step import warm_up
 from budgetlm.watch import Watcher
 from budgetlm.workers.own import Training
@@ -61,8 +57,6 @@ APART_SECONDS = 20.0
 """What must be left before the deadline for measuring the model in a process of its own, beside the measuring."""
 OTHER_START = "it begins from weights that the study's runs did not begin from"
 """Why a final of given weights has no forecast."""
-PARTING_SECONDS = 1.0
-"""What the processes of a team are given to end in."""
 
 
 @dataclass(frozen=True)
@@ -213,10 +207,6 @@ def _utilisation(record: RunRecord, plan: Plan) -> float:
     return flops / (1e9 * plan.passport.ceiling_gflops(plan.world.precision))
 
 
-TrainIt = Callable[[RunConfig, Tokens, Meter, float, Callable[[], bool]], RunRecord]
-"""Trains a final as far as it gets: from configuration, text, the meter to charge, device-seconds used up before, and who says whether to stop."""
-
-
 class _Final:
     """One final, from wherever it stands to its end."""
 
@@ -245,9 +235,7 @@ class _Final:
         """Prepare, resume, train, write model and samples, and keep the record; with what the process should end with."""
         # The whole machine is its own now, but the forecast is of a final on as many threads as the rungs had.
         device = pick_device(self.study.train.device, threads_of(self.study, self.plan))
-        self.crew = self._crew(device)
-        self.devices = self.crew.count
-        self.together = self.devices > 1 or self.study.train.offload
+        self.team = team_of(self.study, device, threads_of(self.study, self.plan))
         if self.plan.world.precision == "fp8":
             check_fp8(device)
         check_machine(self.plan, identify(device))
@@ -258,12 +246,12 @@ class _Final:
             self.given.keep(self.home / INIT, self.plan.world.context_length)
         if (epochs := epochs_at_target(self.recipe, self.seconds, self.plan.world)) > MANY_EPOCHS:
             self.watcher.note(repetition_warning("this final", epochs))
-        if not self.together:
+        if not self.team.together:
             warm_up()
         keep_compiled(self.cache)
         curve_path(self.study.folder, self.name).parent.mkdir(parents=True, exist_ok=True)
         config = self._config()
-        train_it = self._team(config, tokens) if self.together else self._train
+        way = self._way(config, tokens) if self.team.together else None
         self._keep_forecast(forecast, unknown)
         ledger = open_ledger(self.study.database, self.study.scope)
         ledger.release_the_dead(time.sleep)
@@ -271,8 +259,11 @@ class _Final:
         if charged:
             self.watcher.note(f"resuming  {charged:.0f} of {self.seconds:.0f} device-seconds are used up")
         with StopRequest() as stop, rest_being_read(self.study.data, self.cache, tokens, self.watcher.note):
-            with self._held(ledger, self.devices) as meter:
-                record = train_it(config, tokens, meter, charged, stop)
+            with self._held(ledger, self.team.devices) as meter:
+                if way:
+                    record = self._train_together(way, config, tokens, meter, charged, stop)
+                else:
+                    record = self._train(config, tokens, meter, charged, stop)
             with self._held(ledger, 1) as meter:  # what follows needs no more
                 record, samples = self._close(record, tokens, meter, ledger)
         if record.state == "done":  # what it has learnt is in the model now
@@ -324,6 +315,33 @@ class _Final:
         done = trained.record.state == "done"
         return write_model(self.home / "model", trained, tokens) if done else trained.record
 
+    def _way(self, config: RunConfig, tokens: Tokens) -> Way:
+        """How several devices train it, once it is known that they can, and all of the text is there for them.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        way = self.team.way(config, self.plan.world)
+        if not tokens.complete:
+            self.watcher.note(
+                "data      the rest of the source is read before training, so that all devices read the same text"
+            )
+            write_rest(self.study.data, self.cache, tokens)
+        return way
+
+    def _train_together(
+        self, way: Way, config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]
+    ) -> RunRecord:
+        """Train on several devices, or on one beside which its weights wait. Returns as `_train`."""
+        for line in self.team.says(way, config):
+            self.watcher.note(f"devices   {line}")
+        self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
+        folder = self.home.absolute() / "model"
+        task = self.team.task(way, config, self._label(), tokens, self._checkpoints(), folder, charged)
+        record, notes = self.team.train(task, meter, self._point, stop, self.watcher.note)
+        self._say_faults(notes)
+        return record
+
     def _close(
         self, record: RunRecord, tokens: Tokens, meter: Meter, ledger: Ledger
     ) -> tuple[RunRecord, list[dict[str, str]]]:
@@ -356,7 +374,7 @@ class _Final:
 
     def _checkpoints(self) -> Checkpoints:
         """Where they go, and how often they are written: in device-seconds, of which a second has as many as there are devices."""
-        every = self.devices * self.study.train.checkpoint_seconds
+        every = self.team.devices * self.study.train.checkpoint_seconds
         return Checkpoints(folder=self.home.absolute() / "checkpoints", every_seconds=every)
 
     def _point(self, point: CurvePoint) -> None:
@@ -366,85 +384,6 @@ class _Final:
     def _say_faults(self, notes: list[str]) -> None:
         for note in notes:
             self.watcher.note(f"warning   {note} The one before it is used.")
-
-    # --- by several devices ---
-
-    def _crew(self, device: str) -> Crew:
-        """The devices that train it.
-
-        Raises:
-            ConfigError: there are not so many, or nothing can wait beside them.
-        """
-        wanted = self.study.train
-        if wanted.offload:
-            check_offload(device)
-        if wanted.engine == "ray" and wanted.final_devices != 1:
-            return crew_on_ray(wanted.final_devices, device, wanted.ray_address, threads_of(self.study, self.plan))
-        return crew_here(wanted.final_devices, device)
-
-    def _way(self, config: RunConfig) -> Way:
-        """How several devices train it: as it is asked for, or the first way in which it fits."""
-        ways = self._ways(self.plan.world)
-        return next((way for way in ways if fits_in(config, way.world)), ways[-1])
-
-    def _ways(self, world: World) -> list[Way]:
-        wanted = self.study.train
-        return team_ways(world, self.devices, wanted.parallel, offload=wanted.offload)
-
-    def _team(self, config: RunConfig, tokens: Tokens) -> "TrainIt":
-        """What trains on several devices together, or on one beside which its weights wait, once it is known that they can.
-
-        Raises:
-            ConfigError: they cannot.
-        """
-        way = self._way(config)
-        check_kind(config, way.kind, self.devices, way.parts)
-        if not tokens.complete:
-            self.watcher.note(
-                "data      the rest of the source is read before training, so that all devices read the same text"
-            )
-            write_rest(self.study.data, self.cache, tokens)
-        from budgetlm.train.parallel.launch import train_together
-        from budgetlm.train.parallel.member import Task
-
-        def train_it(config: RunConfig, tokens: Tokens, meter: Meter, charged: float, stop: Callable[[], bool]) -> RunRecord:
-            writing = saved_bytes(config.model, 0, exported=True) / DISK_BYTES_PER_SECOND
-            task = Task(
-                kind=way.kind,
-                config=config,
-                label=self._label(),
-                tokens=tokens,
-                checkpoints=self._checkpoints(),
-                folder=self.home.absolute() / "model",
-                reserve=self.devices * (PARTING_SECONDS + writing),
-                spent_seconds=charged,
-                launched=time.monotonic(),
-                threads=self.crew.threads,
-                offload=self.study.train.offload,
-                parts=way.parts,
-                hang_seconds=self.study.search.hang_seconds,
-            )
-            groups = f" in groups of {way.parts}" if way.kind == "ddp,tp" else ""
-            self.watcher.note(
-                f"devices   {self.devices}{self.crew.where}, {way.kind}{groups}: a second of theirs is charged as {self.devices}"
-            )
-            if self.study.train.offload:
-                self.watcher.note(f"devices   {host_bytes(config.model) / 1e9:,.2f} GB wait in the processor's memory")
-            if config.compile and way.kind not in ("ddp", "pp"):
-                self.watcher.note("devices   blocks are not compiled in this kind")
-            self.watcher.run(f"{self.name}: {self.recipe.summary()}", self.seconds)
-            record, notes = train_together(
-                self.crew.hire(task, self.study.search.max_restarts),
-                self.devices,
-                meter,
-                on_point=self._point,
-                should_stop=stop,
-                note=self.watcher.note,
-            )
-            self._say_faults(notes)
-            return record
-
-        return train_it
 
     def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
         """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
@@ -485,7 +424,7 @@ class _Final:
         Raises:
             ConfigError: it does not fit.
         """
-        worlds = [way.world for way in self._ways(plan.world)] if self.together else [plan.world]
+        worlds = self.team.worlds(plan.world)
         for world in worlds[:-1]:
             with suppress(ConfigError):
                 return at_length(self.recipe, self.seconds, plan.target_seconds, world, seed=self.seed)

@@ -93,7 +93,7 @@ def test_no_more_devices_than_there_are():
 
 @pytest.mark.parametrize("train", [{"final_devices": 10**6}, {"final_devices": 2, "parallel": "fsdp"}], ids=str)
 def test_a_refused_final_is_charged_nothing(searched, cache, clock, monkeypatch, train):
-    monkeypatch.setattr("budgetlm.final.check_kind", refuse)
+    monkeypatch.setattr("budgetlm.final_team.check_kind", refuse)
     config = dataclasses.replace(searched, train=dataclasses.replace(searched.train, **train))
     with pytest.raises(ConfigError):
         final("tiny", cache, clock, Watcher(), config=config)
