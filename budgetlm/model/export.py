@@ -60,12 +60,18 @@ def hugging_face_config(model: ModelConfig, end_of_text: int) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "use_sliding_window": False,
+        "use_sliding_window": model.window > 0,
+        **({"sliding_window": model.window, "layer_types": layer_types(model)} if model.window else {}),
         "tie_word_embeddings": plain_form(model).tie_embeddings,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": "float32",
     }
+
+
+def layer_types(model: ModelConfig) -> list[str]:
+    """What tokens see in each layer, in transformers' words."""
+    return ["sliding_attention" if model.sees_a_window(layer) else "full_attention" for layer in range(model.depth)]
 
 
 def own_weights(network: LanguageModel) -> dict[str, Tensor]:
@@ -163,6 +169,7 @@ def model_from(config: dict[str, Any]) -> ModelConfig:
         width=config["hidden_size"],
         context_length=config["max_position_embeddings"],
         kv_groups=config["num_attention_heads"] // config["num_key_value_heads"],
+        window=config["sliding_window"] if config.get("use_sliding_window") else 0,
         mlp_ratio=config["budgetlm_mlp_ratio"],
         tie_embeddings=config["tie_word_embeddings"],
         **{name: config[f"budgetlm_{name}"] for name in OWN if f"budgetlm_{name}" in config},

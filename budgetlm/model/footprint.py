@@ -114,14 +114,14 @@ def embedding_activation_bytes(model: ModelConfig, precision: str) -> int:
     return factor + model.norm_embedding * FP32 * (model.width + 1)
 
 
-def document_mask_bytes(model: ModelConfig, sequences: int, precision: str) -> int:
-    """Bytes of the mask that keeps attention within documents, one for all blocks; 0 where it may cross them.
+def mask_bytes(model: ModelConfig, sequences: int, precision: str) -> int:
+    """Bytes of the masks that keep attention within documents and within a window, each one for all blocks; 0 where it sees all.
 
-    An estimate: what it is made of for a moment is left out, and in bf16 a GPU does without one (`model/documents.py`).
+    An estimate: what they are made of for a moment is left out, and in bf16 a GPU does without any (`model/documents.py`).
     """
-    if model.document_end is None:
-        return 0
-    return (FP32 if precision == "fp32" else BF16) * sequences * model.context_length**2
+    one = (FP32 if precision == "fp32" else BF16) * model.context_length**2
+    documents = 0 if model.document_end is None else sequences * one
+    return documents + ((documents or one) if model.window else 0)
 
 
 def training_memory(
@@ -235,7 +235,7 @@ def _moments_of_a_pass(
     block = tokens * block_activation_bytes(model, precision, products_length) + copies // model.blocks
     kept = residual if checkpointed else block
     kept_of_all = model.depth * residual if checkpointed else model.depth * (block - copies // model.blocks) + copies
-    beside = document_mask_bytes(model, sequences, precision) + tokens * embedding_activation_bytes(model, precision)
+    beside = mask_bytes(model, sequences, precision) + tokens * embedding_activation_bytes(model, precision)
 
     # Logits: all of them and, while the loss is computed, what they are rounded to and their logarithms of probabilities;
     # in the backward pass those, their gradient, and that of the logits.
@@ -278,7 +278,7 @@ def _moments_of_an_evaluation(
 ) -> list[Moment]:
     """The moments of a forward pass without gradients at which memory may be fullest."""
     sequences = evaluation_sequences(model, micro_batch_sequences)
-    tokens, mask = sequences * model.context_length, document_mask_bytes(model, sequences, precision)
+    tokens, mask = sequences * model.context_length, mask_bytes(model, sequences, precision)
     c, rounded = (FP32, 0) if precision == "fp32" else (BF16, BF16)
     weights, residual = FP32 * parameters(model), FP32 * tokens * model.width
     copies = block_copy_bytes(model, precision) + rounded * end_products(model)

@@ -4,6 +4,7 @@ Such a model's weights have the names that ours are exported under, so what is c
 and rows of the embedding that no token of the tokenizer has, which fill it up to a round number, are left out.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from budgetlm.errors import ConfigError, StudyError
 from budgetlm.files import read_json
-from budgetlm.model.export import DECODER, WEIGHTS, save_model
+from budgetlm.model.export import DECODER, WEIGHTS, layer_types, save_model
 from budgetlm.model.export_encoder import our_weights
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import LanguageModel, tied_names
@@ -28,7 +29,6 @@ NEEDED: dict[str, dict[str, tuple[Any, Any]]] = {
         "hidden_act": ("silu", "silu"),
         "rms_norm_eps": (1e-6, 1e-6),
         "attention_bias": (False, False),
-        "use_sliding_window": (False, False),
     },
     ENCODER: {
         "hidden_activation": ("gelu", "gelu"),
@@ -70,13 +70,19 @@ def shape_from(config: dict[str, Any], vocab_size: int, mask_token: int | None) 
     if kind == ENCODER and mask_token is None:
         faults.append("its tokenizer has no token [MASK]")
     types, rope = _layers(kind, config)
-    if set(types) != {"full_attention"}:
+    window = config.get("sliding_window", 4_096) if kind == DECODER and config.get("use_sliding_window") else 0
+    if set(types) != {"full_attention"} and not window:
         faults.append(f"{sum(name != 'full_attention' for name in types)} of its {len(types)} layers attend to a part only")
     if rope.get("rope_type", "default") != "default":
         faults.append(f"its rotary positions are {rope['rope_type']!r}, not 'default'")
     if not faults:
         shape = _shape(config, vocab_size, mask_token if kind == ENCODER else None, float(rope["rope_theta"]))
+        shape = replace(shape, window=window if "sliding_attention" in types else 0)
         faults = _differences(config, shape)
+        if types != layer_types(shape):
+            faults.append(
+                f"other layers than every second from the first on, but not the last, see its window of {window} tokens"
+            )
     if faults:
         raise ConfigError("; ".join(faults))
     return shape
@@ -122,7 +128,9 @@ def _layers(kind: str, config: dict[str, Any]) -> tuple[list[str], dict[str, Any
             **rope.get("full_attention", {}),
         }
     scaled = {"rope_type": "scaled"} if config.get("rope_scaling") else {}
-    types = config.get("layer_types") or ["full_attention"] * depth
+    first = config.get("max_window_layers", 28) if config.get("use_sliding_window") else depth
+    usual = ["full_attention" if layer < first else "sliding_attention" for layer in range(depth)]
+    types = config.get("layer_types") or usual
     return types, {"rope_theta": config.get("rope_theta", 10_000.0), **scaled, **rope}
 
 

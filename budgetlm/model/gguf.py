@@ -48,8 +48,13 @@ def save_gguf(path: Path, network: LanguageModel, tokenizer: Path, end_of_text: 
     """Write a file with weights in fp32, shape and tokenizer; rounded weights as what they stand for.
 
     Raises:
-        ConfigError: the package is not there.
+        ConfigError: the package is not there, or llama.cpp has no such model.
     """
+    if network.config.window:
+        raise ConfigError(
+            f"llama.cpp's Qwen3 sees all tokens in every block, and this one the last {network.config.window} in every second. Export it for "
+            "transformers, or train with `space.window = 0`."
+        )
     if find_spec("gguf") is None:
         raise ConfigError("a GGUF file needs the package gguf: pip install 'budgetlm[gguf]'.")
     gguf: Any = import_module("gguf")

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetlm.model.documents import Documents
+from budgetlm.model.documents import Reach
 from budgetlm.model.kinds import KERNEL, state_size
 from budgetlm.model.size import ModelConfig
 
@@ -27,7 +27,7 @@ class Recurrence(nn.Module):
         self.lstm = nn.LSTM(model.width, state_size(model), batch_first=True)
         self.o_proj = nn.Linear(state_size(model), model.width, bias=False)
 
-    def forward(self, x_BLD: Tensor, _cos: Tensor, _sin: Tensor, _documents: Documents | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, _cos: Tensor, _sin: Tensor, _reach: Reach | None = None) -> Tensor:
         """Mix each position with those before it: (B, L, D) -> (B, L, D)."""
         state_BLS, _ = self.lstm(x_BLD)
         out_BLD: Tensor = self.o_proj(state_BLS)
@@ -46,7 +46,7 @@ class Convolution(nn.Module):
         self.kernel = nn.Conv1d(model.width, model.width, KERNEL, groups=model.width, bias=False)
         self.o_proj = nn.Linear(model.width, model.width, bias=False)
 
-    def forward(self, x_BLD: Tensor, _cos: Tensor, _sin: Tensor, _documents: Documents | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, _cos: Tensor, _sin: Tensor, _reach: Reach | None = None) -> Tensor:
         """Mix each position with the K - 1 before it: (B, L, D) -> (B, L, D)."""
         before_BLD, after_BLD, value_BLD = self.in_proj(x_BLD).chunk(3, dim=-1)
         padded_BDL = F.pad((before_BLD * value_BLD).transpose(1, 2), (KERNEL - 1, 0))

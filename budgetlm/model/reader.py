@@ -52,14 +52,18 @@ class Reader:
         until = self.read + token_BL.shape[1]
         cos_LS, sin_LS = trunk.cos_LS[self.read : until], trunk.sin_LS[self.read : until]
         x_BLD = trunk.embed(token_BL)
+        reaches = trunk.reaches(x_BLD)
         for layer in range(trunk.model.depth):
-            block = trunk.layers[layer // trunk.model.share_layers]
+            block, near = trunk.layers[layer // trunk.model.share_layers], trunk.model.sees_a_window(layer)
             assert isinstance(block, Block)
             q_BHLS, k_BKLS, v_BKLS = block.self_attn.project(block.input_layernorm(x_BLD), cos_LS, sin_LS)
+            most = trunk.model.window if near else until
             if kept:
-                k_BKLS, v_BKLS = (torch.cat(both, dim=2) for both in zip(kept[layer], (k_BKLS, v_BKLS), strict=True))
-            self._kept.append((k_BKLS, v_BKLS))
-            x_BLD = x_BLD + block.self_attn.output(attend(q_BHLS, k_BKLS, v_BKLS, None, causal=not kept))
+                new = zip(kept[layer], (k_BKLS, v_BKLS), strict=True)
+                k_BKLS, v_BKLS = (torch.cat(both, dim=2)[:, :, -most:] for both in new)
+            mixed_BHLS = attend(q_BHLS, k_BKLS, v_BKLS, None if kept else reaches[near], causal=not kept)
+            self._kept.append((k_BKLS[:, :, -most:], v_BKLS[:, :, -most:]))
+            x_BLD = x_BLD + block.self_attn.output(mixed_BHLS)
             x_BLD = x_BLD + block.mlp(block.post_attention_layernorm(x_BLD))
         self.read = until
         out_BD: Tensor = trunk.norm(x_BLD[:, -1])

@@ -47,6 +47,9 @@ class ModelConfig:
     as many as the width."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (arXiv:2104.09864)."""
+    window: int = 0
+    """Tokens that a token sees, itself included, in every second block from the first on, but not in the last (sliding windows, arXiv:2004.05150;
+    in turns with blocks that see all, Gemma 2, arXiv:2408.00118); 0 for all in every block."""
     kept_heads: int = 0
     """Query heads that are left where some were taken away (`compress/prune.py`); 0 for all that the width holds."""
     document_end: int | None = None
@@ -70,6 +73,10 @@ class ModelConfig:
         if self.unusual and (self.share_layers > 1 or self.embedding_rank):
             raise ConfigError(
                 f"`share_layers` ({self.share_layers}) and `embedding_rank` ({self.embedding_rank}) are for decoders with attention. Use 1 and 0."
+            )
+        if self.window < 0 or (self.window and self.unusual):
+            raise ConfigError(
+                f"`window` is {self.window}: it is for decoders with attention, and a number of tokens. Use 0 for none."
             )
         sizes = (self.vocab_size, self.depth, self.width, self.context_length, self.kv_groups, self.share_layers)
         if min(sizes) < 1 or self.mlp_ratio <= 0:
@@ -98,6 +105,10 @@ class ModelConfig:
     def unusual(self) -> bool:
         """Whether its blocks are others than the decoder's with attention: what it weighs is counted in `model/kinds.py`."""
         return self.encodes or self.mixer != "attention"
+
+    def sees_a_window(self, layer: int) -> bool:
+        """Whether tokens see only the last `window` of those before them in a layer."""
+        return self.window > 0 and layer % 2 == 0 and layer < self.depth - 1
 
     @property
     def blocks(self) -> int:
@@ -210,7 +221,7 @@ def flops_per_token(model: ModelConfig) -> int:
     """Floating-point operations to train on one token, forward and backward.
 
     6 for each parameter in a matrix product, and 12·depth·width·length for the attention scores and values (not halved
-    for the causal mask, by convention). Norms, rotations and the softmax are left out: they move memory, not FLOPs.
+    for the causal mask, by convention, nor for windows, outside of which scores are computed and masked). Norms, rotations and the softmax are left out: they move memory, not FLOPs.
 
     Source: Chowdhery et al. 2022, PaLM, appendix B (arXiv:2204.02311).
     """

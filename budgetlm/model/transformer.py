@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils.checkpoint import checkpoint
 
-from budgetlm.model.documents import Documents, attend, find_documents
+from budgetlm.model.documents import Reach, all_before, attend, within_documents, within_window
 from budgetlm.model.encoder import EncoderBlock, LayerNorm, PredictionHead, hidden_targets, visible
 from budgetlm.model.loss import HeadLoss, head_loss
 from budgetlm.model.mixers import MIXER_MODULES
@@ -44,11 +44,11 @@ class Attention(nn.Module):
         self.q_norm = Norm(model.head_size, eps=1e-6)
         self.k_norm = Norm(model.head_size, eps=1e-6)
 
-    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, documents: Documents | None = None) -> Tensor:
-        """Mix each position with those before it, of its own document where they are given: (B, L, D) -> (B, L, D)."""
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, reach: Reach | None = None) -> Tensor:
+        """Mix each position with those before it, as far as it sees: (B, L, D) -> (B, L, D)."""
         by_products = self.products_up_to >= x_BLD.shape[1] and torch.is_grad_enabled()
         q_BHLS, k_BKLS, v_BKLS = self.project(x_BLD, cos_LS, sin_LS, head_by_head=by_products)
-        return self.output(attend(q_BHLS, k_BKLS, v_BKLS, documents, by_products=by_products))
+        return self.output(attend(q_BHLS, k_BKLS, v_BKLS, reach, by_products=by_products))
 
     def project(
         self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, *, head_by_head: bool = False
@@ -93,9 +93,9 @@ class Block(nn.Module):
         self.input_layernorm = Norm(model.width, eps=1e-6)
         self.post_attention_layernorm = Norm(model.width, eps=1e-6)
 
-    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, documents: Documents | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, reach: Reach | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS, documents)
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS, reach)
         out_BLD: Tensor = x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
         return out_BLD
 
@@ -184,28 +184,45 @@ class Trunk(nn.Module):
         out_BLD: Tensor = self.norm(self.through(self.embed(token_BL), range(self.model.depth), found))
         return out_BLD
 
-    def through(self, x_BLD: Tensor, layers: Iterable[int], documents: Documents | None = None) -> Tensor:
+    def through(self, x_BLD: Tensor, layers: Iterable[int], documents: Reach | None = None) -> Tensor:
         """What comes of a residual stream in some of the layers: (B, L, D) -> (B, L, D)."""
         L = x_BLD.shape[1]
-        within = () if documents is None else (documents,)
+        far, near = self.reaches(x_BLD, documents)
         trains = torch.is_grad_enabled()
         again = self.checkpoint_activations and trains
         # An evaluation is too short to be compiled for.
         blocks = self.compiled if trains and self.compiled else list(self.layers)
         for layer in layers:
-            block = blocks[layer // self.model.share_layers]
-            inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L], *within)
+            block, reach = blocks[layer // self.model.share_layers], near if self.model.sees_a_window(layer) else far
+            inputs = (x_BLD, self.cos_LS[:L], self.sin_LS[:L], *(() if reach is None else (reach,)))
             # Nothing in a block is random, so there is no generator's state to bring back.
             x_BLD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
         return x_BLD
 
-    def _documents(self, token_BL: Tensor) -> Documents | None:
+    def reaches(self, x_BLD: Tensor, documents: Reach | None = None) -> tuple[Reach | None, Reach | None]:
+        """How far tokens see in blocks that see all before them, or all of their document, and in those that see a window."""
+        (B, L, _), window = x_BLD.shape, self.model.window
+        if not 0 < window < L:
+            return documents, documents
+        like, attention = x_BLD.new_empty(0, dtype=self._precision(x_BLD)), self.layers[0].self_attn
+        assert isinstance(attention, Attention)
+        near = within_window(documents, window, (B, L), like, self.model.head_size)
+        by_products = attention.products_up_to >= L and torch.is_grad_enabled()
+        if documents is None and near.mask_LL is not None and by_products and self.compiled:
+            return Reach(mask_LL=all_before(L, like)), near  # of one form, for which blocks are compiled once
+        return documents, near
+
+    def _documents(self, token_BL: Tensor) -> Reach | None:
         """The documents that attention keeps within, if it does."""
         if self.model.document_end is None:
             return None
-        kind = token_BL.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.embed_tokens.weight.dtype
-        return find_documents(token_BL, self.model.document_end, dtype, self.model.head_size)
+        dtype = self._precision(self.embed_tokens.weight)
+        return within_documents(token_BL, self.model.document_end, dtype, self.model.head_size)
+
+    def _precision(self, like: Tensor) -> torch.dtype:
+        """What attention is computed in where a tensor is."""
+        kind = like.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 def tied_names(model: ModelConfig) -> dict[str, str]:

@@ -34,6 +34,7 @@ def model_of(recipe: Recipe, world: World) -> ModelConfig:
         depth=recipe.depth,
         width=recipe.width,
         kv_groups=recipe.kv_groups,
+        window=recipe.window,
         mlp_ratio=recipe.mlp_ratio,
         norm_embedding=recipe.norm_embedding,
         tie_embeddings=recipe.tie_embeddings,

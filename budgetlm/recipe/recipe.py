@@ -49,6 +49,8 @@ class Recipe:
     """Share of the tokens that training hides; encoders only."""
     kv_groups: int = 1
     """Query heads that share a key/value head."""
+    window: int = 0
+    """Tokens that a token sees in every second block; 0 for all before it."""
     mlp_ratio: float = 3.0
     """Hidden units of the MLP per unit of width."""
     norm_embedding: bool = True
@@ -102,13 +104,14 @@ UNUSUAL = (
     "ema",
     "mixer",
     "mask_rate",
+    "window",
     "share_layers",
     "embedding_rank",
     "compression",
 )
 """What a summary says only where it differs from its default."""
 SHAPE = ("depth", "width", "mlp_ratio", "tie_embeddings")
-DECODERS_SHAPE = ("kv_groups", "norm_embedding", "share_layers", "embedding_rank", "mixer")
+DECODERS_SHAPE = ("kv_groups", "window", "norm_embedding", "share_layers", "embedding_rank", "mixer")
 """What a recipe says of its model's shape, and of a decoder's alone, by the names that `ModelConfig` has for it."""
 PARAMETERS = {field.name: field for field in dataclasses.fields(Recipe)}
 """Every name that a study file's `[space]` may use."""

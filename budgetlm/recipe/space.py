@@ -43,7 +43,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "tie_embeddings": (True, False),
     "prune_scope": SCOPES,
 }
-INTEGERS = ("depth", "width", "batch_tokens", "kv_groups", "share_layers", "embedding_rank", "distil_top_k")
+INTEGERS = ("depth", "width", "batch_tokens", "kv_groups", "window", "share_layers", "embedding_rank", "distil_top_k")
 LIMITS: dict[str, tuple[float, float]] = {
     "depth": (1, 256),
     "width": (WIDTH_STEP, 32_768),
@@ -59,6 +59,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "ema": (0, 1),
     "mask_rate": (0.01, 0.9),
     "kv_groups": (1, 64),
+    "window": (0, 2**20),
     "mlp_ratio": (0.25, 16),
     "share_layers": (1, 256),
     "embedding_rank": (0, 32_768),
@@ -307,6 +308,7 @@ def default_space(default: Recipe, world: World) -> Space:
         "mixer": Fixed("attention"),
         "mask_rate": Fixed(0.3) if world.mask_token is None else Range(low=0.1, high=0.5),
         "kv_groups": Fixed(1),
+        "window": Fixed(0),
         "mlp_ratio": Fixed(3.0),
         "norm_embedding": Choices((True, False)) if counts else Fixed(True),
         "tie_embeddings": Fixed(True),
@@ -349,6 +351,7 @@ def complete_space(wanted: Space, default: Recipe, world: World) -> tuple[Space,
         depth=recipe.depth,
         width=recipe.width,
         kv_groups=recipe.kv_groups,
+        window=recipe.window,
         mask_token=world.mask_token,
         embedding_rank=recipe.embedding_rank,
     )
@@ -362,7 +365,7 @@ def check_kinds(wanted: Space, world: World) -> None:
         ConfigError: it is asked for.
     """
     encodes = world.mask_token is not None
-    alien = ("mixer", "kv_groups", "norm_embedding") if encodes else ("mask_rate",)
+    alien = ("mixer", "kv_groups", "window", "norm_embedding") if encodes else ("mask_rate",)
     if names := [name for name in alien if name in wanted]:
         kind, why = ("mlm", "a ModernBERT has no such choice") if encodes else ("clm", "nothing is hidden from a decoder")
         raise ConfigError(f"space.{names[0]} is not for objective {kind}: {why}. Leave it out.")

@@ -22,6 +22,7 @@ SHAPE = (
     "vocab_size",
     "context_length",
     "kv_groups",
+    "window",
     "mlp_ratio",
     "tie_embeddings",
     "norm_embedding",

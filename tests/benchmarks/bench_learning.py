@@ -139,13 +139,15 @@ def measure(side: str, text: str, seconds: float, rate: float, seed: int, settle
     config = gpt2(config, rate) if side == GPT2 else config
     config = replace(config, eval_tokens=LITTLE, seed=seed)
     heads = 4 if side == NANOGPT else config.model.heads
-    config = config if side == OURS else faster_here(config, heads)
+    ours, _, window = side.partition(", window ")
+    config = replace(config, model=replace(config.model, window=int(window or 0)))
+    config = config if ours == OURS else faster_here(config, heads)
     tokens = tokens_of(text, config.model.vocab_size)
     own = loop.build
 
     def build(model: ModelConfig, of_seed: int, *device) -> nn.Module:
         torch.manual_seed(of_seed)
-        return own(model, of_seed, *device) if side == OURS else ReferenceModel(model, heads)
+        return own(model, of_seed, *device) if ours == OURS else ReferenceModel(model, heads)
 
     with mock.patch.object(loop, "build", side_effect=build):
         trained = loop.train(config, LABEL, tokens, Meter(ProcessorClock()))
@@ -164,7 +166,14 @@ def best_rates(results: list[dict], text: str, seconds: float, count: int) -> li
 def first_runs(options: argparse.Namespace, _: list[dict]) -> list[tuple]:
     """All but GPT-2 at later horizons: what depends on no result. The longest come first."""
     seeds, texts = range(options.seeds), options.texts
-    runs = [(OURS, text, 60 * minutes, 0.0, seed) for minutes in options.ours for seed in seeds for text in texts]
+    sides = [OURS, *(f"{OURS}, window {window}" for window in options.windows)]
+    runs = [
+        (side, text, 60 * minutes, 0.0, seed)
+        for side in sides
+        for minutes in options.ours
+        for seed in seeds
+        for text in texts
+    ]
     runs += [
         (NANOGPT, text, 60 * minutes, 0.0, seed)
         for minutes in options.nanogpt or options.minutes
@@ -238,6 +247,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 10], help="horizons of GPT-2 and nanoGPT")
     parser.add_argument(
         "--nanogpt", type=float, nargs="+", help="horizons of nanoGPT's configuration, if others than --minutes"
+    )
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[], help="sliding windows to try beside the default recipe"
     )
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="GPT-2's")
     parser.add_argument("--best", type=int, default=2, help="how many of them are taken to later horizons")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetlm.model.documents import Documents
+from budgetlm.model.documents import Reach
 from budgetlm.model.size import ModelConfig
 from budgetlm.model.transformer import LanguageModel
 from budgetlm.train.config import OptimizerConfig, RunConfig
@@ -174,12 +174,12 @@ def last_tokens_only(count: int, whole: int = 3) -> Callable[[LanguageModel], No
                 continue
             plain = block.self_attn.forward
 
-            def forward(x: Tensor, cos: Tensor, sin: Tensor, _documents: Documents | None = None, plain=plain) -> Tensor:
+            def forward(x: Tensor, cos: Tensor, sin: Tensor, _reach: Reach | None = None, plain=plain) -> Tensor:
                 length, kind = x.shape[1], x.device.type
                 dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
                 seen = torch.ones(length, length, dtype=torch.bool).tril_().triu_(1 - count)
                 mask = torch.zeros(length, length, dtype=dtype).masked_fill_(~seen, -torch.inf)
-                return plain(x, cos, sin, Documents(mask_B1LL=mask[None, None]))
+                return plain(x, cos, sin, Reach(mask_LL=mask))
 
             block.self_attn.forward = forward
 

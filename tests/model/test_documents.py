@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from budgetlm.errors import ConfigError
 from budgetlm.model import documents
-from budgetlm.model.documents import find_documents
+from budgetlm.model.documents import within_documents
 from budgetlm.model.export import load_model, save_model
 from budgetlm.model.transformer import LanguageModel
 from tests.conftest import tiny_model
@@ -33,16 +34,17 @@ def packed(*lengths: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
 def plain_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size, enable_gqa):
     """What `varlen_attn` promises, one document at a time."""
     assert cu_seq_q.dtype == torch.int32
-    assert window_size == (-1, 0)
+    window, after = window_size
+    assert after == 0
     bounds = cu_seq_q.tolist()
     assert cu_seq_k.tolist() == bounds
     assert max(b - a for a, b in itertools.pairwise(bounds)) <= min(max_q, max_k)
-    mixed = [
-        F.scaled_dot_product_attention(
-            *(x[a:b].transpose(0, 1) for x in (q, k, v)), is_causal=True, enable_gqa=enable_gqa
-        ).transpose(0, 1)
-        for a, b in itertools.pairwise(bounds)
-    ]
+    mixed = []
+    for a, b in itertools.pairwise(bounds):
+        seen = torch.ones(b - a, b - a, dtype=torch.bool).tril()
+        seen = seen.triu(-window) if window >= 0 else seen
+        one = (x[a:b].transpose(0, 1) for x in (q, k, v))
+        mixed.append(F.scaled_dot_product_attention(*one, attn_mask=seen, enable_gqa=enable_gqa).transpose(0, 1))
     return torch.cat(mixed)
 
 
@@ -117,7 +119,7 @@ def test_the_kernel_of_a_gpu_is_only_for_half_precision_there():
 def test_pytorchs_kernel_takes_what_it_is_given(monkeypatch):
     monkeypatch.setattr(documents, "varlen_is_usable", lambda *_: True)
     token_BL, _ = packed(5, 27)
-    found = find_documents(token_BL, END, torch.bfloat16, 64)
+    found = within_documents(token_BL, END, torch.bfloat16, 64)
     assert found.starts_N1.tolist() == [0, 5, 32]
     with torch.device("meta"):
         q_BHLS = torch.empty(1, 4, 32, 64, dtype=torch.bfloat16)
@@ -133,6 +135,57 @@ def test_the_exported_folder_is_a_plain_model(tmp_path, tokens):
     assert (again.config, end) == (tiny_model(), END)
     document_BL = packed(20)[0]
     assert torch.allclose(again(document_BL), network(document_BL), atol=1e-5)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("end", [None, END])
+@pytest.mark.parametrize("products", [0, 32])
+def test_a_window_is_all_that_its_blocks_see(end, products):
+    network = trained_looking(tiny_model(depth=3, window=6, document_end=end))
+    network.model.attend_by_products(products)
+    both_BL, _ = packed(20, 12)
+    for layer, first in ((0, 10), (1, 0), (2, 0)):
+        x_BLD = network.model.embed(both_BL).detach().requires_grad_()
+        network.model.through(x_BLD, [layer], network.model._documents(both_BL))[:, 15].sum().backward()
+        assert x_BLD.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist() == list(range(first, 16))
+    x_BLD = network.model.embed(both_BL).detach().requires_grad_()
+    network.model.through(x_BLD, [0], network.model._documents(both_BL))[:, 22].sum().backward()
+    assert x_BLD.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist() == list(range(17 if end is None else 20, 23))
+
+
+def test_all_ways_of_keeping_within_a_window_agree_and_a_wide_one_is_none(monkeypatch):
+    network = trained_looking(tiny_model(depth=4, window=6, kv_groups=2, width=64))
+    found = [network(TOKENS_BL)]
+    network.model.attend_by_products(32)
+    found.append(network(TOKENS_BL))
+    network.model.attend_by_products(0)
+    monkeypatch.setattr(documents, "varlen_is_usable", lambda *_: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain_varlen)
+    found.append(network(TOKENS_BL))
+    plain, wide = (trained_looking(tiny_model(depth=4, window=w, kv_groups=2, width=64)) for w in (0, 32))
+    assert not torch.allclose(found[0], plain(TOKENS_BL), atol=1e-3)
+    assert all(torch.allclose(found[0], other, atol=1e-5) for other in found[1:])
+    assert torch.equal(plain(TOKENS_BL), wide(TOKENS_BL))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler looks at what it warns of
+def test_blocks_that_see_all_and_those_that_see_a_window_are_compiled_once(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, compiled = (trained_looking(tiny_model(depth=4, window=6)) for _ in range(2))
+    compiled.model.compile_blocks()
+    for network in (plain, compiled):
+        network.model.attend_by_products(32)
+    losses = [network.loss(TOKENS_BL[:, :-1], TOKENS_BL[:, 1:]) for network in (plain, compiled)]
+    assert torch.allclose(*losses, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("changes", [{"window": -1}, {"window": 8, "mixer": "conv"}, {"window": 8, "mask_token": 3}])
+def test_windows_are_for_decoders_with_attention(changes):
+    with pytest.raises(ConfigError, match="it is for decoders with attention"):
+        tiny_model(**changes)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's compiler looks at it itself
@@ -157,7 +210,7 @@ def test_attention_by_products_has_the_values_and_gradients_of_pytorchs(kv_heads
     chance = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 6, 3), (2, kv_heads, 6, 3), (2, kv_heads, 6, 3))
     inputs = [torch.randn(shape, generator=chance, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    found = find_documents(torch.tensor([[1, 2, END, 3, 4, 5], [1, END, END, 3, 4, 5]]), END, torch.float64, 3)
+    found = within_documents(torch.tensor([[1, 2, END, 3, 4, 5], [1, END, END, 3, 4, 5]]), END, torch.float64, 3)
     within = found if sees == "its document" else None
 
     def mixed(*qkv, by_products=True):

@@ -20,6 +20,7 @@ from tests.model.test_transformer import TOKENS_BL, trained_looking
         {"norm_embedding": True},
         {"norm_embedding": True, "tie_embeddings": False},
         {"depth": 3, "share_layers": 2},
+        {"depth": 3, "window": 5},
         {"embedding_rank": 16},
         {"embedding_rank": 16, "norm_embedding": True, "depth": 4, "share_layers": 4},
         {"embedding_rank": 16, "tie_embeddings": False, "norm_embedding": True},
@@ -39,7 +40,7 @@ def test_transformers_loads_the_folder_without_us_and_gives_the_same_logits(tmp_
 
 
 def test_what_is_saved_comes_back_the_same(tmp_path, tokens):
-    network = trained_looking(tiny_model(kv_groups=2, width=64, mlp_ratio=2.0))
+    network = trained_looking(tiny_model(kv_groups=2, width=64, mlp_ratio=2.0, window=7))
     save_model(tmp_path, network, tokens.tokenizer_file, 0)
     again, _, end = load_model(tmp_path)
     assert (again.config, end) == (network.config, 0)

@@ -61,8 +61,9 @@ def kept(folder, context=32):
         {},
         {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
         {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 384, "parts": "100KB"},
+        {"use_sliding_window": True, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
     ],
-    ids=["untied", "tied", "grouped, padded, in parts"],
+    ids=["untied", "tied", "grouped, padded, in parts", "windows"],
 )
 def test_a_qwen3_of_transformers_computes_the_same_as_a_model_of_ours(tmp_path, tokens, changes):
     theirs = made(tmp_path, tokens, **changes)
@@ -106,7 +107,7 @@ def test_a_foreign_model_settles_a_study_as_one_of_ours_does_but_not_its_context
         ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu', not 'silu'"),
         ({"intermediate_size": 100}, "`intermediate_size` is 100, not a multiple of 16"),
         ({"attention_bias": True, "rms_norm_eps": 1e-5}, "`rms_norm_eps` is 1e-05, not 1e-06; `attention_bias` is True"),
-        ({"use_sliding_window": True, "max_window_layers": 1}, "1 of its 2 layers attend to a part only"),
+        ({"use_sliding_window": True, "max_window_layers": 1}, "other layers than every second from the first on"),
         ({"vocab_size": 300}, "its tokenizer has 320 tokens, but its embedding 300 rows"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},

@@ -25,6 +25,8 @@ def passed(network):
         {"width": 64, "kv_groups": 2, "norm_embedding": True, "tie_embeddings": False},
         {"depth": 3, "share_layers": 2, "embedding_rank": 16},
         {"document_end": DOCUMENT_END},
+        {"depth": 3, "window": 4},
+        {"window": 4, "document_end": DOCUMENT_END},
     ],
 )
 def test_reading_on_gives_the_logits_of_the_whole_text_with_each_token_read_once(shape):

@@ -12,10 +12,10 @@ from budgetlm.model.footprint import (
     FP32,
     block_activation_bytes,
     block_copy_bytes,
-    document_mask_bytes,
     embedding_activation_bytes,
     evaluation_sequences,
     loss_activation_bytes,
+    mask_bytes,
     optimizer_state_bytes,
     saved_bytes,
     training_memory,
@@ -95,7 +95,7 @@ def test_counted_activations_are_those_that_autograd_keeps(model, precision):
     # The loss keeps the gradients that it has made, that of the features in the place of the features.
     copies = BF16 * (end_products(model) - head) + block_copy_bytes(model, precision)
     of_the_loss = FP32 * head + (copies if precision == "bf16" else 0)
-    mask = document_mask_bytes(model, len(tokens), precision)
+    mask = mask_bytes(model, len(tokens), precision)
     assert sum(s.nbytes() for s in kept.values()) == tokens.numel() * (a_token + ids) + of_the_loss + mask
 
 
@@ -149,6 +149,9 @@ def run_of(micro, passes, optimizer="adamw", again=False, precision="fp32", ema=
         run_of(1, 1, width=16, context_length=4096, depth=1, vocab_size=20_000),  # the loss in chunks
         run_of(8, 2, width=64, context_length=256, depth=3, document_end=0),
         run_of(8, 1, width=64, context_length=256, depth=3, document_end=0, again=True),
+        run_of(8, 2, width=64, context_length=256, depth=3, document_end=0, window=32),
+        run_of(8, 1, width=64, context_length=256, depth=3, window=32),
+        run_of(8, 1, products=256, width=64, context_length=256, depth=3, window=32, precision="bf16"),
         run_of(1, 1, "muon", width=256, depth=6, share_layers=2),
         run_of(8, 2, width=128, context_length=64, depth=4, share_layers=4),
         run_of(1, 1, width=256, depth=2, vocab_size=2048, embedding_rank=64),
