@@ -40,6 +40,8 @@ class Position:
     """Training sequences read so far; the next batch begins there."""
     seconds: float = 0.0
     """Device-seconds of the run when this was written."""
+    compile_seconds: float = 0.0
+    """Of these, what compiling took: progress goes by the rest."""
     loss: float = math.nan
     """Training loss of the last step."""
     route: tuple[int, ...] = ()

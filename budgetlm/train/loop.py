@@ -297,12 +297,13 @@ class _Run:
                 self._do_not_compile(error)
                 loss = self.stepper.step(rows, lr)
             self.compressor.after_step()
-            done = self.position
-            self.position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
-            self._average()
             self.team.agree()
+            seconds, done = self.meter.clock.now() - before, self.position
+            compiled_for = done.compile_seconds + compiling * seconds
+            position = replace(done, step=done.step + 1, sequences=done.sequences + len(rows), loss=loss)
+            self.position = replace(position, compile_seconds=compiled_for)
+            self._average()
         self.energy.look(self.meter.clock.now())
-        seconds = self.meter.clock.now() - before
         tokens = len(rows) * self.config.model.context_length
         self.steps_here += 1
         self.pending.append((loss, seconds, tokens))
@@ -346,13 +347,18 @@ class _Run:
     def _progress(self) -> float:
         if self.config.steps:
             return self.position.step / self.config.steps
-        return min(1.0, self.elapsed / max(1e-9, self.pace.training_ends()))
+        return min(1.0, self._share_of_training(self.elapsed))
 
     def _progress_of_next_step(self) -> float:
         """Progress in the middle of the coming step."""
         if self.config.steps:
             return (self.position.step + 0.5) / self.config.steps
-        return (self.elapsed + 0.5 * self.pace.step(self._batch())) / max(1e-9, self.pace.training_ends())
+        return self._share_of_training(self.elapsed + 0.5 * self.pace.step(self._batch()))
+
+    def _share_of_training(self, seconds: float) -> float:
+        """Progress so many seconds into the run. Compiling is none: a warm-up would be over with the first step."""
+        away = self.position.compile_seconds
+        return (seconds - away) / max(1e-9, self.pace.training_ends() - away)
 
     # --- what is measured and kept on the way ---
 

@@ -10,7 +10,7 @@ import torch
 from budgetlm.budget.clock import Clock, Meter
 from budgetlm.data.batches import Batches, validation_windows
 from budgetlm.errors import ConfigError
-from budgetlm.model.transformer import LanguageModel
+from budgetlm.model.transformer import LanguageModel, Trunk
 from budgetlm.train import loop
 from budgetlm.train.config import OPTIMIZERS, OptimizerConfig, as_dict, run_config_from
 from budgetlm.train.evaluate import evaluate
@@ -120,6 +120,24 @@ def test_the_schedule_follows_the_clock_not_the_steps(tokens, config, clock):
     assert peak.lr == pytest.approx(0.01, rel=0.1)
 
 
+def test_compiling_takes_nothing_of_the_schedule(tokens, config, clock, monkeypatch):
+    rates, plain = [], Stepper.step
+
+    def step(stepper, rows, lr):
+        rates.append(lr)
+        clock.seconds += 3.0 if len(rates) == 1 else 0.0
+        return plain(stepper, rows, lr)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(Trunk, "compile_blocks", lambda _, cuda_graphs: None)
+    schedule = ScheduleConfig(warmup=0.2)
+    record = train(config(seconds=9.0, compile=True, schedule=schedule), LABEL, tokens, Meter(clock)).record
+    rising = sum(before < after for before, after in itertools.pairwise(rates))
+    assert rising / len(rates) == pytest.approx(0.2, abs=0.02)
+    assert record.by_purpose["compile"] == pytest.approx(3.0, abs=0.2)
+    assert clock.seconds <= 9.0
+
+
 def test_micro_batches_add_up_to_the_batch(tokens, config):
     whole = train(config(steps=4, batch_sequences=6, micro_batch_sequences=6), LABEL, tokens, Meter(Clock()))
     parts = train(config(steps=4, batch_sequences=6, micro_batch_sequences=4), LABEL, tokens, Meter(Clock()))
@@ -137,7 +155,7 @@ def test_a_loss_that_explodes_ends_the_run_as_diverged(tokens, config):
 
 
 def test_not_a_number_in_the_weights_is_noticed_at_once(tokens, config, monkeypatch):
-    from budgetlm.model.transformer import LanguageModel
+    from budgetlm.model.transformer import LanguageModel, Trunk
 
     plain = LanguageModel.loss
     calls = []
