@@ -155,7 +155,7 @@ def test_a_loss_that_explodes_ends_the_run_as_diverged(tokens, config):
 
 
 def test_not_a_number_in_the_weights_is_noticed_at_once(tokens, config, monkeypatch):
-    from budgetlm.model.transformer import LanguageModel, Trunk
+    from budgetlm.model.transformer import LanguageModel
 
     plain = LanguageModel.loss
     calls = []
