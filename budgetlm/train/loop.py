@@ -8,8 +8,6 @@ decides nothing, and a run that was stopped and resumed equals one that was not,
 import copy
 import gc
 import math
-import statistics
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -35,6 +33,7 @@ from budgetlm.train.branch import begin_from_trunk, leave_trunk
 from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
 from budgetlm.train.collector import collector_held
 from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
+from budgetlm.train.curve import POINTS, Curve
 from budgetlm.train.energy import EnergyMeter
 from budgetlm.train.evaluate import evaluate
 from budgetlm.train.heap import set_heap
@@ -46,14 +45,10 @@ from budgetlm.train.schedule import averaging_weight, batch_at, decay_factor, lr
 from budgetlm.train.step import Stepper
 from budgetlm.train.trunk import trunk_share
 
-CURVE_POINTS = 100
-"""Points that a curve has, about."""
 COLLECTED_EVERY = 100
 """Steps after which garbage is collected: the same ones on all devices of a team, so that none waits for another's."""
 MEASURED_BY = 0.25
 """Progress by which a run that is to be evaluated on a larger sample has measured what that will cost."""
-HOPELESS_NATS = 1.5
-"""A smoothed loss this far above that of a uniform guess means that the run has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +181,9 @@ class _Run:
         self.batches = self._sequences(tokens)
         self.started = began - (self.position.seconds if spent_seconds is None else spent_seconds)
         self.steps_here = 0
-        self.recent_loss: deque[float] = deque(maxlen=20)
-        self.last_loss = self.position.loss
-        self.pending: list[tuple[float, float, int]] = []  # loss, seconds, tokens of the steps since the last curve point
         self.last_checkpoint = (meter.clock.now(), self.position.step)
-        # Curve points begin with a dense handful, then come evenly in progress; a resumed run only goes on with them.
-        self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step else 0.0
+        due = self._progress() + 1 / POINTS if self.position.step else 0.0
+        self.curve = Curve(config.model.vocab_size, self.position.loss, due)
         self.evaluations_done: int | None = None
         self.averaged_until = self._progress()
         self.trunk_goes_to = trunks if self._progress_of_next_step() < trunk_share(config) else None
@@ -232,11 +224,11 @@ class _Run:
             if self.trunk_goes_to and self._progress_of_next_step() >= trunk_share(self.config):
                 self._leave_trunk(self.trunk_goes_to)
             lr = self._prepare(self._progress_of_next_step())
-            loss = self._step(lr)
-            if self._diverged(loss):
+            self._step(lr)
+            if self.curve.diverged:
                 state = "diverged"
                 break
-            if self._progress() >= self.next_point:
+            if self.curve.is_due(self._progress()):
                 self._point(lr, self._evaluate_on_the_way(), on_point)
             if not self.rehearsed and self._progress() >= MEASURED_BY:
                 self._rehearse_compression()
@@ -283,7 +275,7 @@ class _Run:
             average_into(self.average, self.network, averaging_weight(self.config.ema, self.averaged_until, progress))
             self.averaged_until = progress
 
-    def _step(self, lr: float) -> float:
+    def _step(self, lr: float) -> None:
         compiling = self.config.compile and self.team.compiles and not self.steps_here
         before = self.meter.clock.now()
         with self.meter.during("compile" if compiling else "train"):
@@ -306,10 +298,9 @@ class _Run:
         self.energy.look(self.meter.clock.now())
         tokens = len(rows) * self.config.model.context_length
         self.steps_here += 1
-        self.pending.append((loss, seconds, tokens))
+        self.curve.stepped(loss, seconds, tokens)
         if not compiling:
             self.pace.stepped(seconds, len(rows), tokens)
-        return loss
 
     def _do_not_compile(self, error: Exception) -> None:
         """Go on without compiled blocks, unless they are insisted on."""
@@ -328,13 +319,6 @@ class _Run:
     def _take_ahead(self, position: int, count: int) -> None:
         """Take what the next step will read while this one is done; in a batch ramp it may yet want more."""
         self.ahead = (position, self.batches.take(position, count))
-
-    def _diverged(self, loss: float) -> bool:
-        self.recent_loss.append(loss)
-        if not math.isfinite(loss):
-            return True
-        limit = math.log(self.config.model.vocab_size) + HOPELESS_NATS
-        return len(self.recent_loss) == self.recent_loss.maxlen and statistics.fmean(self.recent_loss) > limit
 
     # --- time ---
 
@@ -363,22 +347,15 @@ class _Run:
     # --- what is measured and kept on the way ---
 
     def _point(self, lr: float, bpb: float | None, on_point: Callable[[CurvePoint], None] | None) -> None:
-        losses, seconds = [p[0] for p in self.pending], sum(p[1] for p in self.pending)
-        tokens = sum(p[2] for p in self.pending)
-        if losses:
-            self.last_loss = statistics.fmean(losses)
-        point = CurvePoint(
+        point = self.curve.point(
+            self._progress(),
             step=self.position.step,
             seconds=self.elapsed,
             tokens=self.sequences_done * self.config.model.context_length,
-            loss=self.last_loss,
             lr=lr,
-            tokens_per_second=tokens / seconds if seconds else 0.0,
             bpb=bpb,
-            gradient_norm=self.stepper.gradient_norm if math.isfinite(self.stepper.gradient_norm) else None,
+            gradient_norm=self.stepper.gradient_norm,
         )
-        self.pending = []
-        self.next_point = self._progress() + 1 / CURVE_POINTS if self.position.step >= 5 else 0.0
         if on_point:
             on_point(point)
 
