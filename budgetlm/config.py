@@ -194,12 +194,23 @@ class SearchSettings:
     """A run that nothing is heard of for so long is ended. More than its longest step, compilation included."""
     storage: str = ""
     """Address of a server's database for the study (`budget/database.py`), for workers on several machines; empty for a file in its folder."""
+    shared: str = ""
+    """Address of a bucket (`workers/bucket.py`), for workers on machines that do not see the study's folder; empty for none."""
 
     def __post_init__(self) -> None:
         if self.storage:
             from budgetlm.budget.database import check_storage
 
             check_storage(self.storage)
+        if self.shared:
+            from budgetlm.workers.bucket import check_shared
+
+            check_shared(self.shared)
+            if not self.storage:
+                raise ConfigError(
+                    "search.shared is for workers on machines that do not see the study's folder, so they need a database on a server too. Give "
+                    "`--storage postgresql+psycopg://me@host/database`, or leave it out."
+                )
         if self.proxy not in PROXIES:
             raise ConfigError(f"search.proxy cannot be {self.proxy!r}. Use {' or '.join(PROXIES)}.")
         if self.objectives not in OBJECTIVES:

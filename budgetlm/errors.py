@@ -41,5 +41,9 @@ class CheckpointError(BudgetlmError):
     """A checkpoint cannot be written, or what lies on disk is not one."""
 
 
+class BucketAway(BudgetlmError):
+    """The bucket that the machines of a study share cannot be used just now."""
+
+
 class LeaseLost(StudyError):
     """This process was taken for dead by another one."""

@@ -16,7 +16,7 @@ from budgetlm.files import write_json
 from budgetlm.interrupt import StopRequest
 from budgetlm.records import CurvePoint, RunRecord, append_record
 from budgetlm.train.config import Label, RunConfig, as_dict
-from budgetlm.workers.job import GRACE_SECONDS, MOST_TIMES
+from budgetlm.workers.job import GRACE_SECONDS, MOST_TIMES, Note
 from budgetlm.workers.own import OwnJob, Training
 
 
@@ -26,7 +26,7 @@ class _Here:
     def __init__(self, meter: Meter, began: float, should_stop: Callable[[], bool]) -> None:
         self.meter, self.began, self.should_stop = meter, began, should_stop
 
-    def say(self, event: CurvePoint) -> None:
+    def say(self, event: CurvePoint | Note) -> None:
         """It has no curve."""
 
 

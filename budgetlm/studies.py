@@ -283,6 +283,11 @@ def state_of(config: StudyConfig) -> str:
         return "searching"
     if not has_ledger(config) or not (folder / PLAN).exists():
         return "new"
+    return ended_as(config)
+
+
+def ended_as(config: StudyConfig) -> str:
+    """How the search of a study that nobody is at has ended, by its account: `done`, `spent` or `stopped`."""
     balance = read_ledger(config.database, config.scope).balance(SEARCH)
     if balance.stopped_because.endswith(SAVED):
         return "done"

@@ -55,6 +55,12 @@ StorageOption = Annotated[
         help="Where the study's database is, for workers on several machines: postgresql+psycopg://user@host/database."
     ),
 ]
+SharedOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A bucket for workers on machines that do not see the study's folder: s3://bucket/folder, or any address of fsspec's."
+    ),
+]
 EngineOption = Annotated[str | None, typer.Option(help="Who runs the workers: processes, or ray.")]
 RayOption = Annotated[
     str | None, typer.Option(help="Ray's cluster: auto, or ray://host:10001; left out, one on this machine alone.")

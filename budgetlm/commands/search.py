@@ -23,6 +23,7 @@ from budgetlm.commands.options import (
     PickOption,
     ProxyOption,
     RayOption,
+    SharedOption,
     StorageOption,
     TargetOption,
     ThreadsOption,
@@ -50,6 +51,7 @@ def search(
     objective: ObjectiveOption = None,
     init: InitOption = None,
     storage: StorageOption = None,
+    shared: SharedOption = None,
     engine: EngineOption = None,
     ray_address: RayOption = None,
     track: TrackOption = None,
@@ -64,6 +66,7 @@ def search(
         "max_model_mb": max_model_mb,
         "objectives": objectives,
         "storage": storage,
+        "shared": shared,
     }
     config = search_config(
         study,
@@ -103,14 +106,20 @@ def worker(
             help="How this machine reaches the study's database, where that is not as its file says: postgresql+psycopg://user@host/database."
         ),
     ] = None,
+    shared: Annotated[
+        str | None,
+        typer.Option(
+            help="The study's bucket (`search --shared`), where this machine does not see its folder: s3://bucket/folder."
+        ),
+    ] = None,
     wait_minutes: Annotated[float, typer.Option(help="For a search that has not begun.", min=0)] = 10.0,
 ) -> None:
     """Lend a running search another device, and lead it when nobody does.
 
-    As many as there are devices, on every machine that sees the study's folder and reaches its database (`search --storage`). Each
-    gets one GPU by CUDA_VISIBLE_DEVICES.
+    As many as there are devices, on every machine that reaches the study's database (`search --storage`) and sees its folder, or its bucket
+    (`search --shared`). Each gets one GPU by CUDA_VISIBLE_DEVICES.
 
-    budgetlm worker --study mine        budgetlm worker --study mine --storage postgresql+psycopg://me@db/b
+    budgetlm worker --study mine        budgetlm worker --study mine --shared s3://bucket/folder
     """
     from budgetlm.budget.clock import Clock
     from budgetlm.files import checked_name
@@ -120,7 +129,15 @@ def worker(
     name = checked_name(study or "default")
     watcher = make_watcher()
     try:
-        lent = join(name, cache_folder(), Clock(), watcher, storage=storage or "", wait_seconds=60 * wait_minutes)
+        lent = join(
+            name,
+            cache_folder(),
+            Clock(),
+            watcher,
+            storage=storage or "",
+            shared=shared or "",
+            wait_seconds=60 * wait_minutes,
+        )
     finally:
         watcher.close()
     typer.echo(f"study {name}: this worker has done {lent.jobs} runs for others; {lent.because}")

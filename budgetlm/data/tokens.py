@@ -195,7 +195,16 @@ def prepare_tokens(
                 if masks:
                     _add_mask(tokenizer)
                 _encode_corpus(tokenizer, corpus, key, folder, tick)
-    return Tokens(folder, TokenFacts(**read_json(folder / "tokens.json")))
+    found = tokens_of(cache, key)
+    assert found
+    return found
+
+
+def tokens_of(cache: Path, fingerprint: str) -> Tokens | None:
+    """The tokens of that fingerprint, where the cache has them."""
+    folder = cache / "tokens" / fingerprint
+    facts = folder / "tokens.json"
+    return Tokens(folder, TokenFacts(**read_json(facts))) if facts.exists() else None
 
 
 def train_bpe(corpus: Corpus, vocab_size: int, tick: Tick | None = None) -> Tokenizer:

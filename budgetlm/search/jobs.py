@@ -8,12 +8,15 @@ from typing import Any
 
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import CheckpointError
+from budgetlm.files import digest
 from budgetlm.model.size import ModelConfig
 from budgetlm.passport import Passport, identify, pick_device, take_passport
 from budgetlm.records import RunRecord
+from budgetlm.search.copies import Copies, Shared
 from budgetlm.train.config import Label, Matmul, RunConfig, as_dict, run_config_from
 from budgetlm.train.throughput import Calibration
-from budgetlm.workers.job import Desk
+from budgetlm.train.trunk import trunk_of
+from budgetlm.workers.job import Desk, Failure, Note
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,13 @@ class RungJob:
     """CPU threads; 0 for those of the place."""
     trunks: Path | None = None
     """Where it looks for a trunk to begin from, and leaves its own; None for neither."""
+    goes_on: bool = False
+    """Whether it was begun before, so that there may be a checkpoint in the bucket."""
+    shared: Shared | None = None
+    """The bucket in which copies of its checkpoints and trunks lie, if there is one."""
 
     def document(self) -> dict[str, Any]:
-        """The job in JSON, all but its tokens, which whoever does it has prepared."""
+        """The job in JSON, all but its tokens and the bucket, which are those of whoever does it."""
         return {
             "label": asdict(self.label),
             "config": as_dict(self.config),
@@ -128,16 +135,48 @@ class RungJob:
             "checkpoint_seconds": self.checkpoint_seconds,
             "threads": self.threads,
             "trunks": str(self.trunks) if self.trunks else None,
+            "goes_on": self.goes_on,
         }
 
-    def work(self, desk: Desk) -> RunRecord:
-        """The record of the run, `interrupted` if it was asked to stop."""
+    def work(self, desk: Desk) -> RunRecord | Failure:
+        """The record of the run, `interrupted` if it was asked to stop; a failure where what it is to go on from cannot be had here."""
         import torch
 
+        torch.set_num_threads(self.threads or torch.get_num_threads())
+        if not self.shared:
+            return self._train(desk, None)
+        copies = Copies(self.shared, self.label.run, lambda text: desk.say(Note(text)))
+        record: RunRecord | None = None
+        try:
+            with desk.meter.during("checkpoint"):
+                lacking = self._fetch(copies)
+            if lacking:
+                return lacking
+            record = self._train(desk, copies)
+        finally:
+            hands_over = record is not None and record.state == "interrupted"
+            with desk.meter.during("checkpoint"):
+                sent = copies.close(hands_over=hands_over)
+            if self.shared.lent and (sent or not hands_over):
+                shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
+        return record
+
+    def _fetch(self, copies: Copies) -> Failure | None:
+        """Fetch what the run goes on from; a failure that another attempt may not meet, where neither the bucket nor this disk has it."""
+        from budgetlm.train.checkpoint import newest_step
+
+        if self.goes_on and not copies.fetch(self.checkpoints) and newest_step(self.checkpoints) < 0:
+            return Failure("device", "the bucket with its checkpoint could not be asked, and there is none on this disk")
+        if self.trunks and newest_step(self.checkpoints) < 0:
+            copies.fetch_trunks(self.trunks, digest(trunk_of(self.config)))
+        return None
+
+    def _train(self, desk: Desk, copies: Copies | None) -> RunRecord:
         from budgetlm.train.loop import Checkpoints, train
 
-        torch.set_num_threads(self.threads or torch.get_num_threads())
-        kept = Checkpoints(folder=self.checkpoints, every_seconds=self.checkpoint_seconds, trunks=self.trunks)
+        kept = Checkpoints(
+            folder=self.checkpoints, every_seconds=self.checkpoint_seconds, trunks=self.trunks, elsewhere=copies
+        )
         for _ in range(2):
             try:
                 return train(
@@ -155,8 +194,8 @@ class RungJob:
         raise AssertionError("a run without checkpoints found one that it could not read")
 
 
-def rung_job_from(document: Mapping[str, Any], tokens: Tokens) -> RungJob:
-    """The job that a `document` describes, with the tokens of whoever does it."""
+def rung_job_from(document: Mapping[str, Any], tokens: Tokens, shared: Shared | None = None) -> RungJob:
+    """The job that a `document` describes, with the tokens and the bucket of whoever does it."""
     return RungJob(
         Label(**document["label"]),
         run_config_from(document["config"]),
@@ -165,4 +204,6 @@ def rung_job_from(document: Mapping[str, Any], tokens: Tokens) -> RungJob:
         document["checkpoint_seconds"],
         document["threads"],
         Path(document["trunks"]) if document["trunks"] else None,
+        document["goes_on"],
+        shared,
     )

@@ -37,7 +37,7 @@ from budgetlm.search.trials import Trials
 from budgetlm.search.trunks import KEPT, forget_all_but, tidy, trials_with_trunks
 from budgetlm.search.unfinished import Unfinished, begin, failed_record, unfinished_runs
 from budgetlm.train.config import Label, run_config_from
-from budgetlm.workers.job import TRANSIENT, Ended, Event, Failure, Spent, Workers
+from budgetlm.workers.job import TRANSIENT, Ended, Event, Failure, Note, Spent, Workers
 
 MARGIN_SECONDS = 0.4
 """Leased beside a rung's own seconds, for what surrounds it: asking, telling, writing."""
@@ -124,11 +124,13 @@ class Scheduler:
         begun = set()
         for run in unfinished_runs(self.site.folder):
             if any(r.run == run.label.run and r.state in FINAL_STATES for r in records):
-                run.finish()
+                self.site.finish(run)
                 continue
             self._record_what_was_lost(run, records)
             begun.add(run.label.trial)
             self.waiting.append(Step(run.label.trial, run.recipe, run.label.rung, run, run.config.seed - self.site.seed))
+        if self.site.tidier:
+            self.site.tidier.keep_runs(step.run.label.run for step in self.waiting if step.run)
         for number, recipe in running.items():
             if number in begun:
                 continue
@@ -195,6 +197,8 @@ class Scheduler:
                 self.site.checkpoint_seconds,
                 self.site.plan.passport.threads,
                 None if step.repeat else self.site.trunks,  # another seed has another trunk, and never climbs
+                goes_on=step.run is not None,
+                shared=self.site.shared,
             )
             self.workers.start(place, job, run.config.seconds)
             self.site.remaining()
@@ -211,7 +215,7 @@ class Scheduler:
             if step.run:  # what it has cost is in the records of its parts
                 why = Failure("killed", "it was cut off, and the budget did not pay for going on")
                 append_record(self.site.folder, failed_record(step.run.label, step.run.config, step.run.config.seed, why))
-                step.run.finish()
+                self.site.finish(step.run)
             self._conclude(step.trial)
         if place in self.seats:  # what the run before has left over is free again
             self.seats[place].hold(0.0)
@@ -343,6 +347,8 @@ class Scheduler:
         elif isinstance(event, CurvePoint):
             append_point(self.site.folder, seat.run.label.run, event)
             self.site.watcher.point(event)
+        elif isinstance(event, Note):
+            self.site.watcher.note(f"{seat.run.label.run} {event.text}")
         else:
             self._end(seat, event)
 
@@ -384,7 +390,7 @@ class Scheduler:
                 self.site.watcher.note(f"{record.run} was cut off ({why}) and goes on from its last checkpoint")
                 self.waiting.appendleft(replace(step, run=run))
             return
-        run.finish()
+        self.site.finish(run)
         if not step.repeat:
             self.rooted.add(step.trial)
         self._decide(step, record)
@@ -460,7 +466,9 @@ class Scheduler:
         begun = [seat.run for seat in self.seats.values()] + [step.run for step in self.waiting]
         configs = [run.config for run in begun if run]
         configs += [run_config_from(r.config) for r in self.site.records() if r.trial in self.rooted and r.config]
-        forget_all_but(self.site.trunks, configs)
+        kept = forget_all_but(self.site.trunks, configs)
+        if self.site.tidier:
+            self.site.tidier.keep_trunks(kept)
 
     def _show_best(self) -> None:
         site, forecasts = self.site, self.site.forecasts()

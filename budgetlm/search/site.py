@@ -11,6 +11,7 @@ from budgetlm.forecast.fit import Forecast, Forecaster
 from budgetlm.forecast.front import costs_of
 from budgetlm.recipe.recipe import Recipe
 from budgetlm.records import Records, RunRecord
+from budgetlm.search.copies import Shared, Tidier
 from budgetlm.search.plan import Plan
 from budgetlm.search.trunks import trunks_of
 from budgetlm.search.unfinished import Unfinished
@@ -36,6 +37,10 @@ class Site:
     """Whether the search ends when going on is worth less than its seconds."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     """How often the ledger hears of what is being spent; what is leased counts as spent meanwhile, so that only a crash could tell."""
+    shared: Shared | None = None
+    """The bucket in which runs leave copies of their checkpoints, if there is one."""
+    tidier: Tidier | None = None
+    """Who removes them from there again."""
     _fitted: tuple[int, dict[int, Forecast]] = (-1, {})
 
     def __post_init__(self) -> None:
@@ -46,6 +51,12 @@ class Site:
     def records(self) -> list[RunRecord]:
         """All runs so far."""
         return self._records.all()
+
+    def finish(self, run: Unfinished) -> None:
+        """Forget a run that has its record, weights and all, here and in the bucket."""
+        run.finish()
+        if self.tidier:
+            self.tidier.forget_run(run.label.run)
 
     def forecasts(self) -> dict[int, Forecast]:
         """Forecasts of all trials from all runs so far."""

@@ -8,8 +8,8 @@ queued again if they say nothing.
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ from budgetlm.recipe.recipe import recipe_from
 from budgetlm.recipe.scale import MANY_EPOCHS, epochs_at_target
 from budgetlm.recipe.space import compressions, read_space
 from budgetlm.search.ahead import PRELOAD
+from budgetlm.search.copies import Shared, Tidier
 from budgetlm.search.jobs import CalibrateJob, IdentifyJob, ThreadsJob
 from budgetlm.search.lead import Lead
 from budgetlm.search.plan import Measure, Plan, describe, load_plan, make_plan
 from budgetlm.search.scheduler import TICK_SECONDS, Scheduler
+from budgetlm.search.shared import publish
 from budgetlm.search.site import Site
 from budgetlm.search.sizing import check_limit, rungs_of, teacher_charge, usual_shape, vocabulary_of
 from budgetlm.search.trials import Trials, open_storage
@@ -46,6 +48,7 @@ from budgetlm.studies import IMPORTANCE, LOCK, PLAN
 from budgetlm.train.compilation import keep_compiled
 from budgetlm.train.parallel.kinds import check_offload
 from budgetlm.watch import Watcher
+from budgetlm.workers.board import Board
 from budgetlm.workers.child import Place
 from budgetlm.workers.job import TRANSIENT, Ended, Failure, Job, Spent, Workers
 from budgetlm.workers.processes import Processes, start_server
@@ -127,8 +130,8 @@ def search(
 def check_settings(config: StudyConfig) -> None:
     """Refuse to go on with a study under other settings than it was begun with.
 
-    Only its hours, the number of devices and how they work together, the engine, the allocator, how often checkpoints are written, and whether it stops
-    early may change.
+    Only its hours, the number of devices and how they work together, the engine, the allocator, how often checkpoints are written, the bucket that they go
+    to, and whether it stops early may change.
 
     Raises:
         StudyError: they differ; the message says where.
@@ -143,6 +146,7 @@ def check_settings(config: StudyConfig) -> None:
         values["train"].pop("checkpoint_seconds")
         values["train"].pop("allocator", None)
         values["search"].pop("stop_early")
+        values["search"].pop("shared", None)
     differences = [
         f"{section}.{key} was {before[section].get(key)!r}, is {now[section].get(key)!r}"
         for section in ("budget", "data", "model", "train", "search", "space")
@@ -188,6 +192,8 @@ def _search(
 ) -> SearchResult:
     folder = config.folder
     plan = load_plan(folder)
+    if not plan:
+        _check_unled(config, reached)
     ledger = open_ledger(reached.database, reached.scope)
     for lease, seconds in ledger.release_the_dead(time.sleep):
         watcher.note(f"{lease.run} was cut off; {seconds:.1f} s are charged beyond its last heartbeat")
@@ -219,7 +225,7 @@ def _search(
         objectives, before_runs = config.search.objectives, len(site.records())
         storage = open_storage(reached.database)
         trials = Trials(storage, config.name, plan.space, config.search.seed, objectives=objectives)
-        with stop, rest_being_read(config.data, cache, tokens, watcher.note):
+        with _published(site, reached), stop, rest_being_read(config.data, cache, tokens, watcher.note):
             if not lends:
                 because = Scheduler(site, trials, workers).run()
             else:
@@ -236,6 +242,38 @@ def _search(
     left = ledger.balance().remaining_seconds
     stands_on = evidence(choice, records, site.forecasts()) if choice else []
     return SearchResult(because, stop.exit_code, choice, recipe, len(records) - before_runs, left, stands_on)
+
+
+@contextmanager
+def _published(site: Site, reached: StudyConfig) -> Iterator[None]:
+    """Have a study's bucket, if there is one, hold what other machines need of it, and tidied afterwards.
+
+    Raises:
+        BucketAway: it cannot be used.
+    """
+    if not reached.search.shared:
+        yield
+        return
+    site.shared = Shared(reached.search.shared, reached.name)
+    publish(site.shared.bucket(), reached, site.tokens, site.watcher.note)
+    with closing(Tidier(site.shared.bucket(), site.watcher.note)) as site.tidier:
+        yield
+
+
+def _check_unled(config: StudyConfig, reached: StudyConfig) -> None:
+    """Refuse to begin a study that a server's database knows already: its trials there would have no records here.
+
+    Raises:
+        StudyError: it does.
+    """
+    if not config.search.storage:
+        return
+    with closing(Board(reached.database, config.name)) as board:
+        if board.lead():
+            raise StudyError(
+                f"the database at {reached.database} knows a search of study {config.name!r}, whose records are not in {config.folder}. Go on with it in the "
+                f"folder that it was begun in, lend it a hand with `budgetlm worker --study {config.name}`, or name another study."
+            )
 
 
 def _settle(

@@ -30,12 +30,13 @@ def trials_with_trunks(folder: Path, records: Iterable[RunRecord]) -> set[int]:
     return {r.trial for r in records if there and r.config and _name(run_config_from(r.config)) in there}
 
 
-def forget_all_but(folder: Path, configs: Iterable[RunConfig]) -> None:
-    """Delete all trunks but those of these runs."""
+def forget_all_but(folder: Path, configs: Iterable[RunConfig]) -> set[str]:
+    """Delete all trunks but those of these runs; returns the names of these."""
     kept = {_name(config) for config in configs}
     for trunk in folder.glob("*"):
         if trunk.name not in kept:
             shutil.rmtree(trunk, ignore_errors=True)
+    return kept
 
 
 def _name(config: RunConfig) -> str:

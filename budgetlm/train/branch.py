@@ -56,7 +56,7 @@ def leave_trunk(
     optimizers: list[torch.optim.Optimizer],
     average: nn.Module | None,
     position: Position,
-) -> None:
+) -> Path | None:
     """Keep the state before the rate falls, as the position that another run begins from. Nobody depends on it: where it cannot be written, it is not kept.
 
     Args:
@@ -65,9 +65,13 @@ def leave_trunk(
         run: its name.
         average: the network with its averaged weights, where the run averages them.
         position: where it stands.
+
+    Returns:
+        The checkpoint, if it could be written.
     """
     trunk = trunk_of(config)
     folder = trunks / digest(trunk) / f"{config.seconds or config.steps:014.3f}"
     inherited = replace(position, inherited_seconds=position.seconds, inherited_from=run)
     with suppress(DiskFull, StudyError):
-        save_checkpoint(folder, network, optimizers, inherited, trunk, average)
+        return save_checkpoint(folder, network, optimizers, inherited, trunk, average)
+    return None

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -56,6 +56,20 @@ class Position:
     """Sequences read when parts of the network were taken out; -1 if they are still there."""
 
 
+class Elsewhere(Protocol):
+    """Keeps copies of a run's checkpoints where other machines find them. It neither fails nor makes training wait: sending goes on beside it."""
+
+    @property
+    def seconds(self) -> float:
+        """What it takes to send one; 0 before that is known."""
+
+    def saved(self, checkpoint: Path) -> None:
+        """The run's newest checkpoint is whole."""
+
+    def left(self, trunk: Path) -> None:
+        """So is its trunk (`train/trunk.py`)."""
+
+
 _POSITION = {field.name for field in fields(Position)}
 
 
@@ -85,7 +99,7 @@ def save_checkpoint(
         for index, values in state["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
     tensors["random"] = torch.get_rng_state()
-    path = folder / f"step-{position.step:08d}"
+    path = checkpoint_folder(folder, position.step)
     tensors = team.gathered(tensors)
     if not team.leads:
         return path
@@ -179,6 +193,21 @@ def _load(
     return position
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder; -1 if there is none."""
+    return next((step_of(path) for path in _checkpoints(folder)), -1)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, from the name of its folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
 def _weights(name: str, network: nn.Module) -> dict[str, Tensor]:
     """A network's tensors as a checkpoint names them."""
     return {f"{name}.{key}": value for key, value in network.state_dict().items() if key not in _second_names(network)}
@@ -220,7 +249,7 @@ def _second_names(network: nn.Module) -> set[str]:
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def _checksum(path: Path) -> str:

@@ -30,7 +30,7 @@ from budgetlm.model.size import flops_per_token
 from budgetlm.model.transformer import LanguageModel, build
 from budgetlm.records import CurvePoint, RunRecord, State
 from budgetlm.train.branch import begin_from_trunk, leave_trunk
-from budgetlm.train.checkpoint import Position, load_newest, save_checkpoint
+from budgetlm.train.checkpoint import Elsewhere, Position, load_newest, save_checkpoint
 from budgetlm.train.collector import collector_held
 from budgetlm.train.config import Label, RunConfig, as_dict, bare_record
 from budgetlm.train.curve import POINTS, Curve
@@ -64,6 +64,8 @@ class Checkpoints:
     seconds_between_failures: float = SECONDS_BETWEEN_FAILURES
     trunks: Path | None = None
     """Where runs leave their trunks for others (`train/trunk.py`), and look for one to begin from; None for neither."""
+    elsewhere: Elsewhere | None = None
+    """Where copies of them go, if anywhere. An interval is never shorter than sending one takes: the next would only wait."""
 
 
 @dataclass(frozen=True)
@@ -434,15 +436,20 @@ class _Run:
         interval = self.checkpoints.every_seconds or best_interval(
             self.pace.checkpoint_seconds, self.checkpoints.seconds_between_failures
         )
-        return self.meter.clock.now() - seconds >= interval
+        sending = self.checkpoints.elsewhere.seconds if self.checkpoints.elsewhere else 0.0
+        return self.meter.clock.now() - seconds >= max(interval, sending)
 
     def _save(self) -> None:
         assert self.checkpoints
         parts, before = (self.network, self.stepper.optimizers), self.meter.clock.now()
         self.position = self._where_it_stands()
         with self.meter.during("checkpoint"):
-            save_checkpoint(self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average, self.team)
+            path = save_checkpoint(
+                self.checkpoints.folder, *parts, self.position, as_dict(self.config), self.average, self.team
+            )
             self.team.agree()
+            if self.checkpoints.elsewhere:
+                self.checkpoints.elsewhere.saved(path)
         self.last_checkpoint = (self.meter.clock.now(), self.position.step)
         self.pace.saved(self.last_checkpoint[0] - before)
 
@@ -451,7 +458,9 @@ class _Run:
         self.trunk_goes_to, parts = None, (self.network, self.stepper.optimizers, self.average)
         here = self._where_it_stands()
         with self.meter.during("checkpoint"):
-            leave_trunk(trunks, self.config, self.label.run, *parts, here)
+            left = leave_trunk(trunks, self.config, self.label.run, *parts, here)
+            if left and self.checkpoints and self.checkpoints.elsewhere:
+                self.checkpoints.elsewhere.left(left)
 
     def _record(self, state: State, bpb: float | None, full: float | None) -> RunRecord:
         model, meter, done = self.config.model, self.meter, self.sequences_done

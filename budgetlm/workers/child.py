@@ -16,7 +16,7 @@ from pathlib import Path
 
 from budgetlm.budget.clock import STOPPED_SECONDS, Clock, Meter, Purpose
 from budgetlm.records import CurvePoint
-from budgetlm.workers.job import Ended, Failure, Job, Spent, failure_of
+from budgetlm.workers.job import Ended, Failure, Job, Note, Spent, failure_of
 
 SECONDS_BETWEEN_WORDS = 0.25
 ORPHANED = 3
@@ -44,7 +44,7 @@ class _Desk:
         self.meter = Meter(_ClockFrom(started), self._spent, flush_seconds=SECONDS_BETWEEN_WORDS, purpose="start")
         self.should_stop = self._asked.is_set
 
-    def say(self, event: CurvePoint) -> None:
+    def say(self, event: CurvePoint | Note) -> None:
         self._connection.send(event)
 
     def ask_to_stop(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from budgetlm.budget.clock import Clock, Meter, Purpose
 from budgetlm.records import CurvePoint
 from budgetlm.workers.child import Place, settle_in
-from budgetlm.workers.job import Ended, Event, Failure, Job, Spent, failure_of, overdue
+from budgetlm.workers.job import Ended, Event, Failure, Job, Note, Spent, failure_of, overdue
 from budgetlm.workers.raylink import (
     SAY_SECONDS,
     START_SECONDS,
@@ -35,7 +35,7 @@ class _Desk:
 
     def __init__(self, speaker: Speaker) -> None:
         self._speaker, clock = speaker, Clock()
-        self.say: Callable[[CurvePoint], None] = speaker.say
+        self.say: Callable[[CurvePoint | Note], None] = speaker.say
         self.should_stop: Callable[[], bool] = speaker.asked
         self.meter, self.began = Meter(clock, self._spent, flush_seconds=SAY_SECONDS, purpose="start"), clock.now()
 

@@ -32,6 +32,13 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something that whoever watches the search is to know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Failure:
     """A job that did not end well."""
 
@@ -48,7 +55,7 @@ class Ended:
     """What the job returned, or a `Failure`."""
 
 
-Event = Spent | CurvePoint | Ended
+Event = Spent | CurvePoint | Note | Ended
 
 
 class Desk(Protocol):
@@ -61,7 +68,7 @@ class Desk(Protocol):
     should_stop: Callable[[], bool]
     """Whether the job is to save what it has and return."""
 
-    def say(self, event: CurvePoint) -> None:
+    def say(self, event: CurvePoint | Note) -> None:
         """Let the search know how it goes."""
 
 

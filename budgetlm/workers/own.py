@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from budgetlm.budget.clock import Clock, Meter, Purpose
 from budgetlm.records import OWN, CurvePoint, RunRecord
 from budgetlm.train.config import Label, RunConfig, bare_record
-from budgetlm.workers.job import Desk, Ended, Event, Job, Spent, failure_of
+from budgetlm.workers.job import Desk, Ended, Event, Job, Note, Spent, failure_of
 
 
 class Stopped(BaseException):
@@ -71,7 +71,7 @@ class OwnJob:
 
 class _Desk:
     def __init__(self, clock: Clock, tell: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
-        self.say: Callable[[CurvePoint], None] = tell
+        self.say: Callable[[CurvePoint | Note], None] = tell
         self._tell, self.should_stop = tell, should_stop
         self.meter, self.began = Meter(clock, self._spent, purpose="start"), clock.now()
 

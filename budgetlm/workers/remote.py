@@ -11,7 +11,7 @@ from budgetlm.budget.holder import this_process
 from budgetlm.errors import LeaseLost, SearchRunning
 from budgetlm.records import CurvePoint, RunRecord
 from budgetlm.workers.board import KILL, STOP, Board, Hand, Lead
-from budgetlm.workers.job import Ended, Event, Failure, Job, Spent, Workers
+from budgetlm.workers.job import Ended, Event, Failure, Job, Note, Spent, Workers
 
 BEAT_SECONDS = 1.0
 """Between heartbeats, of the leader and of hands."""
@@ -221,6 +221,8 @@ def written(event: Event) -> dict[str, Any]:
         return {"spent": dict(event.by_purpose)}
     if isinstance(event, CurvePoint):
         return {"point": dataclasses.asdict(event)}
+    if isinstance(event, Note):
+        return {"note": event.text}
     kind = "failure" if isinstance(event.outcome, Failure) else "record"
     return {kind: dataclasses.asdict(event.outcome)}
 
@@ -231,6 +233,8 @@ def event_from(what: Mapping[str, Any]) -> Event:
         return Spent(what["spent"])
     if "point" in what:
         return CurvePoint(**what["point"])
+    if "note" in what:
+        return Note(what["note"])
     return Ended(Failure(**what["failure"]) if "failure" in what else RunRecord(**what["record"]))
 
 
