@@ -18,7 +18,6 @@ from budgetlm.config import DATABASE, STUDIES, STUDY_FILE, StudyConfig, read_stu
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
 from budgetlm.errors import SearchRunning, StudyError
-from budgetlm.files import checked_name
 from budgetlm.interrupt import StopRequest
 from budgetlm.passport import identify, pick_device
 from budgetlm.search.ahead import PRELOAD
@@ -79,15 +78,15 @@ def join(
         BucketAway: the bucket cannot be used.
     """
     check_storage(storage)
-    check_shared(checked_name(name) and shared)
+    check_shared(shared)
     config, plan, lent = _begun(name, shared, wait_seconds, sleep, watcher)
     reached = _reached(config, storage, shared)
-    place_of = Shared(reached.search.shared, name, lent) if reached.search.shared else None
+    bucket = Shared(reached.search.shared, name, lent) if reached.search.shared else None
     keep_compiled(cache)
     start_server(PRELOAD, config.train.allocator)
     passport = identify(pick_device(config.train.device, plan.passport.threads))
     check_machine(plan, passport)
-    tokens = _text(config, plan, place_of, cache, watcher)
+    tokens = _text(config, plan, bucket, cache, watcher)
     check_data(plan, tokens, name)
     stop, jobs, waited = StopRequest(), 0, 0.0
     place = Place(passport.device, "", passport.threads, int(config.train.memory_gb * 1e9))
@@ -97,27 +96,25 @@ def join(
 
     while True:
         with stop, rest_being_read(config.data, cache, tokens, watcher.note), closing(hire(config, clock, stop)) as workers:
-            board = Board(reached.database, name, patience=0.0)
-            if lent:
-                _sweep(config.folder, board)
-            watcher.note(f"worker    lends study {name!r} a hand: {plan.passport.summary()}")
-            attendance = Attendance(board, workers, _reader(tokens, place_of), clock, stop, sleep)
-            end = attendance.attend()
-            board.close()
+            with closing(Board(reached.database, name, patience=0.0)) as board:
+                if lent:
+                    _sweep(config.folder, board)
+                watcher.note(f"worker    lends study {name!r} a hand: {plan.passport.summary()}")
+                attendance = Attendance(board, workers, _reader(tokens, bucket), clock, stop, sleep)
+                end = attendance.attend()
         jobs += attendance.jobs
         if end != "leaderless":
             return Lent(jobs, attendance.because or "asked to stop", stop.exit_code)
         if (state := ended_as(reached) if lent else state_of(reached)) in OVER:
             return Lent(jobs, f"the search is {state}", 0)
         if lent:
-            waited = 0.0 if attendance.jobs else waited
-            if waited >= wait_seconds:
-                return Lent(jobs, "nobody leads it, which takes the study's folder", 0)
+            waited = LEADER_SECONDS + (0.0 if attendance.jobs else waited)
+            if waited > wait_seconds:
+                return Lent(jobs, "nobody leads it who sees its folder", 0)
             watcher.note(
-                "worker    nobody leads the search, which takes the study's folder, so this process waits for somebody who sees that"
+                "worker    nobody leads the search; this process does not see its folder, so it waits for one that does"
             )
             sleep(LEADER_SECONDS)
-            waited += LEADER_SECONDS
             continue
         try:
             watcher.note("worker    nobody leads the search, so this process does")
