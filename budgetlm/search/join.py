@@ -95,13 +95,17 @@ def join(
         return Processes([place], clock, hang_seconds=config.search.hang_seconds, preload=PRELOAD)
 
     while True:
-        with stop, rest_being_read(config.data, cache, tokens, watcher.note), closing(hire(config, clock, stop)) as workers:
-            with closing(Board(reached.database, name, patience=0.0)) as board:
-                if lent:
-                    _sweep(config.folder, board)
-                watcher.note(f"worker    lends study {name!r} a hand: {plan.passport.summary()}")
-                attendance = Attendance(board, workers, _reader(tokens, bucket), clock, stop, sleep)
-                end = attendance.attend()
+        with (
+            stop,
+            rest_being_read(config.data, cache, tokens, watcher.note),
+            closing(hire(config, clock, stop)) as workers,
+            closing(Board(reached.database, name, patience=0.0)) as board,
+        ):
+            if lent:
+                _sweep(config.folder, board)
+            watcher.note(f"worker    lends study {name!r} a hand: {plan.passport.summary()}")
+            attendance = Attendance(board, workers, _reader(tokens, bucket), clock, stop, sleep)
+            end = attendance.attend()
         jobs += attendance.jobs
         if end != "leaderless":
             return Lent(jobs, attendance.because or "asked to stop", stop.exit_code)
