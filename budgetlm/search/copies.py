@@ -10,8 +10,8 @@ from budgetlm.errors import BucketAway
 from budgetlm.workers.bucket import Bucket
 from budgetlm.workers.courier import Courier, Errand
 
-HAND_OVER_SECONDS = 12.0
-"""How long a run that was asked to stop waits until its last checkpoint is sent: those who ask give it 20 s for everything."""
+HAND_OVER_SECONDS = 7.0
+"""How long a run that was asked to stop waits until its last checkpoint is sent: those who ask give it 8 s for everything, or more."""
 TIDY_SECONDS = 10.0
 """How long a search that has ended waits for the bucket to be tidied. What is left then goes when the next one begins."""
 
@@ -131,19 +131,11 @@ class Tidier:
         """A run has its record."""
         self._courier.give(run, Errand(partial(self._bucket.forget, f"runs/{run}")))
 
-    def keep_runs(self, runs: Iterable[str]) -> None:
-        """Of all runs only these will be gone on with."""
-        self._courier.give("runs/", Errand(partial(self._keep, "runs", set(runs))))
-
     def keep_trunks(self, trunks: Iterable[str]) -> None:
         """Of all trunks only these may be begun from."""
-        self._courier.give("trunks/", Errand(partial(self._keep, "trunks", set(trunks))))
+        self._courier.give("trunks/", Errand(partial(self._bucket.keep, "trunks", set(trunks))))
 
     def close(self) -> None:
         """Let it end what it is at."""
         self._courier.finish(TIDY_SECONDS)
         self._courier.close()
-
-    def _keep(self, key: str, names: set[str]) -> None:
-        for name in self._bucket.names(key) - names:
-            self._bucket.forget(f"{key}/{name}")

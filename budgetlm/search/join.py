@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from budgetlm.budget.clock import Clock, duration
 from budgetlm.budget.database import check_storage
 from budgetlm.budget.ledger import has_account
+from budgetlm.compress.teacher import teacher_folder
 from budgetlm.config import DATABASE, STUDIES, STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.rest import rest_being_read
 from budgetlm.data.tokens import Tokens
@@ -153,8 +154,14 @@ def _begun(
 
 
 def _text(config: StudyConfig, plan: Plan, shared: Shared | None, cache: Path, watcher: Watcher) -> Tokens:
-    """The study's text: prepared here, or, where the study's folder is not to be seen, as its leader has prepared it, unless it streams it."""
+    """The study's text: prepared here, or, where the study's folder is not to be seen, as its leader has prepared it, unless it streams it.
+
+    Raises:
+        StudyError, ConfigError: what runs need beside it is not to be had here.
+    """
     if shared and shared.lent:
+        if config.train.teacher:
+            teacher_folder(config.train.teacher)  # it is not sent, and a run that lacks it would be held against its recipe
         fetch_init(shared.bucket(), config)
         if tokens := fetch_text(shared.bucket(), plan.data, cache):
             return tokens

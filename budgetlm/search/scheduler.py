@@ -129,8 +129,6 @@ class Scheduler:
             self._record_what_was_lost(run, records)
             begun.add(run.label.trial)
             self.waiting.append(Step(run.label.trial, run.recipe, run.label.rung, run, run.config.seed - self.site.seed))
-        if self.site.tidier:
-            self.site.tidier.keep_runs(step.run.label.run for step in self.waiting if step.run)
         for number, recipe in running.items():
             if number in begun:
                 continue

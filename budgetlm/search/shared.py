@@ -16,19 +16,23 @@ from filelock import FileLock
 
 from budgetlm.config import STUDY_FILE, StudyConfig, read_study_file
 from budgetlm.data.tokens import Tokens, tokens_of
+from budgetlm.errors import StudyError
 from budgetlm.files import disk_errors
 from budgetlm.inherit import INIT
 from budgetlm.search.plan import Plan, load_plan
-from budgetlm.studies import PLAN
+from budgetlm.studies import PLAN, UNFINISHED
 from budgetlm.workers.bucket import Bucket
 
 
 def publish(bucket: Bucket, config: StudyConfig, tokens: Tokens, note: Callable[[str], None]) -> None:
-    """Send what a worker must have before its first run, the study itself last. Of a streamed source the text is not sent: it is not all there.
+    """Send what a worker must have before its first run, the study itself last, and remove what runs have left that have ended.
+
+    Of a streamed source the text is not sent: it is not all there.
 
     Raises:
         BucketAway: the bucket cannot be used.
     """
+    bucket.keep("runs", {path.name for path in (config.folder / UNFINISHED).glob("*")})
     wanted = [] if tokens.streamed else [(f"tokens/{tokens.facts.fingerprint}", tokens.folder)]
     wanted += [(INIT, config.folder / INIT)] if config.model.init else []
     for key, folder in wanted:
@@ -66,10 +70,16 @@ def fetch_text(bucket: Bucket, fingerprint: str, cache: Path) -> Tokens | None:
 
 
 def fetch_init(bucket: Bucket, config: StudyConfig) -> None:
-    """The weights that a study's runs begin from, into its folder, where there are any."""
+    """The weights that a study's runs begin from, into its folder, where there are any.
+
+    Raises:
+        StudyError: the bucket has not got them.
+    """
     kept = config.folder / INIT
     if config.model.init and not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{kept}.lock"):
-            if not kept.exists():
-                bucket.fetch(INIT, lambda _number: kept)
+            if not kept.exists() and not bucket.fetch(INIT, lambda _number: kept):
+                raise StudyError(
+                    f"{bucket.address} has not the weights that the runs of study {config.name!r} begin from. Repeat its search, which sends them."
+                )

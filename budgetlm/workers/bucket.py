@@ -145,6 +145,11 @@ class Bucket:
         """Remove all parcels of a key, and of those below it."""
         self._outlast(lambda: self._remove(self._at(key)))
 
+    def keep(self, key: str, names: set[str]) -> None:
+        """Remove all that is under a key but what has one of these names there."""
+        for name in self.names(key) - names:
+            self.forget(f"{key}/{name}")
+
     # --- once ---
 
     def _open(self) -> tuple[Any, str]:

@@ -1,6 +1,5 @@
 """Machines that share no folder: what one of them was at is gone on with by another, from the bucket alone."""
 
-import shutil
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -336,11 +335,8 @@ def small(tiny_study, bucket, tmp_path, monkeypatch, fast_clock):
 
 
 def test_a_search_sends_what_workers_need_and_removes_what_its_runs_have_left(small, bucket, cache, fast_clock, monkeypatch):
-    for left in ("trial0099-rung0", "trial0000-rung0"):  # by a search before; the second is begun anew
-        (small.folder / left).mkdir(parents=True)
-        (small.folder / left / "a").write_text("a")
-        bucket.send_folder(f"runs/{left}", 3, small.folder / left)
-        shutil.rmtree(small.folder / left)
+    (small.folder / "left").mkdir(parents=True)
+    bucket.send_folder("runs/trial0099-rung0", 3, small.folder / "left")  # by a search before
     there, end = [], Scheduler._end
 
     def looked_at(self, seat, ended):
@@ -366,3 +362,28 @@ def test_a_search_does_not_begin_with_a_bucket_that_cannot_be_used(small, cache,
     with pytest.raises(BucketAway, match="no route to host"):
         search(small, cache, fast_clock, Watcher())
     assert read_records(small.folder) == []
+
+
+def test_weights_to_begin_from_are_fetched_once_and_missed_where_the_bucket_has_none(tiny_study, bucket, home):
+    config = replace(tiny_study(4.1), model=replace(tiny_study(4.1).model, init="anywhere"))
+    with pytest.raises(StudyError, match="has not the weights that the runs of study 'tiny' begin from"):
+        publishing.fetch_init(bucket, config)
+    (home / "weights").mkdir()
+    (home / "weights" / "model.safetensors").write_text("weights")
+    bucket.send_folder("init", 0, home / "weights")
+    publishing.fetch_init(bucket, config)
+    assert (config.folder / "init" / "model.safetensors").read_text() == "weights"
+    bucket.forget("init")
+    publishing.fetch_init(bucket, config)
+
+
+def test_a_worker_that_lacks_the_teacher_leaves_before_a_run_is_held_against_its_recipe(
+    shared_study, tokens, bucket, clock, tmp_path, monkeypatch
+):
+    config = replace(shared_study, train=replace(shared_study.train, teacher="finals/big"))
+    config.save(config.folder)
+    publishing.publish(bucket, config, tokens, lambda _note: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", away)
+    their_cache = elsewhere(tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match="train.teacher 'finals/big' is neither a folder"):
+        join("tiny", their_cache, clock, Watcher(), shared=bucket.address, sleep=clock.move)

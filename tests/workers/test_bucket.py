@@ -17,10 +17,29 @@ def waits():
     return []
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A server that speaks S3, on this machine, with one bucket."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    files = pytest.importorskip("s3fs")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        files.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
 def bucket(request, tmp_path, waits):
-    address = {"memory": f"memory://{tmp_path.name}", "file": (tmp_path / "bucket").as_uri()}[request.param]
-    return Bucket(address, "s", waits.append)
+    addresses = {
+        "memory": lambda: f"memory://{tmp_path.name}",
+        "file": (tmp_path / "bucket").as_uri,
+        "s3": lambda: f"{request.getfixturevalue('s3')}/{tmp_path.name}",
+    }
+    return Bucket(addresses[request.param](), "s", waits.append)
 
 
 @pytest.fixture
