@@ -1,5 +1,6 @@
 """Monotonic time that a test can move by hand, and the meter that gives every moment to exactly one purpose."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 STOPPED_SECONDS, STOPPED_SHARE = 3.0, 0.25
 """A gap this long between two readings, in which the process had less than this share of one processor, means that it was
 stopped, not working."""
+ATTEND_SECONDS = 0.5
+"""How often a thread reads a clock that it attends to."""
 SAMPLE_SECONDS = 0.2
 """How often the processor time is looked at, which takes longer than to look at the clock."""
 
@@ -48,6 +51,28 @@ class Clock:
                 self._stopped += gap
             self._sampled, self._worked = now, worked
         return now - self._stopped
+
+
+class AttendedClock(Clock):
+    """The same for who waits for others, longer than a second and without working: a thread reads it all the time, until it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reading, self._closed = threading.Lock(), threading.Event()
+        threading.Thread(target=self._attend, name="budgetlm-clock", daemon=True).start()
+
+    def now(self) -> float:
+        """As of any clock."""
+        with self._reading:
+            return super().now()
+
+    def close(self) -> None:
+        """Read it no more."""
+        self._closed.set()
+
+    def _attend(self) -> None:
+        while not self._closed.wait(ATTEND_SECONDS):
+            self.now()
 
 
 class ManualClock(Clock):

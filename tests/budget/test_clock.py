@@ -1,8 +1,11 @@
+import threading
 import time
+from contextlib import closing
 
 import pytest
 
-from budgetlm.budget.clock import Clock, ManualClock, Meter, duration
+from budgetlm.budget import clock as clocks
+from budgetlm.budget.clock import AttendedClock, Clock, ManualClock, Meter, duration
 
 
 def test_every_moment_is_charged_to_exactly_one_purpose():
@@ -119,3 +122,35 @@ def test_a_change_of_the_date_changes_nothing(hands):
 )
 def test_lengths_of_time_are_said_as_people_say_them(seconds, said):
     assert duration(seconds) == said
+
+
+class Waiting:
+    """The time of a process that waits for others: it passes, and no processor is used."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(time, "process_time", lambda: 0.0)
+
+
+def test_a_clock_that_is_attended_counts_what_its_reader_waits_for_others(monkeypatch):
+    read = threading.Event()
+
+    class Attended(AttendedClock):
+        def now(self):
+            read.set()
+            return super().now()
+
+    monkeypatch.setattr(clocks, "ATTEND_SECONDS", 0.0)
+    with closing(Attended()):
+        assert read.wait(10)  # by nobody but its thread
+    monkeypatch.setattr(clocks, "ATTEND_SECONDS", 1000.0)
+    waiting = Waiting(monkeypatch)
+    plain, attended = Clock(), AttendedClock()
+    for _ in range(180):
+        waiting.seconds += 0.5
+        attended.now()  # as the thread does
+    assert (plain.now(), attended.now()) == (0.0, 90.0)
+    waiting.seconds += 50  # and now all of it was stopped, its thread too
+    assert attended.now() == 90.0
+    attended.close()

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not said to be
 
-from budgetlm.budget.clock import Clock, Meter, Purpose
+from budgetlm.budget.clock import AttendedClock, Clock, Meter, Purpose
 from budgetlm.data.tokens import Tokens
 from budgetlm.records import CurvePoint, RunRecord
 from budgetlm.train.config import Label, RunConfig
@@ -147,8 +147,9 @@ def _train(task: Task, line: Voice) -> tuple[RunRecord, list[str]]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     _join(backend, timedelta(seconds=task.hang_seconds))
+    clock = AttendedClock()  # a member waits for the others in every step
     try:
-        team = make_team(task.kind, Clock(), line.asked, task.config.device, offload=task.offload, parts=task.parts)
+        team = make_team(task.kind, clock, line.asked, task.config.device, offload=task.offload, parts=task.parts)
         team.agree()
         used = team.heard(task.spent_seconds + team.size * (time.monotonic() - task.launched))
         if team.leads:
@@ -177,6 +178,7 @@ def _train(task: Task, line: Voice) -> tuple[RunRecord, list[str]]:
         meter.flush()
         return record, trained.notes
     finally:
+        clock.close()
         dist.destroy_process_group()
 
 
