@@ -36,13 +36,15 @@ class Copies:
     Args:
         shared: the study's bucket.
         run: its name.
-        tell: told what went wrong with sending, when the run says something the next time.
+        tell: told what went wrong, always by the thread that the run's other words come from.
     """
 
     def __init__(self, shared: Shared, run: str, tell: Callable[[str], None]) -> None:
         self._bucket, self._run, self._tell = shared.bucket(), f"runs/{run}", tell
         self._faults: list[str] = []
-        self._courier = Courier(self._faults.append)
+        self._courier = Courier(
+            lambda fault: self._faults.append(f"is not sent, and goes on with what is on its own disk: {fault}")
+        )
         self._trunk = False
 
     @property
@@ -61,7 +63,7 @@ class Copies:
         try:
             self._bucket.fetch(self._run, partial(checkpoint_folder, checkpoints), beyond=newest_step(checkpoints))
         except BucketAway as error:
-            self._tell(f"could not look for its checkpoint: {error}")
+            self._faults.append(f"could not look for its checkpoint: {error}")
             return False
         return True
 
@@ -74,7 +76,7 @@ class Copies:
                 here = trunks / trunk / length
                 self._bucket.fetch(f"trunks/{trunk}/{length}", partial(checkpoint_folder, here), beyond=newest_step(here))
         except BucketAway as error:  # then it is trained here, as if there were none
-            self._tell(f"could not look for a trunk: {error}")
+            self._faults.append(f"could not look for a trunk: {error}")
 
     def saved(self, checkpoint: Path) -> None:
         """Send the run's newest checkpoint, in place of one that has not been begun with."""
@@ -96,8 +98,12 @@ class Copies:
         """
         sent = not (hands_over or self._trunk) or self._courier.finish(HAND_OVER_SECONDS)
         self._courier.close()
-        self._say()
         return sent
+
+    def say(self) -> None:
+        """Tell what went wrong since the last time."""
+        while self._faults:
+            self._tell(self._faults.pop(0))
 
     def _send(self, key: str, folder: Path) -> None:
         """Have a checkpoint sent. Its files are opened now, for it may be gone from the disk by the time it is its turn."""
@@ -108,12 +114,7 @@ class Copies:
             opened = stack.pop_all()
         send = partial(self._bucket.send, key, step_of(folder), files, self._courier.goes_on)
         self._courier.give(key, Errand(send, opened.close))
-        self._say()
-
-    def _say(self) -> None:
-        """Pass on what the courier has found, from the thread that the run's other words come from."""
-        while self._faults:
-            self._tell(f"is not sent, and goes on with what is on its own disk: {self._faults.pop(0)}")
+        self.say()
 
 
 class Tidier:

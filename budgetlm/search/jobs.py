@@ -16,6 +16,7 @@ from budgetlm.search.copies import Copies, Shared
 from budgetlm.train.config import Label, Matmul, RunConfig, as_dict, run_config_from
 from budgetlm.train.throughput import Calibration
 from budgetlm.train.trunk import trunk_of
+from budgetlm.workers.courier import beside
 from budgetlm.workers.job import Desk, Failure, Note
 
 
@@ -149,14 +150,15 @@ class RungJob:
         record: RunRecord | None = None
         try:
             with desk.meter.during("checkpoint"):
-                lacking = self._fetch(copies)
+                lacking = beside(desk.meter.tick, lambda: self._fetch(copies))
             if lacking:
                 return lacking
             record = self._train(desk, copies)
         finally:
             hands_over = record is not None and record.state == "interrupted"
             with desk.meter.during("checkpoint"):
-                sent = copies.close(hands_over=hands_over)
+                sent = beside(desk.meter.tick, lambda: copies.close(hands_over=hands_over))
+            copies.say()
             if self.shared.lent and (sent or not hands_over):
                 shutil.rmtree(self.checkpoints.parent, ignore_errors=True)
         return record

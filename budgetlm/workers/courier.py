@@ -1,11 +1,19 @@
-"""A courier: one thread that does errands at a bucket beside whatever its process does, so that a slow or lost network keeps nobody waiting."""
+"""A courier: one thread that does errands at a bucket beside whatever its process does, so that a slow or lost network keeps nobody waiting.
+
+Where there is nothing to be done meanwhile, `beside` lets time be seen to pass.
+"""
 
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeVar
 
 from budgetlm.errors import BudgetlmError
+
+TICK_SECONDS = 0.25
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Courier:
             before.drop()
 
     def finish(self, seconds: float) -> bool:
-        """Wait, at most so long, until nothing is left to do; returns whether all of it was done, and well."""
+        """Wait, at most so long, until nothing is left to do; returns whether all of it was done, and the last of it well."""
         with self._changed:
             idle = self._changed.wait_for(lambda: not self._waiting and not self._at_work, seconds)
             return idle and not self._failing
@@ -90,3 +98,16 @@ class Courier:
                 return None
             self._at_work = True
             return self._waiting.pop(next(iter(self._waiting)))
+
+
+def beside(tick: Callable[[], None], work: Callable[[], T]) -> T:
+    """Do something that may wait for a network long, in a thread of its own.
+
+    Args:
+        tick: called here all the time meanwhile: a clock that is not read takes a process that only waits for one that was stopped.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(work)
+        while not wait([done], TICK_SECONDS).done:
+            tick()
+        return done.result()

@@ -9,7 +9,7 @@ import pytest
 from budgetlm.errors import BucketAway, ConfigError
 from budgetlm.workers import bucket as buckets
 from budgetlm.workers.bucket import KEEP, MANIFEST, Bucket, check_shared
-from budgetlm.workers.courier import Courier, Errand
+from budgetlm.workers.courier import Courier, Errand, beside
 
 
 @pytest.fixture
@@ -321,3 +321,21 @@ def test_a_courier_that_is_closed_drops_what_waits_and_leaves_what_it_is_at():
     assert courier.finish(10.0)
     assert done == [1]
     assert (first.dropped, second.dropped) == (1, 1)
+
+
+def test_time_is_seen_to_pass_while_something_is_waited_for():
+    ticks, enough = [], threading.Event()
+
+    def tick():
+        ticks.append(threading.current_thread())
+        if len(ticks) == 2:
+            enough.set()
+
+    assert beside(tick, lambda: enough.wait(10)) is True
+    assert ticks == [threading.current_thread()] * 2
+    with pytest.raises(BucketAway):
+        beside(tick, _away)
+
+
+def _away():
+    raise BucketAway("away")
