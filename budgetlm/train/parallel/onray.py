@@ -156,17 +156,23 @@ class OnRay:
         return at(self._group, placement_group_bundle_index=rank)
 
     def _go_on(self) -> None:
-        if len(self._here) < self._devices and monotonic() - self._began > START_SECONDS:
-            self._lost = StudyError(
-                f"the Ray cluster had no room for {self._devices} devices within {START_SECONDS:.0f} s; others use it, or a node is gone. The same "
-                "command goes on when there is room."
-            )
+        waited = monotonic() - self._began
+        if len(self._here) < self._devices and waited > START_SECONDS and (why := self._why_given_up(waited)):
+            self._lost = StudyError(f"{why} The same command goes on when there is room.")
         elif self._members:
             ended, _ = self._ray.wait(self._members, num_returns=self._devices, timeout=0)
             returned = self._ray.get(ended)
             self._returned = returned if len(ended) == self._devices else None
         elif self._ray.wait([self._address], timeout=0)[0]:
             self._meet(*self._ray.get(self._address))
+
+    def _why_given_up(self, waited: float) -> str:
+        """Why members that were not heard of for so long are waited for no longer; empty where they have their places and may yet be loading."""
+        if self._ray.util.placement_group_table(self._group)["state"] != "CREATED":
+            return f"the Ray cluster had no room for {self._devices} devices within {waited:.0f} s; others use it, or a node is gone."
+        if waited > self._task.hang_seconds:
+            return f"of {self._devices} members on the Ray cluster {len(self._here)} had begun after {waited:.0f} s."
+        return ""
 
     def _meet(self, host: str, port: str) -> None:
         # A process of its own for each: a device's memory is free when its member is gone.
