@@ -192,7 +192,8 @@ def _smallest_of_equals(trials: Sequence[int], losses: Mapping[int, float], runs
 def finalists(records: Sequence[RunRecord], forecasts: Mapping[int, Forecast]) -> list[int]:
     """The trials that have reached the highest rung that anybody has."""
     reached = highest_rungs(records)
-    return [n for n in forecasts if reached[n] == max(reached.values())]
+    highest = max(reached.values(), default=-1)
+    return [n for n in forecasts if reached[n] == highest]
 
 
 def highest_rungs(records: Sequence[RunRecord]) -> dict[int, int]:

@@ -42,6 +42,8 @@ up to 0.03 bits per byte in the chosen trial, with these by 0.01 (docs/LOG.md)."
 WIDEST = 1.0
 """Width of a component as far as it counts in the expected value: the far tail of a wider log-normal is the form's, and no belief. One single
 run of a loss near E was forecast at a hundred times itself."""
+NOT_TRAITS = ("compression",)
+"""What of recipes is none: it is a dose (`forecast/doses.py`)."""
 AT_ONCE, HALVINGS = 1000, 30
 """Of quantiles of many forecasts: so many forecasts together, and so many halvings of the interval that holds one."""
 
@@ -135,7 +137,7 @@ class Forecaster:
         u = np.log(np.array([r.planned_seconds for r in runs]) / self._target_seconds)
         by_trial = {r.trial: r.recipe for r in runs}
         recipes = [by_trial[number] for number in numbers]
-        traits, words = traits_of(_uncompressed(recipes))
+        traits, words = traits_of(recipes, beside=NOT_TRAITS)
         doses, final_doses = doses_of(runs, numbers, self._target_seconds, EXPONENT)
         knobs = np.concatenate([traits, words], axis=1)
         curved = np.repeat([True, False], [traits.shape[1], words.shape[1] + doses.shape[1]])
@@ -190,7 +192,7 @@ class Fitted:
 
     def draws_of(self, recipes: Sequence[Mapping[str, Any]], count: int) -> np.ndarray:
         """Joint draws of what recipes reach in truth at the target, bits per byte, shape (count, recipes); tried ones count as new."""
-        traits = np.concatenate(traits_of(*map(_uncompressed, (recipes, self.recipes))), axis=1)
+        traits = np.concatenate(traits_of(recipes, self.recipes, NOT_TRAITS), axis=1)
         knobs = np.concatenate([traits, self._doses_of(recipes)], axis=1)
         return self.surface.sample(Points(np.zeros((len(knobs), self.scales.axes)), knobs), count)[0]
 
@@ -202,11 +204,6 @@ class Fitted:
         shares: np.ndarray = alike / np.maximum(alike.sum(axis=1, keepdims=True), 1)
         doses: np.ndarray = shares @ self.doses
         return doses
-
-
-def _uncompressed(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What of recipes are traits: not their compression, which is a dose."""
-    return [{name: value for name, value in recipe.items() if name != "compression"} for recipe in recipes]
 
 
 def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndarray:

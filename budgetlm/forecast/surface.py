@@ -24,6 +24,8 @@ from budgetlm.forecast.posterior import Model, solve
 
 BEYOND = 0.025
 """The law's error for each factor e that an axis is carried beyond what was measured, relative to the loss."""
+DRAWS_AT_ONCE = 8
+"""Of which a forecast's sums are made together."""
 SPACING = 2.5
 """Length over which the law's error changes, in factors of e."""
 
@@ -99,13 +101,10 @@ class Surface:
         noise = (parameters.noise * parameters.factor)[:, None]
         x = self.features(points)
         gain = np.einsum("nr,dnrs->dns", shared, solved.effects[:, self.model.errors.kinds[1][groups]])
-        through = x - np.einsum("dns,nsf->dnf", gain, self.model.shared[groups])
         seen = np.einsum("dns,dns->dn", gain, solved.seen[:, groups])
-        means = parameters.law(self.frame.scales(points)) + seen + np.einsum("dnf,df->dn", through, solved.means)
+        told, unsure, to_middle = _told(x, gain, self.model.shared[groups], covariance, solved.means)
+        means = parameters.law(self.frame.scales(points)) + seen + told
         own = (np.einsum("dns,ns->dn", gain, shared) + 1) * noise**2
-        weighed, middle = through @ covariance, through.mean(axis=1)
-        unsure = np.einsum("dnf,dnf->dn", weighed, through)
-        to_middle = np.einsum("dnf,df->dn", weighed, middle)
         of_middle = to_middle.mean(axis=1, keepdims=True)
         spreads = np.sqrt(np.maximum(0, own + unsure))
         apart = np.sqrt(np.maximum(0, own + unsure - 2 * to_middle + of_middle))
@@ -115,6 +114,24 @@ class Surface:
     def features(self, points: Points) -> np.ndarray:
         """The regressors of `points`, shape (n, features)."""
         return _regressors(self.frame, self.law_bumps, self.knob_bumps, points)
+
+
+def _told(
+    x: np.ndarray, gain: np.ndarray, shared: np.ndarray, covariance: np.ndarray, means: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What coefficients tell of points, beyond what their groups have in common: mean, variance, and covariance with the mean point, each (draws, points).
+
+    A few draws at a time, whose features stay in the processor's cache; all at once they would not.
+    """
+    found = np.empty((3, *gain.shape[:2]))
+    for start in range(0, len(gain), DRAWS_AT_ONCE):
+        some = slice(start, start + DRAWS_AT_ONCE)
+        through = x - (gain[some].transpose(1, 0, 2) @ shared).transpose(1, 0, 2)
+        weighed, middle = through @ covariance[some], through.mean(axis=1)
+        found[0, some] = np.einsum("dnf,df->dn", through, means[some])
+        found[1, some] = np.einsum("dnf,dnf->dn", weighed, through)
+        found[2, some] = np.einsum("dnf,df->dn", weighed, middle)
+    return found[0], found[1], found[2]
 
 
 def fit_surface(

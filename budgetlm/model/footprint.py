@@ -5,6 +5,7 @@ An estimate, for refusing what could never fit, held against what the allocator 
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from budgetlm.model import kinds
@@ -124,6 +125,7 @@ def mask_bytes(model: ModelConfig, sequences: int, precision: str) -> int:
     return documents + ((documents or one) if model.window else 0)
 
 
+@lru_cache(4096)  # the shapes that a search weighs for a run are mostly those of the run before
 def training_memory(
     model: ModelConfig,
     *,
