@@ -387,6 +387,8 @@ class _Final:
 
     def _measured(self, record: RunRecord, deployed: LanguageModel, deadline: float, meter: Meter) -> RunRecord:
         """The record with what the model takes on this device, as far as there is time: its memory is seen in a process of its own."""
+        if not record.tokens_per_second:  # it had time for a step at most, so it has none for this
+            return record
         left, takes = deadline - meter.clock.now(), tokens_read(deployed.config.context_length) / record.tokens_per_second
         if left < takes:
             return record

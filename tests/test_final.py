@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from budgetlm.budget.clock import ManualClock
 from budgetlm.budget.database import file_address
 from budgetlm.budget.ledger import open_ledger
 from budgetlm.commands.final import tell_final
 from budgetlm.errors import StudyError
-from budgetlm.final import final
+from budgetlm.final import _Final, final
 from budgetlm.forecast.choose import choose
 from budgetlm.forecast.fit import fit, usable
 from budgetlm.records import append_record, read_curve, read_records
@@ -148,6 +149,12 @@ def test_a_final_whose_model_cannot_be_measured_is_done_all_the_same(searched, c
     assert asked
     assert (result.record.state, result.record.resident_bytes) == ("done", 0)
     assert run(searched, cache, clock).already_done
+
+
+def test_a_final_that_was_left_no_time_to_learn_its_own_speed_is_not_measured_either():
+    late = record(0, -1, 10.0, 3.0, tokens_per_second=0.0)
+    deployed, meter = SimpleNamespace(config=SimpleNamespace(context_length=32)), SimpleNamespace(clock=ManualClock())
+    assert _Final._measured(None, late, deployed, 5.0, meter) is late
 
 
 def test_other_trials_hours_and_seeds_are_finals_of_their_own(searched, cache, clock):
