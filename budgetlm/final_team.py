@@ -131,4 +131,6 @@ class FinalTeam:
     ) -> tuple[RunRecord, list[str]]:
         """Have them do it; as `train_together`."""
         processes = self.crew.hire(task, self.study.search.max_restarts)
-        return train_together(processes, self.devices, meter, on_point=on_point, should_stop=should_stop, note=note)
+        return train_together(
+            processes, self.devices, meter, task.spent_seconds, on_point=on_point, should_stop=should_stop, note=note
+        )

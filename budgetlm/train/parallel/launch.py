@@ -49,6 +49,7 @@ def train_together(
     team: Processes,
     devices: int,
     meter: Meter,
+    spent_seconds: float,
     *,
     on_point: Callable[[CurvePoint], None],
     should_stop: Callable[[], bool],
@@ -58,6 +59,7 @@ def train_together(
 
     Args:
         meter: on a clock of seconds, which are charged for all devices; it is told what the leader says that they were for.
+        spent_seconds: device-seconds used up before.
         should_stop: asked all the time; the team then saves what it has, and the record says `interrupted`.
         note: told when a team begins again.
 
@@ -67,7 +69,8 @@ def train_together(
     Raises:
         ConfigError, StudyError: as in one process; or the team was lost too often.
     """
-    begun, last_word, goes_on = False, meter.clock.now(), True
+    began = last_word = meter.clock.now()
+    begun, goes_on = False, True
     try:
         team.start()
         while goes_on:
@@ -75,7 +78,9 @@ def train_together(
             for word in team.heard(TICK_SECONDS if goes_on else 0):
                 match word:
                     case Ready():
-                        meter.explain({"start": meter.clock.now() - last_word})
+                        # It may be heard long after it was said, and what has passed since then is the leader's to explain.
+                        now, said = meter.clock.now(), began + (word.device_seconds - spent_seconds) / devices
+                        meter.explain({"start": max(0.0, min(now, said) - last_word)})
                         if begun:
                             note(f"resuming  a process was lost; all {devices} began again from the newest checkpoint")
                         begun = True
