@@ -221,7 +221,8 @@ def flops_per_token(model: ModelConfig) -> int:
     """Floating-point operations to train on one token, forward and backward.
 
     6 for each parameter in a matrix product, and 12·depth·width·length for the attention scores and values (not halved
-    for the causal mask, by convention, nor for windows, outside of which scores are computed and masked). Norms, rotations and the softmax are left out: they move memory, not FLOPs.
+    for the causal mask, by convention, nor for windows, outside of which scores are computed and masked). Norms,
+    rotations and the softmax are left out: they move memory, not FLOPs.
 
     Source: Chowdhery et al. 2022, PaLM, appendix B (arXiv:2204.02311).
     """

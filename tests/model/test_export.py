@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 import torch
 
-from budgetlm.errors import StudyError
+from budgetlm.errors import ConfigError, StudyError
 from budgetlm.model.export import load_model, save_model
 from budgetlm.model.generate import generate
+from budgetlm.model.gguf import save_gguf
 from tests.conftest import tiny_model
 from tests.model.test_transformer import TOKENS_BL, trained_looking
 
@@ -37,6 +38,13 @@ def test_transformers_loads_the_folder_without_us_and_gives_the_same_logits(tmp_
     assert type(theirs).__name__ == "Qwen3ForCausalLM"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.decode(tokenizer("the tree sees")["input_ids"]) == "the tree sees"
+
+
+def test_a_gguf_file_is_refused_where_blocks_see_a_window(tmp_path, tokens):
+    network = trained_looking(tiny_model(window=5))
+    with pytest.raises(ConfigError, match="this one the last 5 in every second"):
+        save_gguf(tmp_path / "model.gguf", network, tokens.tokenizer_file, 0, "it")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_saved_comes_back_the_same(tmp_path, tokens):

@@ -35,6 +35,7 @@ IN_PARTS = {
     "layers that share a block": tiny_run(steps=5, model=tiny_model(depth=4, share_layers=2)),
     "factors": tiny_run(steps=5, model=tiny_model(embedding_rank=16, norm_embedding=True)),
     "head apart": tiny_run(steps=5, model=tiny_model(tie_embeddings=False)),
+    "window": tiny_run(steps=5, model=tiny_model(window=8)),
     "convolution": tiny_run(steps=5, model=tiny_model(mixer="conv")),
     "encoder": tiny_run(steps=5, model=tiny_model(mask_token=1, mask_rate=0.3)),
 }
@@ -55,6 +56,7 @@ BY_TENSORS = {
         steps=5, model=tiny_model(width=256, kv_groups=2, norm_embedding=True), optimizer=SLOW["muon"]
     ),
     "documents": tiny_run(steps=5, model=tiny_model(width=128, document_end=1), optimizer=SLOW["muon"]),
+    "window": tiny_run(steps=5, model=tiny_model(width=128, window=8), optimizer=SLOW["muon"]),
 }
 """What heads and words can be divided of."""
 BY_STAGES = {
@@ -63,6 +65,7 @@ BY_STAGES = {
     "checkpointed": IN_PARTS["checkpointed"],
     "factors": IN_PARTS["factors"],
     "head apart": IN_PARTS["head apart"],
+    "window": IN_PARTS["window"],
     "lstm": tiny_run(steps=5, model=tiny_model(mixer="lstm")),
     "ramp": dataclasses.replace(
         CONFIGS["muon"], schedule=ScheduleConfig(batch_ramp=0.5, short_sequences=0.4, momentum_warmup=0.3)
