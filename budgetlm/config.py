@@ -101,7 +101,7 @@ class TrainSettings:
     final_devices: int = 1
     """Devices that train the final together, each of them charged; 0 for all GPUs, or one CPU."""
     parallel: str = "auto"
-    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, `tp`, `pp`, `ddp,tp`, or `auto` for `ddp` where the model fits one GPU, and on a CPU, and `fsdp`
+    """How they do (`train/parallel/kinds.py`): `ddp`, `fsdp`, `tp`, `pp`, `ddp,tp`, `fsdp,tp`, or `auto` for `ddp` where the model fits one GPU, and on a CPU, and `fsdp`
     where it does not."""
     offload: bool = False
     """Whether the final's weights, gradients and optimizer state wait in the processor's memory while they are not computed with, as parts of `fsdp`; on one GPU, too."""

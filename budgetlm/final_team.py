@@ -16,7 +16,7 @@ from budgetlm.train.config import Label, RunConfig
 from budgetlm.train.loop import Checkpoints
 from budgetlm.train.pace import DISK_BYTES_PER_SECOND
 from budgetlm.train.parallel.crew import Crew, crew_here, crew_on_ray
-from budgetlm.train.parallel.kinds import check_kind, check_offload
+from budgetlm.train.parallel.kinds import IN_GROUPS, check_kind, check_offload
 from budgetlm.train.parallel.launch import train_together
 from budgetlm.train.parallel.member import Task
 
@@ -80,7 +80,7 @@ class FinalTeam:
 
     def says(self, way: Way, config: RunConfig) -> list[str]:
         """How they train a run together, for people."""
-        groups = f" in groups of {way.parts}" if way.kind == "ddp,tp" else ""
+        groups = f" in groups of {way.parts}" if way.kind in IN_GROUPS else ""
         lines = [f"{self.devices}{self.crew.where}, {way.kind}{groups}: a second of theirs is charged as {self.devices}"]
         if self.study.train.offload:
             lines.append(f"{host_bytes(config.model) / 1e9:,.2f} GB wait in the processor's memory")

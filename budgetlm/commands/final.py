@@ -36,7 +36,7 @@ def final(
     parallel: Annotated[
         str | None,
         typer.Option(
-            help="How they do: auto, ddp (each holds the model), fsdp (a part), tp (a part of each matrix), pp (some blocks), ddp,tp (both)."
+            help="How they do: auto, ddp (each holds the model), fsdp (a part), tp (a part of each matrix), pp (some blocks), ddp,tp or fsdp,tp (both)."
         ),
     ] = None,
     engine: EngineOption = None,

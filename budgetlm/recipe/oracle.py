@@ -156,7 +156,7 @@ class Way:
 def team_ways(world: World, devices: int, parallel: str, *, offload: bool = False) -> list[Way]:
     """The ways in which so many devices may train together, the faster first.
 
-    What is counted of `tp` and `pp` is that weights, gradients and optimizer state are divided evenly, as by `fsdp`; `ddp,tp` divides them among as few as it can. Processes on a CPU share
+    What is counted of `tp` and `pp` is that weights, gradients and optimizer state are divided evenly, as by `fsdp`; `ddp,tp` divides them among as few as it can, `fsdp,tp` among all, in groups as small as can be. Processes on a CPU share
     its memory, and there parts were measured to take more of it than a whole does (docs/LOG.md): they are for trying out.
 
     Args:
@@ -166,16 +166,17 @@ def team_ways(world: World, devices: int, parallel: str, *, offload: bool = Fals
     one = replace(world, memory_bytes=world.memory_bytes // devices) if world.device == "cpu" else world
     counted = one.device != "cpu"
 
-    def way(kind: Kind, parts: int) -> Way:
+    def way(kind: Kind, shards: int, parts: int = 0) -> Way:
         spread = replace(
-            one, shards=parts if counted else 1, offload=offload and counted, final_devices=1, final_offload=False
+            one, shards=shards if counted else 1, offload=offload and counted, final_devices=1, final_offload=False
         )
-        return Way(kind, spread, parts)
+        return Way(kind, spread, parts or shards)
 
     groups = [parts for parts in range(2, devices) if devices % parts == 0]
     ways = [
         way("ddp", 1),
         *(way("ddp,tp", parts) for parts in groups or [devices]),
+        way("fsdp,tp", devices, min(groups, default=devices)),
         *(way(kind, devices) for kind in ("fsdp", "tp", "pp")),
     ]
     itself = ("fsdp",) if offload else BY_THEMSELVES if counted else BY_THEMSELVES[:1]

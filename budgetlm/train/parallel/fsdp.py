@@ -10,11 +10,13 @@ Not run on a GPU by us. Source: Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.112
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import Shard
 
 from budgetlm.budget.clock import Clock
 from budgetlm.model.transformer import LanguageModel
@@ -43,13 +45,29 @@ class Sharded(InParts):
 
     def take(self, network: LanguageModel, config: RunConfig) -> None:
         """Cut the network into parts."""
-        mesh = init_device_mesh(config.device, (self.size,))
         policy = CPUOffloadPolicy(pin_memory=config.device == "cuda") if self._offload else OffloadPolicy()
-        for block in network.model.layers:
-            fully_shard(block, mesh=mesh, offload_policy=policy)
-        fully_shard(network, mesh=mesh, offload_policy=policy)
-        register_fsdp_forward_method(network, "loss")
-        for module in network.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # sums: the losses are weighted already
-                module.set_force_sum_reduction_for_comms(True)
+        shard(network, init_device_mesh(config.device, (self.size,)), policy=policy)
+
+
+def shard(
+    network: LanguageModel,
+    mesh: DeviceMesh,
+    along: Callable[[nn.Parameter], Shard] = lambda _: Shard(0),
+    policy: OffloadPolicy | None = None,
+) -> None:
+    """Leave each member of a mesh its part of every weight, a block's to be gathered together, and gradients to be added up as they are: losses are weighted already.
+
+    Args:
+        mesh: of one dimension.
+        along: which dimension of a weight is cut.
+        policy: where parts wait; with their member's device if left out.
+    """
+    how: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": along, "offload_policy": policy or OffloadPolicy()}
+    for block in network.model.layers:
+        fully_shard(block, **how)
+    fully_shard(network, **how)
+    register_fsdp_forward_method(network, "loss")
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

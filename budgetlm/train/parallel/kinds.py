@@ -5,11 +5,13 @@ from typing import Literal, get_args
 from budgetlm.errors import ConfigError
 from budgetlm.train.config import RunConfig
 
-Kind = Literal["ddp", "fsdp", "tp", "pp", "ddp,tp"]
+Kind = Literal["ddp", "fsdp", "tp", "pp", "ddp,tp", "fsdp,tp"]
 """`ddp`: every device holds the network, and reads its part of each batch; `fsdp`: it holds a part of weights, gradients and optimizer state, too; `tp`: it computes a
 part of every matrix product, of all of the batch; `pp`: it holds some of the blocks, and hands on what comes of them; `ddp,tp`: a few devices together hold the network and
-compute it as in `tp`, and each few read their part of the batch as in `ddp`."""
+compute it as in `tp`, and each few read their part of the batch as in `ddp`; `fsdp,tp`: likewise, but as in `fsdp`, so that a device holds a part of what one of `tp` holds."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+IN_GROUPS: tuple[Kind, ...] = ("ddp,tp", "fsdp,tp")
+"""Two at once."""
 BY_THEMSELVES: tuple[Kind, ...] = ("ddp", "fsdp")
 """What `auto` chooses from. The others depend on how fast devices are joined, which nobody has measured."""
 SPREAD_OPTIMIZERS = ("adamw", "muon", "adam")
@@ -35,7 +37,7 @@ def readers(kind: Kind, devices: int, parts: int) -> int:
     Args:
         parts: devices that hold one network together.
     """
-    return {"ddp": devices, "fsdp": devices, "ddp,tp": devices // parts}.get(kind, 1)
+    return devices if kind in ("ddp", "fsdp") else devices // parts if kind in IN_GROUPS else 1
 
 
 def check_parallel(parallel: str, *, offload: bool) -> None:
@@ -49,7 +51,7 @@ def check_parallel(parallel: str, *, offload: bool) -> None:
     """
     if parallel not in ("auto", *KINDS):
         raise ConfigError(
-            f"train.parallel cannot be {parallel!r}. Use auto, ddp, fsdp, tp or pp; of two at once `ddp,tp` is there."
+            f"train.parallel cannot be {parallel!r}. Use auto, ddp, fsdp, tp or pp; of two at once there are `ddp,tp` and `fsdp,tp`."
         )
     if offload and parallel not in ("auto", "fsdp"):
         raise ConfigError(
@@ -83,10 +85,10 @@ def check_kind(config: RunConfig, kind: Kind, devices: int, parts: int = 0) -> N
         ConfigError: the run is not for this kind, or not for so many devices; the message says why, and what to do.
     """
     parts = parts or devices
-    if kind == "ddp,tp" and (devices % parts or parts < 2 or devices == parts):
+    if kind in IN_GROUPS and (devices % parts or parts < 2 or devices == parts):
         raise ConfigError(
-            f"`ddp,tp` wants at least two groups of at least two devices each, but {devices} devices do not divide into such of {parts}. Give `--devices 4` or "
-            "another number that is no prime, or `--parallel ddp` or `tp` alone."
+            f"`{kind}` wants at least two groups of at least two devices each, but {devices} devices do not divide into such of {parts}. Give `--devices 4` or "
+            f"another number that is no prime, or one of the two alone (`--parallel {kind.split(',')[0]}`)."
         )
     if config.batch_sequences < (read := readers(kind, devices, parts)):
         raise ConfigError(
@@ -95,8 +97,10 @@ def check_kind(config: RunConfig, kind: Kind, devices: int, parts: int = 0) -> N
         )
     if kind == "ddp":
         return
-    of_its_own = {"fsdp": _not_sharded, "tp": _not_by_tensors, "ddp,tp": _not_by_tensors, "pp": _not_by_stages}[kind]
-    for why in (reason for reason in (*_not_in_parts(config), *of_its_own(config, parts)) if reason):
+    of_its_own = {"fsdp": _not_sharded, "pp": _not_by_stages}.get(kind, _not_by_tensors)(config, parts)
+    if kind == "fsdp,tp":
+        of_its_own.append(_not_among_groups(config, devices // parts))
+    for why in (reason for reason in (*_not_in_parts(config), *of_its_own) if reason):
         raise ConfigError(
             f"this final cannot be trained in parts (`{kind}`) by {devices} devices: {why}. Use `--parallel ddp`, if the model fits one device, or another trial."
         )
@@ -139,6 +143,11 @@ def _not_by_tensors(config: RunConfig, devices: int) -> Reasons:
         model.kv_heads % devices > 0 and f"its {model.kv_heads} key/value heads are not a multiple of that",
         model.hidden % devices > 0 and f"its {model.hidden} hidden units are not a multiple of that",
     ]
+
+
+def _not_among_groups(config: RunConfig, groups: int) -> str | bool:
+    width = config.model.width
+    return width % groups > 0 and f"its width of {width} is not a multiple of its {groups} groups"
 
 
 def _not_by_stages(config: RunConfig, devices: int) -> Reasons:

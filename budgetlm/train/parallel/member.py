@@ -130,10 +130,18 @@ def make_team(
             from budgetlm.train.parallel.fsdp import Sharded
 
             return Sharded(clock, asked, device, offload=offload)
-        case "tp" | "ddp,tp":
+        case "tp":
             from budgetlm.train.parallel.tp import TensorParallel
 
-            return TensorParallel(clock, asked, device, parts if kind == "ddp,tp" else 0)
+            return TensorParallel(clock, asked, device)
+        case "ddp,tp":
+            from budgetlm.train.parallel.tp import TensorParallel
+
+            return TensorParallel(clock, asked, device, parts)
+        case "fsdp,tp":
+            from budgetlm.train.parallel.fsdp_tp import ShardedTensorParallel
+
+            return ShardedTensorParallel(clock, asked, device, parts)
         case "pp":
             from budgetlm.train.parallel.pp import Pipelined
 

@@ -56,8 +56,8 @@ class TensorParallel(InParts):
         super().__init__(clock, asked, device, readers=groups)
         # Neighbours hold a network together: they are the ones with the fast link.
         self._mesh = init_device_mesh(device, (groups, self.size // groups), mesh_dim_names=("groups", "parts"))
-        self._by_heads: list[nn.Parameter] = []
-        """Weights that all have, and of whose gradient each has its heads' part."""
+        self._by_heads: list[nn.Module] = []
+        """Norms that all have, and of whose weights' gradients each has its heads' part."""
 
     def take(self, network: LanguageModel, config: RunConfig) -> None:
         """Cut the matrices into parts."""
@@ -69,7 +69,7 @@ class TensorParallel(InParts):
         for block in network.model.layers:
             parallelize_module(block, mesh, plan)
             assert isinstance(block.self_attn, Attention)
-            self._by_heads += [block.self_attn.q_norm.weight, block.self_attn.k_norm.weight]
+            self._by_heads += [block.self_attn.q_norm, block.self_attn.k_norm]
         parallelize_module(network.model.embed_tokens, mesh, RowwiseParallel(input_layouts=Replicate()))
         parallelize_module(network.lm_head, mesh, ColwiseParallel())
         network.tie()
@@ -77,9 +77,7 @@ class TensorParallel(InParts):
 
     def clip(self, weights: Sequence[nn.Parameter], longest: float) -> Tensor:
         """Add up the groups' gradients, and complete those of which each member has a part; the norm is that of all parts of all gradients."""
-        together = self._mesh.get_group("parts")
-        for weight in self._by_heads:
-            dist.all_reduce(weight.grad, group=together)
+        together = self.complete()
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         parts = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
         wholes = [gradient for gradient in gradients if not is_spread(gradient)]
@@ -90,6 +88,14 @@ class TensorParallel(InParts):
         norm = (square + torch.nn.utils.get_total_norm(wholes).square()).sqrt()
         torch._foreach_mul_([*parts, *wholes], (longest / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+    def complete(self) -> dist.ProcessGroup:
+        """Add up the gradients of which each member of a group has its heads' part. Returns the group."""
+        together = self._mesh.get_group("parts")
+        for norm in self._by_heads:
+            gradient = norm.weight.grad
+            dist.all_reduce(gradient.to_local() if isinstance(gradient, DTensor) else gradient, group=together)
+        return together
 
 
 class _Loss:

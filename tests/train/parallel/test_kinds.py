@@ -139,6 +139,26 @@ def test_of_two_ways_at_once_the_one_with_the_fewest_parts_that_fits_is_taken(se
         check_kind(whole, "ddp,tp", 8, 4)
 
 
+def test_parts_of_parts_are_counted_of_all_devices_in_groups_as_small_as_can_be(searched):
+    _, gpu = worlds(searched)
+    assert [(way.parts, way.world.shards) for way in team_ways(gpu, 8, "fsdp,tp")] == [(2, 8)]
+    assert [(way.parts, way.world.shards) for way in team_ways(gpu, 9, "fsdp,tp")] == [(3, 9)]
+    assert [way.parts for way in team_ways(gpu, 5, "fsdp,tp")] == [5]
+    whole = tiny_run(steps=1, model=tiny_model(width=128), batch_sequences=4)
+    check_kind(whole, "fsdp,tp", 8, 2)
+    with pytest.raises(
+        ConfigError, match=r"5 devices do not divide into such of 5.*or one of the two alone \(`--parallel fsdp`"
+    ):
+        check_kind(whole, "fsdp,tp", 5, 5)
+    with pytest.raises(ConfigError, match="its width of 128 is not a multiple of its 3 groups"):
+        check_kind(whole, "fsdp,tp", 6, 2)
+    with pytest.raises(ConfigError, match="4 sequences cannot be divided among 6 devices"):
+        check_kind(whole, "fsdp,tp", 12, 2)
+    averaged = dataclasses.replace(whole, ema=0.1)
+    with pytest.raises(ConfigError, match="second network in parts"):
+        check_kind(averaged, "fsdp,tp", 8, 2)
+
+
 def test_what_waits_in_the_processors_memory_takes_none_of_the_devices(searched):
     cpu, gpu = worlds(searched)
     assert [(way.kind, way.world.offload) for way in team_ways(gpu, 1, "auto", offload=True)] == [("fsdp", True)]
@@ -166,15 +186,17 @@ def test_a_search_counts_its_final_as_it_will_be_spread_and_its_rungs_on_one_dev
     assert memory_violation(averaged, target, eight) > 0
 
 
-@pytest.mark.parametrize("kind", ["ddp", "tp", "pp", "ddp,tp"])
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"fsdp"}))
 def test_offload_is_refused_where_no_parts_wait(kind):
     with pytest.raises(ConfigError, match=f"parts of `fsdp`, but `train.parallel` is `{kind}`.*leave `offload` out"):
         TrainSettings(parallel=kind, offload=True)
 
 
-def test_ways_that_cannot_be_combined_are_refused_with_the_one_that_can():
-    with pytest.raises(ConfigError, match="train.parallel cannot be 'fsdp,tp'.*of two at once `ddp,tp`"):
-        TrainSettings(parallel="fsdp,tp")
+def test_ways_that_cannot_be_combined_are_refused_with_those_that_can():
+    with pytest.raises(
+        ConfigError, match="train.parallel cannot be 'pp,tp'.*of two at once there are `ddp,tp` and `fsdp,tp`"
+    ):
+        TrainSettings(parallel="pp,tp")
 
 
 def test_a_processor_has_nowhere_to_offload_to(searched, cache, clock):

@@ -7,6 +7,7 @@ import torch
 
 from budgetlm.compress.apply import Compression
 from budgetlm.train.config import OptimizerConfig
+from budgetlm.train.parallel.kinds import IN_GROUPS
 from budgetlm.train.schedule import ScheduleConfig
 from tests.conftest import tiny_model, tiny_run
 from tests.train.parallel.gang import Run, runs, together, trained
@@ -59,6 +60,9 @@ BY_TENSORS = {
     "window": tiny_run(steps=5, model=tiny_model(width=128, window=8), optimizer=SLOW["muon"]),
 }
 """What heads and words can be divided of."""
+BY_GROUPS = ("muon", "one more word", "head apart", "norm and groups")
+GROUPED = dataclasses.replace(BY_TENSORS["adamw"], steps=6)
+"""A batch of five sequences does not divide between two groups."""
 BY_STAGES = {
     **CONFIGS,
     "sgd": tiny_run(steps=5, model=tiny_model(depth=3), optimizer=SLOW["sgd"]),
@@ -187,16 +191,33 @@ def test_the_leaders_record_has_what_all_members_took(gang):
         assert outcomes["ddp", "adamw"].joules == 2.0
 
 
+@pytest.fixture(scope="module")
+def gang_of_four(tokens, folders, tmp_path_factory):
+    """What four members in two groups have come to; some of it goes on with what one has begun, or another team left."""
+    for kind in IN_GROUPS:
+        trained(GROUPED, tokens, folder=folders / kind, stop_after=2)
+    wanted = {
+        **{(kind, "left"): Run(kind, GROUPED, folders / kind, stop_after=4, parts=2) for kind in IN_GROUPS},
+        **{("fsdp,tp", name): Run("fsdp,tp", BY_TENSORS[name], parts=2) for name in BY_GROUPS},
+    }
+    returned = together(runs, list(wanted.values()), tokens, logs=tmp_path_factory.mktemp("logs"), devices=4, start="fork")
+    return dict(zip(wanted, returned[0], strict=True))
+
+
 @FORKS
-def test_groups_of_devices_that_divide_every_matrix_divide_the_batch(tokens, folders, tmp_path):
-    """Four devices in two groups go on with what one has begun, with batches of five sequences that do not divide."""
-    config = dataclasses.replace(BY_TENSORS["adamw"], steps=6)
-    trained(config, tokens, folder=folders / "of one", stop_after=3)
-    wanted = [Run("ddp,tp", config, folders / "of one", parts=2)]
-    (ours,) = together(runs, wanted, tokens, logs=tmp_path, devices=4, start="fork")[0]
-    assert not isinstance(ours, str), ours
-    alone = trained(config, tokens)
-    assert ours.losses[-3:] == pytest.approx(alone.losses[-3:], rel=NOISE)
+@pytest.mark.parametrize("name", BY_GROUPS)
+def test_parts_of_parts_are_trained_as_wholes(tokens, gang_of_four, name):
+    agree(trained(BY_TENSORS[name], tokens), gang_of_four["fsdp,tp", name])
+
+
+@FORKS
+@pytest.mark.parametrize("kind", IN_GROUPS)
+def test_one_goes_on_with_what_groups_have_left_that_went_on_with_what_one_had(tokens, gang_of_four, folders, kind):
+    left = gang_of_four[kind, "left"]
+    assert not isinstance(left, str), left
+    assert left.steps == 4
+    alone, ours = trained(GROUPED, tokens), trained(GROUPED, tokens, folder=folders / kind)
+    assert ours.losses[-2:] == pytest.approx(alone.losses[-2:], rel=NOISE)
     assert ours.bpb == pytest.approx(alone.bpb, rel=NOISE)
     for name, weight in alone.weights.items():
         torch.testing.assert_close(ours.weights[name], weight, atol=1e-3, rtol=0)
