@@ -34,6 +34,11 @@ FLOOR = (0.5, 0.12)
 E themselves, and with a wide prior they were fitted with an E that finals then undercut."""
 OWN_LEVEL, OWN_EXPONENT = (3.0, 1.0), (1.5, 1.0)
 """Of a trial's own level and exponent beside the surface: median and spread of the logarithm of their size, in noises of a run."""
+FEW_TOKENS, MANY_TOKENS = 1e6, 1e8
+"""A study whose longest run has read at least `MANY_TOKENS` goes by the law of large runs; one of `FEW_TOKENS` at most by that of small ones."""
+SMALL_EXPONENTS, SMALL_BEYOND = (0.4, 0.33), 0.0375
+"""The medians of small runs, and their law's error as of `Prior.beyond`: 13 finals that were 16 times as long as the highest rung were all better than by the law of large ones, 10 of
+them beyond its intervals (docs/LOG.md)."""
 DEPTH, SLOPE, DRIFT, WORD = 0.015, 1.5, 0.15, 2.0
 """What a recipe's traits change, as in `Prior`: a study's recipes are in transferred coordinates, so their optimum hardly drifts."""
 SIZE, COMPONENTS = 512, 128
@@ -226,8 +231,10 @@ def quantiles(forecasts: Sequence[Forecast], shares: Sequence[float]) -> np.ndar
 
 
 def _prior(runs: Sequence[RunRecord], axes: int) -> Prior:
+    small = _smallness(runs) if axes == 2 else 0.0
+    exponents = np.array(EXPONENTS) + small * (np.array(SMALL_EXPONENTS) - EXPONENTS)
     return Prior(
-        exponents=(EXPONENT,) if axes == 1 else EXPONENTS,
+        exponents=(EXPONENT,) if axes == 1 else tuple(exponents.tolist()),
         balance=(0.0,) * axes,
         floor=FLOOR if all(run.unit == BITS for run in runs) else None,  # of other losses nobody knows
         fall=None,
@@ -237,7 +244,14 @@ def _prior(runs: Sequence[RunRecord], axes: int) -> Prior:
         drift=DRIFT,
         indicator=WORD,
         centred=False,
+        beyond=Prior.beyond + small * (SMALL_BEYOND - Prior.beyond),
     )
+
+
+def _smallness(runs: Sequence[RunRecord]) -> float:
+    """Where a study is between one of large runs, 0, and one of small ones, 1."""
+    read = max(FEW_TOKENS, *(run.tokens for run in runs))
+    return float(np.clip(np.log(MANY_TOKENS / read) / np.log(MANY_TOKENS / FEW_TOKENS), 0.0, 1.0))
 
 
 def _forecasts(mixture: Mixture) -> list[Forecast]:

@@ -71,3 +71,5 @@ class Prior:
     """Whether the optimum is looked for before the fit; otherwise the knobs' middle stands for it."""
     indicator: float = 3.0
     """Size of what a value of a text knob changes, beside the bowl's depth."""
+    beyond: float = 0.025
+    """The law's error for each factor e that an axis is carried beyond what was measured, relative to the loss."""

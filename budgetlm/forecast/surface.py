@@ -22,8 +22,6 @@ from budgetlm.forecast.importance import Draws, importance_draws
 from budgetlm.forecast.points import Kinds, Points, Prior
 from budgetlm.forecast.posterior import Model, solve
 
-BEYOND = 0.025
-"""The law's error for each factor e that an axis is carried beyond what was measured, relative to the loss."""
 DRAWS_AT_ONCE = 8
 """Of which a forecast's sums are made together."""
 SPACING = 2.5
@@ -78,7 +76,7 @@ class Surface:
             root = np.linalg.inv(np.linalg.cholesky(solved.precision[0])).T
             coefficients = solved.means[0][:, None] + root @ chance.standard_normal((len(root), rows.sum()))
             factor, noise = parameters.factor[0], parameters.noise[0]
-            errors = BEYOND * factor * chance.standard_normal((rows.sum(), beyond.shape[1])) @ beyond.T
+            errors = self.model.prior.beyond * factor * chance.standard_normal((rows.sum(), beyond.shape[1])) @ beyond.T
             level = parameters.law(self.frame.scales(points))[0]
             common = parameters.ratios[0, 0] * noise * factor * together[rows]
             truth[rows] = parameters.floor[0] + np.exp(level + (x @ coefficients).T + errors + common)
@@ -108,7 +106,7 @@ class Surface:
         of_middle = to_middle.mean(axis=1, keepdims=True)
         spreads = np.sqrt(np.maximum(0, own + unsure))
         apart = np.sqrt(np.maximum(0, own + unsure - 2 * to_middle + of_middle))
-        beyond = BEYOND * parameters.factor[:, None] * np.linalg.norm(_beyond(self.frame, points), axis=1)
+        beyond = self.model.prior.beyond * parameters.factor[:, None] * np.linalg.norm(_beyond(self.frame, points), axis=1)
         return Mixture(chosen.weights, parameters.floor, means, spreads, apart, beyond)
 
     def features(self, points: Points) -> np.ndarray:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,11 @@ def ladder(trial, steps=STEPS, level=0.0, **changes):
     ]
 
 
+def times_as_many(runs, factor):
+    """The same runs, had they and their targets read so many times as many tokens."""
+    return [replace(r, tokens=factor * r.tokens, target_tokens=factor * r.target_tokens) for r in runs]
+
+
 def test_runs_lie_by_how_much_smaller_than_the_recipe_itself_they_are():
     scales = scales_of(ladder(0), TARGET)
     assert np.exp(scales.of_runs[0]) == pytest.approx([20_000 / 100_000, 20_000 / 1_000_000])
@@ -71,7 +77,7 @@ def test_another_horizon_moves_the_target_by_as_much_along_both_axes():
 
 def test_a_ladder_whose_lower_rungs_are_one_and_the_same_shape_is_forecast_more_surely_by_what_they_read_than_by_device_time():
     truth = law(1_000_000, 100_000)
-    runs = [run for trial in range(6) for run in ladder(trial, STEPS, 0.04 * trial)]
+    runs = times_as_many([run for trial in range(6) for run in ladder(trial, STEPS, 0.04 * trial)], 1000)
     unsaid = [run.__class__(**{**run.__dict__, "target_tokens": 0}) for run in runs]
     by_both, by_time = fit(runs, TARGET)[0], fit(unsaid, TARGET)[0]
     low, high = by_both.interval
@@ -94,3 +100,14 @@ def test_a_study_that_goes_from_one_axis_to_two_is_fitted_anew():
     runs = [run for trial in range(3) for run in ladder(trial, level=0.05 * trial)]
     forecaster.fit([run.__class__(**{**run.__dict__, "target_tokens": 0}) for run in runs])
     assert forecaster.fit(runs)[0].mean == pytest.approx(fit(runs, TARGET)[0].mean, rel=0.01)
+
+
+def test_the_law_of_small_runs_is_steeper_and_less_sure_and_goes_over_into_that_of_large_ones():
+    runs = [run for trial in range(4) for run in ladder(trial, STEPS[:2], 0.05 * trial)]
+    small, between, large, larger = (fit(times_as_many(runs, factor), TARGET)[0] for factor in (1, 100, 10_000, 1_000_000))
+    assert small.mean < between.mean < large.mean
+    widths = [high - low for low, high in (f.interval for f in (small, between, large))]
+    assert widths[0] > widths[1] > widths[2]
+    assert larger.interval == large.interval
+    by_time = [fit([replace(r, target_tokens=0) for r in times_as_many(runs, factor)], TARGET)[0] for factor in (1, 10_000)]
+    assert by_time[0].interval == by_time[1].interval
