@@ -234,9 +234,10 @@ def final(facts: Facts) -> str:
         if ceiling
         else ""
     )
+    each = last.tokens_per_parameter
     return (
         f"{last.run}: {last.steps:,} steps, {last.tokens / 1e6:.2f} M tokens ({last.epochs:.2f} epochs, "
-        f"{last.tokens_per_parameter:.0f} a parameter), {last.tokens_per_second:,.0f} tokens/s{use}, {last.flops:.2e} FLOP, "
+        f"{each:.{0 if each >= 10 else 1}f} a parameter), {last.tokens_per_second:,.0f} tokens/s{use}, {last.flops:.2e} FLOP, "
         f"{last.seconds:.1f} of {last.planned_seconds:.1f} device-seconds, {kept:.1f} of them for checkpoints.{interrupted}"
     )
 

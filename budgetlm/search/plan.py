@@ -234,10 +234,11 @@ def describe(plan: Plan) -> str:
     for seconds in [*plan.rungs, plan.target_seconds]:
         config = at_rung(plan.default, seconds, plan.target_seconds, world)
         tokens = expected_speed(config, world) * config.seconds
+        each = tokens / compute_parameters(config.model)
         lines.append(
             f"{'target' if seconds == plan.target_seconds else 'rung':9} {seconds:8.1f} s: default recipe is depth "
             f"{config.model.depth} x width {config.model.width}, {tokens / 1e6:.2f} M tokens, "
-            f"{tokens / compute_parameters(config.model):.0f} a parameter, {tokens * flops_per_token(config.model):.1e} FLOP, "
+            f"{each:.{0 if each >= 10 else 1}f} a parameter, {tokens * flops_per_token(config.model):.1e} FLOP, "
             f"{expected_peak_bytes(config, _world_of(seconds, config, plan)) / 2**30:.2f} GiB"
         )
     return "\n".join(lines)
