@@ -66,6 +66,8 @@ def describe(outlook: Rehearsal) -> str:
         *(_row(f"rung {k}", stage) for k, stage in enumerate(outlook.rungs)),
         _row("final", outlook.final),
     ]
+    if outlook.final_devices > 1:
+        rows.append(f"{'':10}the final is trained by {outlook.final_devices} devices together; its memory is that of each")
     if outlook.final.checkpoint_activations:
         rows.append(f"{'':10}the final checkpoints its activations: less memory, and slower")
     limit = f" of {outlook.max_model_bytes / 1e6:,.4g} MB that are allowed" if outlook.max_model_bytes else ""

@@ -60,6 +60,17 @@ def test_several_devices_finish_sooner_and_pay_the_same(tiny_study, cache):
     assert together == pytest.approx(alone, rel=0.1)  # how many trials that is depends on who climbs
 
 
+def test_a_final_of_several_devices_ends_sooner_and_each_holds_its_part(tiny_study, cache):
+    one, four = (
+        ahead(tiny_study(16.0, train={"final_devices": count, "parallel": "fsdp"}), cache, device="h100") for count in (1, 4)
+    )
+    assert (four.final.depth, four.final.width) == (one.final.depth, one.final.width)
+    assert four.final.peak_bytes < one.final.peak_bytes
+    assert one.wall_hours - four.wall_hours == pytest.approx(0.75 * one.target_hours)
+    assert "trained by 4 devices together; its memory is that of each" in describe(four)
+    assert "together" not in describe(one)
+
+
 def test_the_command_prints_money_and_json(tiny_study, cache, home, monkeypatch, capsys):
     tiny_study(16.0).save(home)
     monkeypatch.setenv("BUDGETLM_CACHE", str(cache))

@@ -71,6 +71,10 @@ class Plan:
     data: str
     """Fingerprint of the tokens."""
 
+    def world_of(self, config: RunConfig) -> World:
+        """That of the device which trains a rung, or of each of those that train the target together."""
+        return of_final(self.world, config) if config.seconds == self.target_seconds else self.world
+
     def save(self, folder: Path) -> None:
         """Keep the plan with the study."""
         values = dataclasses.asdict(self)
@@ -239,11 +243,6 @@ def describe(plan: Plan) -> str:
             f"{'target' if seconds == plan.target_seconds else 'rung':9} {seconds:8.1f} s: default recipe is depth "
             f"{config.model.depth} x width {config.model.width}, {tokens / 1e6:.2f} M tokens, "
             f"{each:.{0 if each >= 10 else 1}f} a parameter, {tokens * flops_per_token(config.model):.1e} FLOP, "
-            f"{expected_peak_bytes(config, _world_of(seconds, config, plan)) / 2**30:.2f} GiB"
+            f"{expected_peak_bytes(config, plan.world_of(config)) / 2**30:.2f} GiB"
         )
     return "\n".join(lines)
-
-
-def _world_of(seconds: float, config: RunConfig, plan: Plan) -> World:
-    """That of a device which trains a rung, or, of those that train it together, the target."""
-    return of_final(plan.world, config) if seconds == plan.target_seconds else plan.world

@@ -51,7 +51,7 @@ class Stage:
     micro_batch_tokens: int
     checkpoint_activations: bool
     peak_bytes: float
-    """Predicted memory of a run."""
+    """Predicted memory of a run, on each of the devices that train it."""
     disk_bytes: int
     """Most that its checkpoints take at a time, and for a final the exported model."""
 
@@ -82,6 +82,8 @@ class Rehearsal:
     """How often the final would read its training data."""
     disk_bytes: int
     """Most that is on the disk at a time, beside the prepared data."""
+    final_devices: int
+    """That train the final together."""
     wall_hours: float
     """Search and final, one after the other."""
 
@@ -127,7 +129,8 @@ def rehearse(config: StudyConfig, plan: Plan, tokens: Tokens, places: int) -> Re
         final=final,
         epochs=final.tokens / world.train_tokens,
         disk_bytes=max(final.disk_bytes, places * max(s.disk_bytes for s in stages) + _trunk_bytes(plan, places)),
-        wall_hours=config.budget.hours / places + config.budget.target_hours,
+        final_devices=world.final_devices,
+        wall_hours=config.budget.hours / places + config.budget.target_hours / world.final_devices,
     )
 
 
@@ -154,7 +157,7 @@ def stage(recipe: Recipe, seconds: float, plan: Plan, runs: int) -> Stage:
         flops=tokens * flops_per_token(model),
         micro_batch_tokens=config.micro_batch_sequences * model.context_length,
         checkpoint_activations=config.checkpoint_activations,
-        peak_bytes=expected_peak_bytes(config, plan.world),
+        peak_bytes=expected_peak_bytes(config, plan.world_of(config)),
         disk_bytes=saved_bytes(
             model, checkpoints=KEEP + 1, exported=seconds == plan.target_seconds, averaged=config.ema > 0
         ),
