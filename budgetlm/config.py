@@ -115,8 +115,8 @@ class TrainSettings:
     memory_gb: float = 0.0
     """Memory that a run may take beyond what PyTorch itself holds, in 1e9 bytes; 0 for what the device has."""
     precision: str = "auto"
-    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster; `bf16-master` (`train/halves.py`) and `fp8` (`train/fp8.py`) only
-    where they are asked for."""
+    """`fp32`, `bf16`, or `auto` for bf16 where it is measured to be faster, and for `bf16-master` (`train/halves.py`) where that is, clearly; `fp8` (`train/fp8.py`) only
+    where it is asked for."""
     matmul: Matmul = "auto"
     """How exactly fp32 matrices are multiplied: `highest`, `high`, `medium` (`train/numerics.py`), or `auto` for `high` on a GPU, which
     is TF32, and `highest` on a CPU."""

@@ -167,8 +167,15 @@ def team_ways(world: World, devices: int, parallel: str, *, offload: bool = Fals
     counted = one.device != "cpu"
 
     def way(kind: Kind, shards: int, parts: int = 0) -> Way:
+        # Parts keep no copies of whole matrices, and under autocast a step is the same to the bit.
+        precision = "bf16" if kind != "ddp" and one.precision == "bf16-master" else one.precision
         spread = replace(
-            one, shards=shards if counted else 1, offload=offload and counted, final_devices=1, final_offload=False
+            one,
+            shards=shards if counted else 1,
+            offload=offload and counted,
+            precision=precision,
+            final_devices=1,
+            final_offload=False,
         )
         return Way(kind, spread, parts or shards)
 

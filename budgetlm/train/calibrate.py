@@ -16,7 +16,7 @@ from budgetlm.model.footprint import training_memory
 from budgetlm.model.size import ModelConfig, flops_per_token
 from budgetlm.model.transformer import build
 from budgetlm.passport import Passport
-from budgetlm.train.choices import CLEARLY, UTILISATION, choose_compilation, choose_products, made_up_rows
+from budgetlm.train.choices import UTILISATION, choose_compilation, choose_copies, choose_products, made_up_rows
 from budgetlm.train.compilation import Compilation, expected
 from budgetlm.train.config import PRECISIONS, Matmul, OptimizerConfig, Precision, RunConfig
 from budgetlm.train.heap import set_heap
@@ -33,7 +33,7 @@ WAYS_SHARE, SPEEDS_SHARE = 0.003, 0.005
 """Of the longest rung, the most that may go to measuring which precision and micro-batch are fastest, and then to the speeds of shapes."""
 MEASUREMENTS = 6
 """As many as there may be of each, about."""
-FORMAT = 7
+FORMAT = 8
 
 
 def calibrate(
@@ -82,6 +82,8 @@ def calibrate(
     micro = speeds.micro_batch(usual, shapes[-1], precision)
     if wanted_precision == "auto":
         precision = speeds.precision(usual, micro)
+        if precision == "bf16" and choose_copies(speeds.run(usual, "bf16", micro), passport, clock, cache, rung_seconds):
+            precision = "bf16-master"
     run = speeds.run(usual, precision, micro)
     compilation = choose_compilation(run, passport, clock, cache, rung_seconds, expected(passport.device, precision))
     speeds.give(SPEEDS_SHARE * rung_seconds)
@@ -129,11 +131,10 @@ class _Speeds:
         """The fastest. An emulated bf16 can be a hundred times slower: where even a bare product loses, a whole step is not tried."""
         if not self.bf16_is_fast:
             return "fp32"
-        ways: tuple[Precision, ...] = ("bf16", "fp32", "bf16-master")
+        ways: tuple[Precision, ...] = ("bf16", "fp32")
         tokens = min(micro, self.affordable(shape, "fp32"))
         speeds = {way: self.speed(shape, way, tokens) or 0.0 for way in ways}
-        handicap = {"bf16": 1.0, "fp32": 1.0, "bf16-master": CLEARLY}  # which takes more memory
-        return max(ways, key=lambda way: handicap[way] * speeds[way])
+        return max(ways, key=lambda way: speeds[way])
 
     def micro_batch(self, shape: ModelConfig, largest: ModelConfig, precision: Precision) -> int:
         """Tokens of a forward pass with which a shape is fastest, of those with which the largest one fits."""

@@ -26,7 +26,7 @@ from budgetlm.train.heap import set_heap
 from budgetlm.train.schedule import PIECES
 from budgetlm.train.step import Stepper
 
-THREADS_SHARE, ATTENTION_SHARE, COMPILING_SHARE = 0.004, 0.003, 0.012
+THREADS_SHARE, ATTENTION_SHARE, COPIES_SHARE, COMPILING_SHARE = 0.004, 0.003, 0.001, 0.011
 """Of the longest rung, the most that each choice may take; attention at each of two lengths. With what calibration measures beside them it
 is 3 % (`train/calibrate.py`)."""
 CLEARLY = 0.97
@@ -77,6 +77,25 @@ def choose_products(
         config.matmul,
     ]
     return _remembered(cache, [passport.id, *asked], measure, usual)
+
+
+def choose_copies(config: RunConfig, passport: Passport, clock: Clock, cache: Path, rung_seconds: float) -> bool:
+    """Whether runs in bf16 are clearly faster with bf16 copies of the weights (`train/halves.py`), which take memory, than under autocast.
+
+    Args:
+        config: a run as most will be, in bf16.
+        rung_seconds: the longest rung.
+    """
+    seconds = min(MOST_SECONDS, COPIES_SHARE * rung_seconds)
+
+    def measure() -> int | None:
+        if (sequences := _affordable(config, passport, seconds)) < 1:
+            return None
+        cast, copied = (_step_of(replace(config, precision=way), int(sequences))[1] for way in ("bf16", "bf16-master"))
+        ratio = _in_turns(cast, copied, clock, seconds)
+        return None if ratio is None else int(ratio < CLEARLY)
+
+    return bool(_remembered(cache, [passport.id, "copies", as_dict(config)], measure, usual=0))
 
 
 def choose_threads(shape: ModelConfig, passport: Passport, clock: Clock, cache: Path, rung_seconds: float) -> int:

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -127,6 +128,15 @@ def test_what_there_is_no_time_to_measure_is_as_it_is_elsewhere(foretold, monkey
 def test_the_fastest_precision_is_taken_and_a_copy_of_the_weights_only_where_it_clearly_pays(foretold, speeds, chosen):
     of = {"fp32": 2.0, "bf16": 1.0, "bf16-master": 1.0, **speeds}
     assert foretold(6000.0, lambda config: 1e-4 * of[config.precision]).precision == chosen
+
+
+def test_a_machine_that_gets_faster_meanwhile_makes_no_copies_of_weights_look_faster(foretold):
+    steps = itertools.count()
+
+    def seconds_of(config):
+        return 1e-4 * 0.99 ** next(steps) * (2 if config.precision == "fp32" else 1)
+
+    assert foretold(6000.0, seconds_of).precision == "bf16"
 
 
 def test_what_compiling_gains_is_tried_where_a_rung_is_long_enough_for_it(foretold, monkeypatch):

@@ -159,6 +159,13 @@ def test_parts_of_parts_are_counted_of_all_devices_in_groups_as_small_as_can_be(
         check_kind(averaged, "fsdp,tp", 8, 2)
 
 
+def test_parts_keep_no_copies_of_matrices_where_calibration_has_taken_them(searched):
+    for world in worlds(searched):
+        copied = dataclasses.replace(world, precision="bf16-master")
+        found = {kind: team_ways(copied, 4, kind)[0].world.precision for kind in KINDS}
+        assert found == {kind: "bf16-master" if kind == "ddp" else "bf16" for kind in KINDS}
+
+
 def test_what_waits_in_the_processors_memory_takes_none_of_the_devices(searched):
     cpu, gpu = worlds(searched)
     assert [(way.kind, way.world.offload) for way in team_ways(gpu, 1, "auto", offload=True)] == [("fsdp", True)]
