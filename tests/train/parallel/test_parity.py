@@ -199,6 +199,7 @@ def gang_of_four(tokens, folders, tmp_path_factory):
     wanted = {
         **{(kind, "left"): Run(kind, GROUPED, folders / kind, stop_after=4, parts=2) for kind in IN_GROUPS},
         **{("fsdp,tp", name): Run("fsdp,tp", BY_TENSORS[name], parts=2) for name in BY_GROUPS},
+        ("fsdp,tp", "rounded"): Run("fsdp,tp", ROUNDED, parts=2),
     }
     returned = together(runs, list(wanted.values()), tokens, logs=tmp_path_factory.mktemp("logs"), devices=4, start="fork")
     return dict(zip(wanted, returned[0], strict=True))
@@ -208,6 +209,11 @@ def gang_of_four(tokens, folders, tmp_path_factory):
 @pytest.mark.parametrize("name", BY_GROUPS)
 def test_parts_of_parts_are_trained_as_wholes(tokens, gang_of_four, name):
     agree(trained(BY_TENSORS[name], tokens), gang_of_four["fsdp,tp", name])
+
+
+@FORKS
+def test_parts_of_parts_differ_in_bf16_by_its_rounding(tokens, gang_of_four):
+    assert gang_of_four["fsdp,tp", "rounded"].losses == pytest.approx(trained(ROUNDED, tokens).losses, rel=1e-2)
 
 
 @FORKS
