@@ -198,11 +198,18 @@ def gang_of_four(tokens, folders, tmp_path_factory):
         trained(GROUPED, tokens, folder=folders / kind, stop_after=2)
     wanted = {
         **{(kind, "left"): Run(kind, GROUPED, folders / kind, stop_after=4, parts=2) for kind in IN_GROUPS},
+        **{(kind, "whole"): Run(kind, GROUPED, parts=2) for kind in IN_GROUPS},
         **{("fsdp,tp", name): Run("fsdp,tp", BY_TENSORS[name], parts=2) for name in BY_GROUPS},
         ("fsdp,tp", "rounded"): Run("fsdp,tp", ROUNDED, parts=2),
     }
     returned = together(runs, list(wanted.values()), tokens, logs=tmp_path_factory.mktemp("logs"), devices=4, start="fork")
     return dict(zip(wanted, returned[0], strict=True))
+
+
+@FORKS
+@pytest.mark.parametrize("kind", IN_GROUPS)
+def test_groups_of_devices_that_divide_every_matrix_divide_the_batch(tokens, gang_of_four, kind):
+    agree(trained(GROUPED, tokens), gang_of_four[kind, "whole"])
 
 
 @FORKS
