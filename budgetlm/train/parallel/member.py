@@ -130,11 +130,7 @@ def make_team(
             from budgetlm.train.parallel.fsdp import Sharded
 
             return Sharded(clock, asked, device, offload=offload)
-        case "tp":
-            from budgetlm.train.parallel.tp import TensorParallel
-
-            return TensorParallel(clock, asked, device)
-        case "ddp,tp":
+        case "tp" | "ddp,tp":
             from budgetlm.train.parallel.tp import TensorParallel
 
             return TensorParallel(clock, asked, device, parts)
